@@ -1,0 +1,267 @@
+"""What distillation over the lattice costs: on the pruned band, on the full lattice, and as part of a training step.
+
+    PYTHONPATH=egs/librispeech/twopass_kd python benchmarks/lattice_kd.py
+
+1. Heads only: from projected encoder and decoder outputs of student and teacher to the gradients of the student's,
+   through both joiners, the transducer loss and the KD loss. The band's time includes the simple loss that chooses it.
+   `plain` rows compute the KD term with torch's own functions, to show what the closed-form gradient saves.
+2. A training step of the models of a config: with KD, without, and the teacher's forward pass alone.
+
+Times are medians over rounds in which the variants take turns. Memory is measured in a process for each variant: the
+peak of the resident set during one step, minus its size before it (Linux: VmHWM, reset through /proc/self/clear_refs).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from twopass_kd.asr_datamodule import Batch
+from twopass_kd.config import load_config
+from twopass_kd.environment import describe_environment
+from twopass_kd.losses.transducer import (
+    make_boundary,
+    prune_ranges,
+    pruned_transducer_loss,
+    select_band,
+    simple_transducer_loss,
+    valid_nodes,
+)
+from twopass_kd.losses.transducer_kd import transducer_kd_loss
+from twopass_kd.model import TwoPassModel
+from twopass_kd.objective import Objective
+
+RECIPE = Path(__file__).resolve().parent.parent / "egs/librispeech/twopass_kd"
+TARGETS = {"time": 1 / 5, "memory": 1 / 4, "step": 1.15}
+Step = Callable[[], None]
+
+
+class Heads:
+    """Random projected encoder and decoder outputs, joiner weights, and the steps that are compared on them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        torch.manual_seed(args.seed)
+        B, T, S, V, J = args.batch_size, args.num_frames, args.num_positions - 1, args.vocab_size, args.joiner_dim
+        self.prune_range, self.kind = args.prune_range, args.kind
+        self.symbols = torch.randint(1, V, (B, S))
+        self.boundary = make_boundary(torch.full((B,), T), torch.full((B,), S))
+        self.whole = torch.arange(S + 1).expand(B, T, -1).contiguous()
+        self.student = [torch.randn(B, T, J, requires_grad=True), torch.randn(B, S + 1, J, requires_grad=True)]
+        self.simple = [torch.randn(B, T, V, requires_grad=True), torch.randn(B, S + 1, V, requires_grad=True)]
+        self.teacher = [torch.randn(B, T, J), torch.randn(B, S + 1, J)]
+        self.output_linear = torch.nn.Linear(J, V)
+        self.teacher_output_linear = torch.nn.Linear(J, V).requires_grad_(False)
+
+    def variants(self) -> Dict[str, Step]:
+        """Name -> one forward and backward pass."""
+        return {
+            "band": lambda: self.band(self._kd),
+            "band, plain": lambda: self.band(self._plain_kd),
+            "full lattice": lambda: self.full(self._kd),
+            "full lattice, plain": lambda: self.full(self._plain_kd),
+        }
+
+    def band(self, kd: Callable[..., Tensor]) -> None:
+        simple, arcs = simple_transducer_loss(*self.simple, self.symbols, self.boundary)
+        ranges = prune_ranges(*arcs, self.boundary, self.prune_range)
+        with torch.no_grad():
+            am, lm = self.teacher
+            teacher = self.teacher_output_linear(torch.tanh(am.unsqueeze(2) + select_band(lm, ranges)))
+        am, lm = self.student
+        self._finish(simple, am.unsqueeze(2) + select_band(lm, ranges), teacher, ranges, kd)
+
+    def full(self, kd: Callable[..., Tensor]) -> None:
+        with torch.no_grad():
+            am, lm = self.teacher
+            teacher = self.teacher_output_linear(torch.tanh(am.unsqueeze(2) + lm.unsqueeze(1)))
+        am, lm = self.student
+        self._finish(torch.zeros(1), am.unsqueeze(2) + lm.unsqueeze(1), teacher, self.whole, kd)
+
+    def _finish(self, simple: Tensor, summed: Tensor, teacher: Tensor, ranges: Tensor, kd: Callable) -> None:
+        logits = self.output_linear(torch.tanh(summed))
+        loss = pruned_transducer_loss(logits, self.symbols, ranges, self.boundary)
+        (loss.sum() + simple.sum() + kd(logits, teacher, ranges).sum()).backward()
+
+    def _kd(self, student: Tensor, teacher: Tensor, ranges: Tensor) -> Tensor:
+        return transducer_kd_loss(student, teacher, self.symbols, ranges, self.boundary, kind=self.kind)
+
+    def _plain_kd(self, student: Tensor, teacher: Tensor, ranges: Tensor) -> Tensor:
+        """The `full` loss in a few lines of torch."""
+        kl = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        valid = valid_nodes(ranges, self.boundary)
+        arcs = self.boundary[:, 2] + self.boundary[:, 3]
+        return (kl * valid).sum((1, 2)) / valid.sum((1, 2)) * arcs
+
+
+class TrainingStep:
+    """Teacher and student of a config on a random batch, and what a training step of them consists of."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        torch.manual_seed(args.seed)
+        cfg = load_config(args.conf)
+        V, bins = cfg.tokens.vocab_size, cfg.features.num_mel_bins
+        seconds = cfg.train.max_duration / args.utterances
+        frames, S = round(seconds * 100), round(seconds * args.tokens_per_second)
+        self.description = f"{cfg.name}: {args.utterances} x {seconds:.1f} s, {S} tokens each, V={V}"
+        self.batch = Batch(
+            feature=torch.randn(args.utterances, frames, bins),
+            feature_lens=torch.full((args.utterances,), frames),
+            y=torch.randint(3, V, (args.utterances, S)),
+            y_lens=torch.full((args.utterances,), S),
+            cuts=[],
+        )
+        self.teacher = TwoPassModel(cfg.teacher, bins, V).eval().requires_grad_(False)
+        self.student = TwoPassModel(cfg.student, bins, V).requires_grad_(True)
+        scales = {"simple": 0.5, "pruned": 1.0, "ctc": 0.5}
+        options = {"loss": cfg.loss, "kd": cfg.kd, "sos_id": 1, "eos_id": 1, "teacher": self.teacher}
+        self.plain = Objective(self.student, scales, **options)
+        self.with_kd = Objective(self.student, {**scales, "transducer_kd": 1.0}, **options)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4)
+        # The teacher's forward pass works on a band of the same size as the student's.
+        num_frames = self.teacher.encoder(self.batch.feature[:1], self.batch.feature_lens[:1])[0].shape[1]
+        first = torch.linspace(0, S + 1 - cfg.loss.prune_range, num_frames).long()
+        ranges = first.unsqueeze(-1) + torch.arange(cfg.loss.prune_range)
+        self.ranges = ranges.expand(args.utterances, -1, -1).contiguous()
+
+    def variants(self) -> Dict[str, Step]:
+        """Name -> one step."""
+        return {
+            "student step with KD": lambda: self._step(self.with_kd),
+            "student step": lambda: self._step(self.plain),
+            "teacher forward": self._teacher_forward,
+        }
+
+    def _step(self, objective: Objective) -> None:
+        losses = objective(self.batch)
+        self.optimizer.zero_grad()
+        (losses.total.sum() / losses.num_frames).backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 20.0)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def _teacher_forward(self) -> None:
+        encoder_out = self.teacher.encoder(self.batch.feature, self.batch.feature_lens)[0]
+        decoder_out = self.teacher.decoder(F.pad(self.batch.y, (1, 0)))
+        joiner = self.teacher.joiner
+        am = joiner.encoder_proj(encoder_out).unsqueeze(2)
+        joiner(am, select_band(joiner.decoder_proj(decoder_out), self.ranges), project_input=False)
+
+
+def median_seconds(variants: Dict[str, Step], repeats: int) -> Dict[str, float]:
+    """Median wall time of each variant; they take turns, after one round that is not counted."""
+    times: Dict[str, List[float]] = {name: [] for name in variants}
+    for _ in tqdm(range(repeats + 1), desc="timing", unit="round", file=sys.stderr):
+        for name, step in variants.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def peak_extra_bytes(step: Step) -> int:
+    """How far the resident set grows above its present size during `step`."""
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present size
+    before = _status_bytes("VmRSS")
+    step()
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}; memory can be measured on Linux only")
+
+
+def measure_memory_in_child(name: str, argv: List[str]) -> int:
+    """`peak_extra_bytes` of one of the heads' variants, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, *argv, "--memory-of", name], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout)["peak_extra_bytes"]
+
+
+def ratio_line(what: str, value: float, target: float) -> str:
+    return f"| {what} | {value:.3f} | at most {target:.3f} | {'met' if value <= target else 'MISSED'} |"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--batch-size", type=int, default=8, help="heads: utterances B (default: %(default)s)")
+    p.add_argument("--num-frames", type=int, default=300, help="heads: frames T (default: %(default)s)")
+    p.add_argument("--num-positions", type=int, default=60, help="heads: decoder positions U (default: %(default)s)")
+    p.add_argument("--vocab-size", type=int, default=500, help="heads: tokens V (default: %(default)s)")
+    p.add_argument("--joiner-dim", type=int, default=512, help="heads: joiner size J (default: %(default)s)")
+    p.add_argument("--prune-range", type=int, default=5, help="heads: positions per frame (default: %(default)s)")
+    p.add_argument(
+        "--kind", choices=["full", "collapsed"], default="full", help="heads: KD loss (default: %(default)s)"
+    )
+    p.add_argument("--repeats", type=int, default=3, help="heads: timed rounds (default: %(default)s)")
+    p.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="training step: whose models")
+    p.add_argument("--utterances", type=int, default=16, help="training step: of max_duration (default: %(default)s)")
+    p.add_argument("--tokens-per-second", type=float, default=5, help="training step (default: %(default)s)")
+    p.add_argument("--step-repeats", type=int, default=15, help="training step: timed rounds (default: %(default)s)")
+    p.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=42, help="of the random inputs (default: %(default)s)")
+    p.add_argument("--memory-of", help=argparse.SUPPRESS)  # what the child process for one variant is told
+    return p
+
+
+def main() -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    args = get_parser().parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        warm_up = argparse.Namespace(**{**vars(args), "batch_size": 1, "num_frames": 70})
+        Heads(warm_up).variants()[args.memory_of]()
+        print(json.dumps({"peak_extra_bytes": peak_extra_bytes(Heads(args).variants()[args.memory_of])}))
+        return
+
+    env = describe_environment()
+    print(
+        f"torch {env['torch']}, k2 {env['k2']}, Python {platform.python_version()}, {env['cpu']}, "
+        f"{env['cores']} cores, {args.threads} thread(s)\n"
+    )
+    heads = Heads(args)
+    seconds = median_seconds(heads.variants(), args.repeats)
+    memory = {name: measure_memory_in_child(name, sys.argv[1:]) for name in heads.variants()}
+    print(
+        f"Heads: B={args.batch_size} T={args.num_frames} U={args.num_positions} V={args.vocab_size} "
+        f"J={args.joiner_dim} s_range={args.prune_range} kind={args.kind}, float32\n"
+    )
+    print("| KD step | seconds | peak extra memory, MB |\n|---|---|---|")
+    for name in seconds:
+        print(f"| {name} | {seconds[name]:.3f} | {memory[name] / 1e6:.0f} |")
+    del heads
+
+    training = TrainingStep(args)
+    steps = median_seconds(training.variants(), args.step_repeats)
+    print(f"\nTraining step of {training.description}\n\n| | seconds |\n|---|---|")
+    for name, value in steps.items():
+        print(f"| {name} | {value:.4f} |")
+
+    print("\n| ratio | value | target | |\n|---|---|---|---|")
+    full = "full lattice"
+    print(ratio_line("time, band / full lattice", seconds["band"] / seconds[full], TARGETS["time"]))
+    print(ratio_line("memory, band / full lattice", memory["band"] / memory[full], TARGETS["memory"]))
+    without = steps["student step"] + steps["teacher forward"]
+    print(
+        ratio_line(
+            "KD step / (student step + teacher forward)", steps["student step with KD"] / without, TARGETS["step"]
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

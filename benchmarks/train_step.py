@@ -1,0 +1,188 @@
+"""Frames per second of a training step, and where its time goes.
+
+    python benchmarks/train_step.py [--conf egs/librispeech/twopass_kd/conf/mini.yaml] [--data-dir DIR]
+
+One batch of random features of the configuration's size (`train.max_duration` seconds in utterances of `--seconds`) goes
+through whole training steps of a teacher phase and of a KD phase; then each part runs alone, forward and backward, on
+the same batch, so the parts need not sum exactly to the whole. With `--data-dir` the time to load a real batch
+(features from disk, tokens) is measured as well.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Callable, Dict, Optional
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import AdamW
+from twopass_kd.asr_datamodule import AsrDataModule, Batch
+from twopass_kd.checkpoint import build_model
+from twopass_kd.config import Config, load_config
+from twopass_kd.environment import describe_environment
+from twopass_kd.losses.attention import attention_loss, make_attention_targets
+from twopass_kd.losses.ctc import ctc_loss
+from twopass_kd.losses.transducer import (
+    make_boundary,
+    prune_ranges,
+    pruned_transducer_loss,
+    select_band,
+    simple_transducer_loss,
+)
+from twopass_kd.losses.transducer_kd import transducer_kd_loss
+from twopass_kd.model import TwoPassModel
+from twopass_kd.objective import Objective
+from twopass_kd.tokenizer import Tokenizer
+
+
+def median_seconds(function: Callable[[], object], repeats: int) -> float:
+    function()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def random_batch(cfg: Config, seconds: float, tokens_per_second: float) -> Batch:
+    batch_size, frames = max(1, int(cfg.train.max_duration / seconds)), int(seconds * 100)
+    feature = torch.randn(batch_size, frames, cfg.features.num_mel_bins)
+    symbols = max(1, int(seconds * tokens_per_second))
+    y = torch.randint(3, cfg.tokens.vocab_size, (batch_size, symbols))
+    cuts = [SimpleNamespace(id=str(i), duration=seconds) for i in range(batch_size)]
+    return Batch(feature, torch.full((batch_size,), frames), y, torch.full((batch_size,), symbols), cuts)
+
+
+def whole_step(model: TwoPassModel, objective: Objective, batch: Batch) -> Callable[[], None]:
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+    def step() -> None:
+        losses = objective(batch)
+        optimizer.zero_grad()
+        (losses.total.sum() / losses.num_frames).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch) -> Dict[str, Callable[[], None]]:
+    """Each part of a KD step alone: name -> a function that runs it once."""
+    encoder_out, lens, _ = model.encoder(batch.feature, batch.feature_lens)
+    encoder_out = encoder_out.detach()
+    boundary = make_boundary(lens, batch.y_lens)
+    sos_y = F.pad(batch.y, (1, 0))
+    decoder_out = model.decoder(sos_y).detach()
+
+    def simple():
+        am, lm = model.simple_am_proj(encoder_out), model.simple_lm_proj(decoder_out)
+        return simple_transducer_loss(am, lm, batch.y, boundary)
+
+    ranges = prune_ranges(*simple()[1], boundary, cfg.loss.prune_range)
+
+    def band_logits(of: TwoPassModel, am: torch.Tensor, lm: torch.Tensor) -> torch.Tensor:
+        am = of.joiner.encoder_proj(am).unsqueeze(2)
+        return of.joiner(am, select_band(of.joiner.decoder_proj(lm), ranges), project_input=False)
+
+    logits = band_logits(model, encoder_out, decoder_out).detach()
+    teacher_logits = torch.randn_like(logits)
+    optimizer = AdamW(model.parameters(), lr=1e-5)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    inputs, targets = make_attention_targets(batch.y, batch.y_lens, 1, 1)
+
+    def pruned() -> None:
+        x = logits.clone().requires_grad_()
+        pruned_transducer_loss(x, batch.y, ranges, boundary).sum().backward()
+
+    def kd() -> None:
+        x = logits.clone().requires_grad_()
+        transducer_kd_loss(x, teacher_logits, batch.y, ranges, boundary, kind=cfg.kd.kind).sum().backward()
+
+    def ctc() -> None:
+        ctc_loss(model.ctc_head(encoder_out).log_softmax(-1), lens, batch.y, batch.y_lens).sum().backward()
+
+    def attention() -> None:
+        attention_loss(model.attention_decoder(encoder_out, lens, inputs), targets).sum().backward()
+
+    def teacher_forward() -> None:
+        with torch.inference_mode():
+            teacher.encoder(batch.feature, batch.feature_lens)
+
+    return {
+        "encoder": lambda: model.encoder(batch.feature, batch.feature_lens)[0].sum().backward(),
+        "decoder": lambda: model.decoder(sos_y).sum().backward(),
+        "joiner on the band": lambda: band_logits(model, encoder_out, decoder_out).sum().backward(),
+        "simple loss": lambda: simple()[0].sum().backward(),
+        "pruned loss": pruned,
+        "ctc": ctc,
+        "transducer KD": kd,
+        "teacher's encoder": teacher_forward,
+        "attention decoder and loss": attention,
+        "optimizer": optimizer.step,
+    }
+
+
+def data_seconds(cfg: Config, data_dir: Path, batches: int = 30) -> float:
+    tokenizer = Tokenizer(data_dir / f"lang_bpe_{cfg.tokens.vocab_size}")
+    data = AsrDataModule(cfg, data_dir, tokenizer, cfg.student.encoder.subsampling_factor)
+    loader = iter(data.train_loader(epoch=1, num_cuts=data.measure_train()[0]))
+    next(loader)  # fills the sampler's buffer
+    begin = time.perf_counter()
+    count = sum(1 for _, _ in zip(range(batches), loader))
+    return (time.perf_counter() - begin) / max(1, count)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(__file__).parents[1] / "egs/librispeech/twopass_kd/conf/mini.yaml"
+    parser.add_argument("--conf", type=Path, default=default, help="YAML of the experiment (default: conf/mini.yaml)")
+    parser.add_argument("--data-dir", type=Path, default=None, help="measure loading from here too")
+    parser.add_argument("--seconds", type=float, default=2.5, help="length of an utterance (default: 2.5)")
+    parser.add_argument("--tokens-per-second", type=float, default=4.0)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def main(argv: Optional[list] = None) -> None:
+    args = get_parser().parse_args(argv)
+    cfg = load_config(args.conf, args.overrides)
+    torch.manual_seed(0)
+    batch = random_batch(cfg, args.seconds, args.tokens_per_second)
+    frames = int(batch.feature_lens.sum())
+    models = {which: build_model(cfg, which, cfg.tokens.vocab_size) for which in ("teacher", "student")}
+    scales = {"simple": 0.5, "pruned": 1.0, "ctc": 0.5}
+
+    print(f"{describe_environment()}, threads {torch.get_num_threads()}")
+    print(f"{cfg.name}: batch of {len(batch.cuts)} x {args.seconds} s = {frames} feature frames\n")
+    print(f"{'training step':36s} {'ms':>8s} {'frames/s':>10s}")
+    settings = (cfg.loss, cfg.kd, 1, 1)
+    frozen = build_model(cfg, "teacher", cfg.tokens.vocab_size).eval().requires_grad_(False)
+    steps = {
+        "teacher, RNN-T": (models["teacher"], scales, None),
+        "student, RNN-T": (models["student"], scales, None),
+        "student, RNN-T + KD": (models["student"], {**scales, "transducer_kd": 1.0}, frozen),
+    }
+    for name, (model, terms, teacher) in steps.items():
+        seconds = median_seconds(
+            whole_step(model, Objective(model, terms, *settings, teacher=teacher), batch), args.repeats
+        )
+        print(f"{name:36s} {1000 * seconds:8.1f} {frames / seconds:10.0f}")
+
+    table = parts(cfg, models["student"], frozen, batch)
+    times = {name: median_seconds(function, args.repeats) for name, function in table.items()}
+    if args.data_dir is not None:
+        times["data (one real batch)"] = data_seconds(cfg, args.data_dir)
+    total = sum(times.values())
+    print(f"\n{'part of a student step, alone':36s} {'ms':>8s} {'share':>10s}")
+    for name, seconds in sorted(times.items(), key=lambda item: -item[1]):
+        print(f"{name:36s} {1000 * seconds:8.1f} {seconds / total:10.1%}")
+
+
+if __name__ == "__main__":
+    main()

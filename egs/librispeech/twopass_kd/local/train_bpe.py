@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""Stage 2b: BPE tokens from the training transcripts, then leave out what has more tokens than frames.
+
+Writes `<data>/lang_bpe_<V>/{bpe.model,tokens.txt,transcript_words.txt}` with icefall's ids (`<blk>` 0, `<sos/eos>` 1,
+`<unk>` 2). The same transcripts give the same bytes.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import logging
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+import sentencepiece
+from tqdm import tqdm
+
+from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, too_many_tokens
+
+TOO_MANY_TOKENS = "more tokens than frames"
+
+
+def train_bpe_model(texts: Sequence[str], vocab_size: int) -> bytes:
+    """Train a sentencepiece BPE model.
+
+    Args:
+      texts: transcripts.
+      vocab_size: pieces, the three special ones included.
+    Returns:
+      The bytes of `bpe.model`; they depend on nothing but the arguments.
+    Raises:
+      ConfigError: the text does not give so many pieces, or has more different letters than pieces.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            character_coverage=1.0,
+            user_defined_symbols=[BLANK, SOS_EOS],
+            unk_piece=UNK,
+            unk_id=2,
+            bos_id=-1,
+            eos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError) as e:
+        raise _explain(e, texts, vocab_size) from e
+    return model.getvalue()
+
+
+def _explain(error: Exception, texts: Sequence[str], vocab_size: int) -> Exception:
+    largest = re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", str(error))
+    if largest:
+        return ConfigError(
+            f"`tokens.vocab_size` ({vocab_size}) must be at most {largest.group(1)}, all that the training transcripts"
+            " give; lower it"
+        )
+    smallest = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+    if smallest:
+        return ConfigError(
+            f"`tokens.vocab_size` ({vocab_size}) must be at least {smallest.group(1)}, since the training transcripts"
+            " have that many letters (special tokens included); raise it"
+        )
+    if not any(texts):
+        return ConfigError("`corpus.train_parts` must have transcripts, but there is no text in their manifests")
+    return error
+
+
+def train_texts(data_dir: Path, parts: Sequence[str]) -> List[str]:
+    """Transcripts in the supervision manifests of `parts`, in the manifests' order.
+
+    Raises:
+      ConfigError: stage 1 has not run.
+    """
+    texts: List[str] = []
+    for part in parts:
+        path = Path(data_dir) / "manifests" / f"librispeech_supervisions_{part}.jsonl.gz"
+        if not path.is_file():
+            raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
+        with gzip.open(path, "rt", encoding="utf-8") as f:
+            texts.extend(json.loads(line)["text"] for line in f)
+    return texts
+
+
+def write_lang(lang_dir: Path, texts: Sequence[str], vocab_size: int) -> None:
+    """Train and write a lang folder; the whole folder appears at once."""
+    model = train_bpe_model(texts, vocab_size)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokens = "".join(f"{processor.id_to_piece(i)} {i}\n" for i in range(processor.get_piece_size()))
+    partial = lang_dir.with_name(f".partial-{lang_dir.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / "bpe.model").write_bytes(model)
+    (partial / "tokens.txt").write_text(tokens, encoding="utf-8")
+    (partial / "transcript_words.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    shutil.rmtree(lang_dir, ignore_errors=True)
+    partial.rename(lang_dir)
+
+
+def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsampling_factor: int) -> Tuple[int, int]:
+    """Leave cuts with more tokens than encoder frames out of a part's public manifest; list them in left_out.tsv.
+
+    Always starts from all computed cuts, so that another vocabulary brings back what the last one left out.
+
+    Returns:
+      How many cuts were left out, and of how many.
+    Raises:
+      ConfigError: stage 2a has not run.
+    """
+    from lhotse import CutSet
+
+    from compute_fbank import cuts_path, features_dir  # imports torch; only this step needs it
+    from prepare_manifests import LeftOut, read_left_out, save_manifest, write_left_out
+
+    everything = features_dir(data_dir, part) / "cuts.jsonl.gz"
+    if not everything.is_file():
+        raise ConfigError(f"`--data-dir` ({data_dir}) must hold features of `{part}`; run local/compute_fbank.py first")
+    cuts = CutSet.from_file(everything).to_eager()
+    tokens = tokenizer.encode([cut.supervisions[0].text for cut in cuts])
+    kept, dropped = [], []
+    for cut, ids in zip(cuts, tqdm(tokens, desc=f"Fitting {part}", unit="cut", leave=False)):
+        (dropped if too_many_tokens(cut.num_frames, len(ids), subsampling_factor) else kept).append(cut)
+    left_out_path = Path(data_dir) / "manifests" / "left_out.tsv"
+    before = read_left_out(left_out_path)
+    rows = [row for row in before if row.part != part or not row.reason.startswith(TOO_MANY_TOKENS)]
+    reason = f"{TOO_MANY_TOKENS} (BPE {tokenizer.vocab_size}, subsampling {subsampling_factor})"
+    rows += [LeftOut(cut.id, part, reason) for cut in dropped]
+    if rows != before or len(kept) != sum(1 for _ in CutSet.from_file(cuts_path(data_dir, part))):
+        write_left_out(left_out_path, rows)
+        save_manifest(CutSet.from_cuts(kept), cuts_path(data_dir, part))
+    return len(dropped), len(tokens)
+
+
+def train_bpe(cfg: Config, data_dir: Path) -> Path:
+    """Stage 2b for a config.
+
+    Test parts keep their cuts: nothing is aligned there, and a hard utterance belongs into the error rate.
+
+    Returns:
+      The lang folder.
+    Raises:
+      ConfigError: an impossible vocabulary size, an earlier stage missing, or too many cuts left out.
+    """
+    texts = train_texts(data_dir, cfg.corpus.train_parts)
+    lang_dir = Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}"
+    write_lang(lang_dir, texts, cfg.tokens.vocab_size)
+    logging.info("%s: %d pieces from %d transcripts", lang_dir, cfg.tokens.vocab_size, len(texts))
+    tokenizer = Tokenizer(lang_dir)
+    factor = max(cfg.teacher.encoder.subsampling_factor, cfg.student.encoder.subsampling_factor)
+    for part in dict.fromkeys([*cfg.corpus.train_parts, *cfg.corpus.dev_parts]):
+        dropped, total = drop_unalignable(data_dir, part, tokenizer, factor)
+        logging.info("%s: %d of %d cuts left out: %s", part, dropped, total, TOO_MANY_TOKENS)
+        if dropped > cfg.corpus.max_left_out * total:
+            raise ConfigError(
+                f"`corpus.max_left_out` ({cfg.corpus.max_left_out:g}) must be at least {dropped / total:.3g} for part"
+                f" `{part}`: {dropped} of {total} cuts have more tokens than frames; raise it, raise"
+                " `tokens.vocab_size` or lower `subsampling_factor`"
+            )
+    return lang_dir
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; see its `tokens`")
+    parser.add_argument("--data-dir", type=Path, required=True, help="holds manifests/ and fbank/ of stages 1, 2a")
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        train_bpe(load_config(args.conf, args.overrides), args.data_dir)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+# Sourced by run.sh, and by you before you call a script by hand:  . ./path.sh
+# Takes the Python environment that is active where `import k2` works in it, else the repository's .venv, and puts
+# this recipe on PYTHONPATH; an icefall checkout too, where ICEFALL_ROOT names one or this folder lies inside one.
+# shellcheck shell=bash
+
+# The folder as it was reached (inside icefall where a link there leads here) and where it really is.
+_twopass_here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -L)
+_twopass_real=$(cd "$_twopass_here" && pwd -P)
+_twopass_venv=$_twopass_real/../../../.venv
+
+if [ -x "$_twopass_venv/bin/python3" ]; then
+  _twopass_venv=$(cd "$_twopass_venv" && pwd -P)
+else
+  _twopass_venv=
+fi
+
+if [ -n "$_twopass_venv" ] && [ "$(command -v python3)" = "$_twopass_venv/bin/python3" ]; then
+  : # active already
+elif python3 -c 'import k2' >/dev/null 2>&1; then
+  : # the user's own
+elif [ -n "$_twopass_venv" ]; then
+  export VIRTUAL_ENV=$_twopass_venv PATH=$_twopass_venv/bin:$PATH
+  unset PYTHONHOME
+else
+  echo "error: \`import k2\` fails in $(command -v python3 || echo 'python3, which is not on PATH') and there is no" \
+    ".venv: do \`make venv\` at the root of the repository, or activate an environment where it works" >&2
+  return 1
+fi
+
+_twopass_pythonpath=$_twopass_real
+if [ -n "${ICEFALL_ROOT:-}" ]; then
+  if [ ! -d "$ICEFALL_ROOT/icefall" ]; then
+    echo "error: \`ICEFALL_ROOT\` ($ICEFALL_ROOT) must be an icefall checkout, with a folder icefall in it;" \
+      "correct it or unset it" >&2
+    return 1
+  fi
+  _twopass_pythonpath+=:$(cd "$ICEFALL_ROOT" && pwd -P)
+else
+  for _twopass_root in "$_twopass_here" "$_twopass_real"; do
+    _twopass_root=$(cd -L "$_twopass_root/../../.." && pwd -P) # cd takes ".." off the path as it was reached
+    if [ -f "$_twopass_root/icefall/__init__.py" ]; then
+      _twopass_pythonpath+=:$_twopass_root
+      break
+    fi
+  done
+fi
+export PYTHONPATH=$_twopass_pythonpath${PYTHONPATH:+:$PYTHONPATH}
+unset _twopass_here _twopass_real _twopass_venv _twopass_pythonpath _twopass_root

@@ -1,0 +1,115 @@
+"""Checks that this Python has what the recipe needs: k2 built for the torch that is here, lhotse, the rest.
+
+    python -m twopass_kd.bin.check_env
+
+Prints one line with the versions and returns 0, or says what is wrong and how to put it right and returns 1.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+# module -> the name pip knows it by
+MODULES = {
+    "lhotse": "lhotse",
+    "sentencepiece": "sentencepiece",
+    "kaldialign": "kaldialign",
+    "omegaconf": "omegaconf",
+    "soundfile": "soundfile",
+    "lilcom": "lilcom",
+    "scipy": "scipy",
+    "matplotlib": "matplotlib",
+    "tqdm": "tqdm",
+    "torch.utils.tensorboard": "tensorboard six",
+}
+
+
+class EnvironmentProblem(RuntimeError):
+    """What is wrong with the environment, and the fix."""
+
+
+def torch_version_k2_was_built_for() -> Optional[str]:
+    """The torch version recorded in the installed k2, e.g. `1.13.1`, read without importing k2.
+
+    Raises:
+      EnvironmentProblem: there is no k2.
+    """
+    spec = importlib.util.find_spec("k2")
+    if spec is None or not spec.submodule_search_locations:
+        raise EnvironmentProblem(
+            "k2 is not installed; `make venv` at the repository root installs everything, "
+            "or activate an environment where `import k2` works"
+        )
+    for folder in spec.submodule_search_locations:
+        record = Path(folder) / "torch_version.py"
+        if record.is_file():
+            match = re.search(r'^k2_torch_version\s*=\s*"([^"+]+)', record.read_text(), re.MULTILINE)
+            if match:
+                return match.group(1)
+    return None
+
+
+def check_environment() -> List[str]:
+    """Import all that the recipe needs.
+
+    Returns:
+      The versions found, e.g. `["python 3.11.7", "torch 1.13.1", "k2 1.23.4", ...]`.
+    Raises:
+      EnvironmentProblem: naming the first thing that is wrong, and the fix.
+    """
+    torch = _import("torch", "torch")
+    torch_version = torch.__version__.split("+")[0]
+    built_for = torch_version_k2_was_built_for()
+    if built_for is not None and torch_version != built_for:
+        raise EnvironmentProblem(
+            f"torch ({torch_version}) must be {built_for}, the version that the installed k2 was built for; "
+            f"do `pip install torch=={built_for}`, or install the k2 built for torch {torch_version}"
+        )
+    numpy = _import("numpy", "numpy")
+    if torch_version.startswith("1.") and not numpy.__version__.startswith("1."):
+        raise EnvironmentProblem(
+            f"numpy ({numpy.__version__}) must be below 2 with torch {torch_version}; do `pip install 'numpy<2'`"
+        )
+    try:
+        importlib.import_module("k2")
+    except Exception as e:  # a wrong wheel fails in many ways
+        python = "%d.%d" % sys.version_info[:2]
+        raise EnvironmentProblem(
+            f"`import k2` failed ({type(e).__name__}: {e}); with \"No module named '_k2'\" it is the wheel of another "
+            f"Python than this {python}: do `pip install --force-reinstall --no-deps -r requirements/k2.txt`"
+        ) from e
+    for module, package in MODULES.items():
+        _import(module, package)
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "k2", "lhotse", "numpy")]
+    return ["python %d.%d.%d" % sys.version_info[:3], *versions]
+
+
+def _import(module: str, package: str):
+    try:
+        return importlib.import_module(module)
+    except Exception as e:
+        raise EnvironmentProblem(
+            f"`import {module}` failed ({type(e).__name__}: {e}); do `pip install {package}`, "
+            f"or `make venv` at the repository root, which pins everything"
+        ) from e
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    description = __doc__.split("\n\n")[0]
+    argparse.ArgumentParser(prog="check_env", description=description).parse_args(argv)
+    try:
+        versions = check_environment()
+    except EnvironmentProblem as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    print("environment: " + ", ".join(versions))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

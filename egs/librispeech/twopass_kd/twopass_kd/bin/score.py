@@ -1,0 +1,36 @@
+"""Stage 9, first half: score what stage 8 decoded and write `results.json`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from twopass_kd.config import load_config
+from twopass_kd.results import build_results, summary_text, write_results
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m twopass_kd.bin.score",
+        description="WER with 95% bootstrap intervals, sizes and significance of every decoded system. "
+        "Reads <exp-dir>/<conf name>/decode/, writes <exp-dir>/<conf name>/results.json and prints the table.",
+    )
+    parser.add_argument("--conf", type=Path, required=True, help="YAML file of the experiment")
+    parser.add_argument("--exp-dir", type=Path, default=Path("exp"), help="where experiments are kept (default: exp)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decode.bootstrap_samples=1000")
+    return parser
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    try:
+        cfg = load_config(args.conf, args.overrides)
+        experiment = args.exp_dir / cfg.name
+        results = build_results(cfg, experiment)
+    except ValueError as e:
+        sys.exit(f"score: error: {e}")
+    write_results(results, experiment / "results.json")
+    print(summary_text(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Answers questions about a config file, for people and for run.sh.
+
+    python -m twopass_kd.bin.show_config --conf conf/mini.yaml                     the resolved config as YAML
+    python -m twopass_kd.bin.show_config --conf conf/mini.yaml --get train.max_duration
+    python -m twopass_kd.bin.show_config --conf conf/mini.yaml --phases 5          phases that stage 5 trains
+    python -m twopass_kd.bin.show_config --conf conf/mini.yaml --plan              all that run.sh asks, at once
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, List, Optional, Sequence
+
+from omegaconf import OmegaConf
+
+from twopass_kd.config import Config, ConfigError, config_to_dict, fingerprint, load_config, phases_of_stage
+
+BASELINE = "student_scratch"
+STAGES = range(10)
+
+
+def phases_to_train(cfg: Config, stage: int, baseline: bool = True) -> List[str]:
+    """The phases that a stage of run.sh trains, without those of the scratch baseline where `baseline` is false."""
+    return [p for p in phases_of_stage(cfg, stage) if baseline or system_of(p) != BASELINE]
+
+
+def systems(cfg: Config, baseline: bool = True) -> List[List[str]]:
+    """`[name, phase]` of every system that stages 8 and 9 report."""
+    return [
+        [phase.report_as, name]
+        for name, phase in cfg.phases.items()
+        if phase.report_as and (baseline or system_of(name) != BASELINE)
+    ]
+
+
+def system_of(phase_name: str) -> str:
+    """`student` of `student/deep`."""
+    return phase_name.split("/")[0]
+
+
+def get_value(cfg: Config, key: str) -> Any:
+    """The value at a dotted key, e.g. `train.max_duration`; a list or dict where it is one.
+
+    Raises:
+      ConfigError: there is no such key; names those there are.
+    """
+    value: Any = config_to_dict(cfg)
+    for i, part in enumerate(key.split(".")):
+        if not isinstance(value, dict) or part not in value:
+            known = ", ".join(value) if isinstance(value, dict) else "none below a value"
+            where = ".".join(key.split(".")[:i]) or "the config"
+            raise ConfigError(f"`--get` ({key}) must be a key of the config; {where} has: {known}")
+        value = value[part]
+    return value
+
+
+def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
+    """All that run.sh needs to know, as rows of a key and its value (lists joined by spaces).
+
+    Keys: name, kind, vocab_size, parts, train_parts, dev_parts, test_parts, systems; fingerprint.N and phases.N
+    of stage N; stage.P (the stage that trains phase P) and needs.P (the phases whose `final.pt` P reads);
+    phase.S (the phase that system S is).
+
+    Raises:
+      ConfigError: a name has a space in it or is trained before what it needs.
+    """
+    corpus = cfg.corpus
+    by_system = dict(systems(cfg, baseline))
+    rows = [
+        ["name", cfg.name],
+        ["kind", corpus.kind],
+        ["vocab_size", str(cfg.tokens.vocab_size)],
+        ["parts", *corpus.train_parts, *corpus.dev_parts, *corpus.test_parts],
+        ["train_parts", *corpus.train_parts],
+        ["dev_parts", *corpus.dev_parts],
+        ["test_parts", *corpus.test_parts],
+        ["systems", *by_system],
+    ]
+    rows += [[f"phase.{name}", phase] for name, phase in by_system.items()]
+    for stage in STAGES:
+        rows.append([f"fingerprint.{stage}", fingerprint(cfg, stage)])
+        rows.append([f"phases.{stage}", *phases_to_train(cfg, stage, baseline)])
+    for name, phase in cfg.phases.items():
+        needs = [ref for ref in (phase.init_from, phase.teacher) if ref]
+        for ref in needs:
+            if cfg.phases[ref].stage >= phase.stage:
+                raise ConfigError(
+                    f"`phases.{name}.stage` ({phase.stage}) must be later than stage {cfg.phases[ref].stage}, "
+                    f"which trains {ref}, since it starts from it or learns from it"
+                )
+        if phase.stage not in range(3, 8):
+            raise ConfigError(f"`phases.{name}.stage` ({phase.stage}) must be from 3 to 7, the training stages")
+        rows += [[f"stage.{name}", str(phase.stage)], [f"needs.{name}", *dict.fromkeys(needs)]]
+    for key, *values in rows:
+        for word in (key, *values):
+            if not word or any(c.isspace() for c in word):
+                raise ConfigError(f"`{key}` ({word!r}) must not be empty or have spaces in it")
+    return [[key, " ".join(values)] for key, *values in rows]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="show_config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--conf", type=Path, required=True, help="the experiment's YAML file")
+    parser.add_argument("--no-baseline", action="store_true", help=f"leave {BASELINE} out of the answers")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--phases", type=int, metavar="N", help="the phases that stage N trains, one a line")
+    what.add_argument("--fingerprint", type=int, metavar="N", help="hash of all settings that stage N depends on")
+    what.add_argument("--get", metavar="KEY", help="the value of one key, e.g. train.max_duration; lists one a line")
+    what.add_argument("--systems", action="store_true", help="what stage 8 decodes: lines of name, tab, phase")
+    what.add_argument("--plan", action="store_true", help="lines of key, tab, value for run.sh")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    return parser
+
+
+def answer(args: argparse.Namespace) -> str:
+    """What the options ask of the config, as text without a newline at its end."""
+    cfg = load_config(args.conf, args.overrides)
+    baseline = not args.no_baseline
+    if args.phases is not None:
+        return "\n".join(phases_to_train(cfg, args.phases, baseline))
+    if args.fingerprint is not None:
+        return fingerprint(cfg, args.fingerprint)
+    if args.systems:
+        return "\n".join("\t".join(row) for row in systems(cfg, baseline))
+    if args.plan:
+        return "\n".join("\t".join(row) for row in plan(cfg, baseline))
+    if args.get is not None:
+        value = get_value(cfg, args.get)
+        if isinstance(value, dict):
+            return OmegaConf.to_yaml(OmegaConf.create(value)).rstrip()
+        if isinstance(value, list):
+            return "\n".join(map(str, value))
+        return "" if value is None else str(value)
+    return OmegaConf.to_yaml(OmegaConf.structured(cfg)).rstrip()
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    try:
+        print(answer(get_parser().parse_args(argv)))
+    except ConfigError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

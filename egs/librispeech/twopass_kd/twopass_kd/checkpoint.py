@@ -1,0 +1,176 @@
+"""Checkpoints: written whole or not at all, read without running code, found again after a crash."""
+
+import io
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from twopass_kd.config import Config, config_from_dict
+from twopass_kd.model import TwoPassModel
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read, and what to do."""
+
+
+def save_checkpoint(content: Dict[str, Any], path: Path) -> None:
+    """Write `content` to a temporary file, then rename, so that an older `path` survives any failure.
+
+    Raises:
+      CheckpointError: if the disk is full or not writable; no partial file is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb", buffering=0) as f:
+            writer = _Writer(f)
+            torch.save(_pack_floats(content), writer)
+            if writer.error is not None:
+                raise writer.error
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path} ({e}); older checkpoints are intact. Free disk space, then run the same command again"
+        ) from e
+
+
+def _pack_floats(x: Any) -> Any:
+    """Floats become 0-dim float64 tensors: the `weights_only` reader of torch 1.13 knows no floats."""
+    if isinstance(x, float):
+        return torch.tensor(x, dtype=torch.float64)
+    if isinstance(x, dict):
+        return type(x)((k, _pack_floats(v)) for k, v in x.items())
+    return [_pack_floats(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+
+def _unpack_floats(x: Any) -> Any:
+    if isinstance(x, Tensor) and x.dtype == torch.float64 and x.dim() == 0:
+        return float(x)
+    if isinstance(x, dict):
+        return {k: _unpack_floats(v) for k, v in x.items()}
+    return [_unpack_floats(v) for v in x] if isinstance(x, list) else x
+
+
+class _Writer(io.RawIOBase):
+    """Keeps the first error of a file for later: an exception inside torch's zip writer aborts the whole process."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+        self.error: Optional[OSError] = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while self.error is None and done < len(view):
+            try:
+                done += self.file.write(view[done:])
+            except OSError as e:
+                self.error = e
+        return len(view)
+
+
+def load_checkpoint(path: Path) -> Dict[str, Any]:
+    """Read a checkpoint on the CPU with `weights_only`, so that a file from outside cannot run code.
+
+    Raises:
+      CheckpointError: if the file is missing, cut short or no checkpoint of this recipe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint ({path}) must exist; train its phase first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # zipfile, pickle and torch errors have no common base
+        raise CheckpointError(f"{path} is cut short or not a checkpoint ({type(e).__name__}: {e})") from e
+    if not isinstance(content, dict) or "model" not in content or "config" not in content:
+        raise CheckpointError(f"{path} must be a checkpoint of this recipe, with at least `model` and `config`")
+    weights = content.pop("model")
+    return {"model": weights, **_unpack_floats(content)}
+
+
+def find_latest(exp_dir: Path) -> Optional[Tuple[Path, Dict[str, Any]]]:
+    """The readable checkpoint with the most steps among `epoch-N.pt` and `checkpoint-N.pt`.
+
+    An unreadable one is logged by name and the one before is tried.
+    """
+    best: Optional[Tuple[Path, Dict[str, Any]]] = None
+    for kind in ("checkpoint", "epoch"):
+        for path in sorted(exp_dir.glob(f"{kind}-*.pt"), key=_number, reverse=True):
+            try:
+                content = load_checkpoint(path)
+            except CheckpointError as e:
+                logging.warning("%s; falling back to the checkpoint before it", e)
+                continue
+            if best is None or content["step"] > best[1]["step"]:
+                best = (path, content)
+            break
+    return best
+
+
+def remove_old(exp_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` mid-epoch checkpoints."""
+    for path in sorted(exp_dir.glob("checkpoint-*.pt"), key=_number, reverse=True)[keep:]:
+        path.unlink()
+
+
+def _number(path: Path) -> int:
+    match = re.fullmatch(r"(?:checkpoint|epoch)-(\d+)", path.stem)
+    return int(match.group(1)) if match else -1
+
+
+def average_checkpoints(paths: Sequence[Path]) -> Dict[str, Tensor]:
+    """The arithmetic mean of the `model` entries of `paths`; integer tensors are taken from the last one."""
+    mean: Dict[str, Tensor] = {}
+    for i, path in enumerate(paths):
+        model: Dict[str, Tensor] = load_checkpoint(path)["model"]
+        for name, value in model.items():
+            if i == 0 or not value.is_floating_point():
+                mean[name] = value
+            else:
+                mean[name] = mean[name] + (value - mean[name]) / (i + 1)
+    return mean
+
+
+def build_model(cfg: Config, which: str, vocab_size: int) -> TwoPassModel:
+    """The model that `which` (teacher | student) names in the config, with fresh weights."""
+    return TwoPassModel(getattr(cfg, which), cfg.features.num_mel_bins, vocab_size)
+
+
+def load_model(path: Path) -> Tuple[TwoPassModel, Dict[str, Any]]:
+    """Rebuild a model from a checkpoint alone: the architecture is read from it.
+
+    Returns:
+      The model in eval mode, and the checkpoint's other entries.
+    """
+    content = load_checkpoint(path)
+    cfg = config_from_dict(content["config"])
+    weights = content.pop("model")
+    model = build_model(cfg, cfg.phases[content["phase"]].model, content["vocab_size"])
+    model.load_state_dict(weights)
+    return model.eval(), content
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> Dict[str, Any]:
+    """Load all weights of a checkpoint into `model`, which must have the same architecture."""
+    content = load_checkpoint(path)
+    try:
+        model.load_state_dict(content.pop("model"))
+    except RuntimeError as e:
+        raise CheckpointError(f"{path} does not fit this model: {e}") from e
+    return content
+
+
+def epoch_paths(exp_dir: Path, last: int, count: int) -> List[Path]:
+    """`epoch-N.pt` for the `count` epochs that end with epoch `last`."""
+    return [exp_dir / f"epoch-{n}.pt" for n in range(last - count + 1, last + 1)]

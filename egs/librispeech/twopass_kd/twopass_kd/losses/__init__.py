@@ -1,0 +1,1 @@
+"""Task losses and distillation losses. All return one value per utterance, in nats."""

@@ -1,0 +1,242 @@
+"""The pruned transducer loss: a cheap simple loss chooses a band of the lattice, the joiner works on that band.
+
+Kuang et al. 2022, "Pruned RNN-T for fast, memory-efficient ASR training", arXiv 2206.13236. The recursions and the
+choice of the band are k2's; all values are per utterance and in nats.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twopass_kd.losses.precision import at_least_float32, autocast_off
+from twopass_kd.losses.rnnt_backend import (
+    get_rnnt_logprobs_pruned,
+    get_rnnt_prune_ranges,
+    mutual_information_recursion,
+    rnnt_loss_pruned,
+)
+
+
+def make_boundary(x_lens: Tensor, y_lens: Tensor) -> Tensor:
+    """What k2 calls `boundary`: where each utterance begins and ends in the lattice.
+
+    Args:
+      x_lens: (B,) integer, encoder frames of each utterance.
+      y_lens: (B,) integer, symbols of each utterance.
+    Returns:
+      (B, 4) int64 on the device of `x_lens`: begin_symbol = 0, begin_frame = 0, end_symbol, end_frame.
+    Raises:
+      ValueError: if an utterance has fewer frames than symbols, or no frame. Pruned paths then need not exist.
+    """
+    boundary = torch.zeros(x_lens.shape[0], 4, dtype=torch.int64, device=x_lens.device)
+    boundary[:, 2] = y_lens
+    boundary[:, 3] = x_lens
+    bad = (boundary[:, 3] < boundary[:, 2]) | (boundary[:, 3] < 1)
+    if bad.any():
+        b = int(bad.nonzero()[0])
+        raise ValueError(
+            f"`x_lens` ({int(x_lens[b])} frames after subsampling, utterance {b} of the batch) must be at least 1 and "
+            f"at least its number of tokens ({int(y_lens[b])}); leave that utterance out, or use larger BPE pieces or "
+            "less subsampling"
+        )
+    return boundary
+
+
+def simple_transducer_loss(
+    am: Tensor,
+    lm: Tensor,
+    symbols: Tensor,
+    boundary: Tensor,
+    blank_id: int = 0,
+    lm_only_scale: float = 0.25,
+    am_only_scale: float = 0.0,
+    rnnt_type: str = "regular",
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The loss of a joiner that only adds, smoothed, and the arc occupations that it gives.
+
+    Equals `k2.rnnt_loss_smoothed` (section 3.1 of the paper), with k2's recursion; but the arc scores are made here,
+    since the backward pass of k2's makes a tensor of the size (B, S, T, V), more than all the rest of a training step.
+
+    Args:
+      am: (B, T, V) logits of the encoder's simple head; padding may be any finite number.
+      lm: (B, S + 1, V) logits of the decoder's simple head; padding may be any finite number.
+      symbols: (B, S) int64, padded with any token id.
+      boundary: (B, 4) of `make_boundary`.
+      blank_id: id of the blank.
+      lm_only_scale: share of the loss from the decoder alone.
+      am_only_scale: share of the loss from the encoder alone; above 0 it averages the decoder over the whole batch,
+        padding included, so that an utterance's loss then depends on its batch.
+      rnnt_type: "regular" (any number of symbols a frame) | "modified" (k2's: each symbol takes a frame, so at most one
+        a frame, as greedy and modified beam search decode).
+    Returns:
+      (loss, (px_grad, py_grad)): loss (B,) float32 (or float64); px_grad (B, S, T + 1), or (B, S, T) for "modified", and
+      py_grad (B, S + 1, T), the occupations of label and blank arcs without gradient, for `prune_ranges`.
+    Raises:
+      ValueError: if no utterance of the batch has a symbol, or there are fewer padded frames than padded symbols.
+    """
+    _check_symbols(symbols, am.shape[1])
+    with autocast_off(am):
+        px, py = _smoothed_arcs(
+            at_least_float32(am), at_least_float32(lm), symbols, blank_id, lm_only_scale, am_only_scale
+        )
+        # No label after an utterance's last frame.
+        after = torch.arange(px.shape[2], device=px.device) >= boundary[:, 3:]
+        px = px.masked_fill(after.unsqueeze(1), float("-inf"))
+        if rnnt_type == "modified":
+            px = px[:, :, :-1].contiguous()  # a label on the last frame ends the utterance
+        log_prob, (px_grad, py_grad) = mutual_information_recursion(px=px, py=py, boundary=boundary, return_grad=True)
+    return -log_prob, (px_grad.detach(), py_grad.detach())
+
+
+def _smoothed_arcs(
+    am: Tensor, lm: Tensor, symbols: Tensor, blank_id: int, lm_only_scale: float, am_only_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Scores of the label arcs (B, S, T + 1) and of the blank arcs (B, S + 1, T), nowhere with both B, S, T and V."""
+    tiny = torch.finfo(am.dtype).tiny
+    am_max, lm_max = am.amax(2, keepdim=True).detach(), lm.amax(2, keepdim=True).detach()
+    am_exp, lm_exp = (am - am_max).exp(), (lm - lm_max).exp()
+    norm = (lm_exp @ am_exp.transpose(1, 2) + tiny).log() + lm_max + am_max.transpose(1, 2)  # (B, S + 1, T)
+
+    am_label = am.gather(2, symbols.unsqueeze(1).expand(-1, am.shape[1], -1)).transpose(1, 2)  # (B, S, T)
+    am_blank = am[:, :, blank_id].unsqueeze(1)  # (B, 1, T)
+    px = am_label + lm[:, :-1].gather(2, symbols.unsqueeze(2)) - norm[:, :-1]
+    py = am_blank + lm[:, :, blank_id].unsqueeze(2) - norm
+
+    lm_only = lm.log_softmax(2)
+    both_scale = 1 - lm_only_scale - am_only_scale
+    px = both_scale * px + lm_only_scale * lm_only[:, :-1].gather(2, symbols.unsqueeze(2))
+    py = both_scale * py + lm_only_scale * lm_only[:, :, blank_id].unsqueeze(2)
+    if am_only_scale != 0:
+        unigram = lm_only.exp().mean((0, 1)) + tiny  # (V,): the decoder averaged over the batch
+        am_norm = ((am_exp @ unigram).log() + am_max.squeeze(2)).unsqueeze(1)  # (B, 1, T)
+        log_unigram = unigram.log()
+        px = px + am_only_scale * (am_label + log_unigram[symbols].unsqueeze(2) - am_norm)
+        py = py + am_only_scale * (am_blank + log_unigram[blank_id] - am_norm)
+    return F.pad(px, (0, 1), value=float("-inf")), py
+
+
+def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, prune_range: int) -> Tensor:
+    """The band: for each frame the decoder positions that are kept (`k2.get_rnnt_prune_ranges`).
+
+    Args:
+      px_grad, py_grad: of `simple_transducer_loss`.
+      boundary: (B, 4) of `make_boundary`.
+      prune_range: positions wanted per frame, at least 2.
+    Returns:
+      ranges (B, T, s_range) int64, consecutive decoder positions; s_range = min(prune_range, S + 1), so read it off
+      the shape. Positions beyond an utterance's own symbols, and frames beyond its own frames, are no lattice nodes.
+    Raises:
+      ValueError: if `prune_range` is below 2: no path could leave the first decoder position.
+    """
+    if prune_range < 2:
+        raise ValueError(f"`prune_range` ({prune_range}) must be at least 2")
+    with torch.no_grad():
+        return get_rnnt_prune_ranges(px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=prune_range)
+
+
+def select_band(decoder_out: Tensor, ranges: Tensor) -> Tensor:
+    """The decoder's rows that each frame of the band needs.
+
+    The second result of `k2.do_rnnt_pruning`, whose backward pass makes a tensor of the whole lattice's size
+    (B, T, S + 1, C); this one does not. The first one is `encoder_out.unsqueeze(2)`, which broadcasts.
+
+    Args:
+      decoder_out: (B, S + 1, C), any float type.
+      ranges: (B, T, s_range) of `prune_ranges`.
+    Returns:
+      (B, T, s_range, C), differentiable with respect to `decoder_out`.
+    """
+    B, U, C = decoder_out.shape
+    offsets = torch.arange(B, device=ranges.device).reshape(B, 1, 1) * U
+    return F.embedding(ranges + offsets, decoder_out.reshape(B * U, C))
+
+
+def pruned_transducer_loss(
+    logits: Tensor,
+    symbols: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    blank_id: int = 0,
+    rnnt_type: str = "regular",
+) -> Tensor:
+    """The transducer loss on the band (`k2.rnnt_loss_pruned`): minus the log-prob of all paths inside it.
+
+    Args:
+      logits: (B, T, s_range, V) of the joiner on the band; padding may be any finite number.
+      symbols: (B, S) int64, padded with any token id.
+      ranges: (B, T, s_range) of `prune_ranges`.
+      boundary: (B, 4) of `make_boundary`.
+      blank_id: id of the blank.
+      rnnt_type: as for `simple_transducer_loss`, and the same.
+    Returns:
+      (B,) float32 (or float64).
+    Raises:
+      ValueError: if no utterance of the batch has a symbol, or there are fewer padded frames than padded symbols.
+    """
+    _check_symbols(symbols, logits.shape[1])
+    with autocast_off(logits):
+        return rnnt_loss_pruned(
+            logits=at_least_float32(logits),
+            symbols=symbols,
+            ranges=ranges,
+            termination_symbol=blank_id,
+            boundary=boundary,
+            rnnt_type=rnnt_type,
+            reduction="none",
+        )
+
+
+def valid_nodes(ranges: Tensor, boundary: Tensor) -> Tensor:
+    """(B, T, s_range) bool: which nodes of the band lie inside their utterance's lattice (t < T_b and u <= S_b)."""
+    frames = torch.arange(ranges.shape[1], device=ranges.device).reshape(1, -1, 1)
+    return (frames < boundary[:, 3].reshape(-1, 1, 1)) & (ranges <= boundary[:, 2].reshape(-1, 1, 1))
+
+
+@torch.no_grad()
+def occupation(
+    logits: Tensor,
+    symbols: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    blank_id: int = 0,
+    rnnt_type: str = "regular",
+) -> Tensor:
+    """How probable it is that a path, drawn by the model out of all that give `symbols` inside the band, visits a node.
+
+    From the gradient of `k2.mutual_information_recursion`: the occupations of the two arcs that leave the node. Over
+    all nodes of an utterance they sum to the arcs of a path: T_b + S_b, or T_b for "modified".
+
+    Args:
+      logits: (B, T, s_range, V) logits of the joiner on the band (the teacher's, for distillation).
+      symbols, ranges, boundary, blank_id, rnnt_type: as for `pruned_transducer_loss`.
+    Returns:
+      (B, T, s_range) float32 (or float64) in [0, 1], 0 at nodes outside the lattice, without gradient.
+    Raises:
+      ValueError: as `pruned_transducer_loss`.
+    """
+    _check_symbols(symbols, logits.shape[1])
+    with autocast_off(logits):
+        px, py = get_rnnt_logprobs_pruned(
+            logits=at_least_float32(logits),
+            symbols=symbols,
+            ranges=ranges,
+            termination_symbol=blank_id,
+            boundary=boundary,
+            rnnt_type=rnnt_type,
+        )
+        _, (px_grad, py_grad) = mutual_information_recursion(px=px, py=py, boundary=boundary, return_grad=True)
+    nodes = py_grad.clone()  # (B, S + 1, T)
+    nodes[:, :-1] += px_grad[:, :, : nodes.shape[2]]
+    on_band = nodes.transpose(1, 2).gather(2, ranges)
+    return on_band.masked_fill_(~valid_nodes(ranges, boundary), 0)
+
+
+def _check_symbols(symbols: Tensor, num_frames: int) -> None:
+    """What k2 only asserts."""
+    if symbols.shape[1] < 1:
+        raise ValueError("`symbols` (S = 0) must hold a token in at least one utterance; leave empty transcripts out")
+    if num_frames < symbols.shape[1]:
+        raise ValueError(
+            f"`symbols` (padded to S = {symbols.shape[1]}) must not exceed the padded frames (T = {num_frames}); "
+            "leave out utterances with more tokens than frames, and cut padding that no utterance needs"
+        )

@@ -1,0 +1,179 @@
+"""The wiring of one phase: which loss terms a batch gives, from which models. Only this module knows all losses."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Dict, Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from twopass_kd.asr_datamodule import Batch
+from twopass_kd.config import KdConfig, LossConfig
+from twopass_kd.losses.attention import attention_loss, make_attention_targets
+from twopass_kd.losses.attention_kd import attention_kd_loss
+from twopass_kd.losses.ctc import ctc_loss
+from twopass_kd.losses.transducer import (
+    make_boundary,
+    occupation,
+    prune_ranges,
+    pruned_transducer_loss,
+    select_band,
+    simple_transducer_loss,
+)
+from twopass_kd.losses.transducer_kd import transducer_kd_loss
+from twopass_kd.model import TwoPassModel
+
+TRANSDUCER_TERMS = ("simple", "pruned", "transducer_kd")
+ATTENTION_TERMS = ("attention", "attention_kd")
+
+
+@dataclass
+class Losses:
+    """What `Objective` returns.
+
+    Attributes:
+      terms: loss term -> (B,) float32, one value per utterance in nats, not scaled.
+      total: (B,) float32, the scaled sum: what is minimised.
+      num_frames: encoder frames in the batch, by which the trainer normalises.
+    """
+
+    terms: Dict[str, Tensor]
+    total: Tensor
+    num_frames: int
+
+
+class Objective:
+    """Computes the loss terms with non-zero scale, and nothing that only the others need.
+
+    Args:
+      model: the model that learns; parts without `requires_grad` run without building a graph.
+      loss_scales: term (see `config.LOSS_TERMS`) -> scale.
+      loss: settings of the task losses.
+      kd: settings of the distillation losses.
+      sos_id, eos_id: of the attention decoder.
+      teacher: a frozen model in eval mode; needed by the `*_kd` terms and by `kd.band = teacher`.
+    """
+
+    def __init__(
+        self,
+        model: TwoPassModel,
+        loss_scales: Dict[str, float],
+        loss: LossConfig,
+        kd: KdConfig,
+        sos_id: int,
+        eos_id: int,
+        teacher: Optional[TwoPassModel] = None,
+    ) -> None:
+        self.model = model
+        self.scales = {term: scale for term, scale in loss_scales.items() if scale != 0}
+        self.loss = loss
+        self.kd = kd
+        self.sos_id, self.eos_id = sos_id, eos_id
+        self.teacher = teacher
+        self.distils = any(term.endswith("_kd") for term in self.scales)
+        self.encoder_frozen = not any(p.requires_grad for p in model.encoder.parameters())
+
+    def __call__(self, batch: Batch) -> Losses:
+        """All terms of one batch; see `Losses`."""
+        with torch.no_grad() if self.encoder_frozen else nullcontext():
+            encoder_out, encoder_out_lens, _ = self.model.encoder(batch.feature, batch.feature_lens)
+        teacher_out = self._teacher_encoder(batch, encoder_out.size(1)) if self.distils else None
+
+        terms: Dict[str, Tensor] = {}
+        if any(term in self.scales for term in TRANSDUCER_TERMS):
+            terms.update(self._transducer(batch, encoder_out, encoder_out_lens, teacher_out))
+        if "ctc" in self.scales:
+            log_probs = self.model.ctc_head(encoder_out).log_softmax(-1)
+            terms["ctc"] = ctc_loss(log_probs, encoder_out_lens, batch.y, batch.y_lens, self.model.blank_id)
+        if any(term in self.scales for term in ATTENTION_TERMS):
+            terms.update(self._attention(batch, encoder_out, encoder_out_lens, teacher_out))
+        total = sum(self.scales[name] * value for name, value in terms.items())
+        return Losses(terms, total, int(encoder_out_lens.sum()))
+
+    def _teacher_encoder(self, batch: Batch, num_frames: int) -> Tensor:
+        with torch.inference_mode():
+            out = self.teacher.encoder(batch.feature, batch.feature_lens)[0]
+            if abs(out.size(1) - num_frames) > 1:
+                raise ValueError(
+                    f"teacher ({out.size(1)} frames) must give as many frames as the student ({num_frames}), or one "
+                    "more or less; use a teacher with the student's frame rate"
+                )
+            if out.size(1) < num_frames:  # repeat the last frame
+                out = F.pad(out, (0, 0, 0, num_frames - out.size(1)), mode="replicate")
+            return out[:, :num_frames]
+
+    def _transducer(
+        self, batch: Batch, encoder_out: Tensor, encoder_out_lens: Tensor, teacher_out: Optional[Tensor]
+    ) -> Dict[str, Tensor]:
+        model, symbols = self.model, batch.y
+        boundary = make_boundary(encoder_out_lens, batch.y_lens)
+        sos_y = F.pad(symbols, (1, 0), value=model.blank_id)
+        decoder_out = model.decoder(sos_y)
+
+        simple, arcs = self._simple_loss(model, encoder_out, decoder_out, symbols, boundary)
+        teacher_decoder_out = None
+        if "transducer_kd" in self.scales:
+            with torch.inference_mode():
+                teacher_decoder_out = self.teacher.decoder(sos_y)
+                if self.kd.band == "teacher":
+                    arcs = self._simple_loss(self.teacher, teacher_out, teacher_decoder_out, symbols, boundary)[1]
+        # Tensors made under inference mode cannot be saved for a backward pass; `clone` makes ordinary ones.
+        arcs = tuple(arc.clone() if arc.is_inference() else arc for arc in arcs)
+        ranges = prune_ranges(*arcs, boundary, self.loss.prune_range)
+        logits = self._band_logits(model, encoder_out, decoder_out, ranges)
+        lattice = (symbols, ranges, boundary, model.blank_id, self.loss.rnnt_type)
+
+        terms = {"simple": simple}
+        terms["pruned"] = pruned_transducer_loss(logits, *lattice)
+        if teacher_decoder_out is not None:
+            with torch.no_grad():
+                teacher_logits = self._band_logits(self.teacher, teacher_out, teacher_decoder_out, ranges)
+                weights = None
+                if self.kd.node_weights == "occupation":
+                    weights = occupation(teacher_logits, *lattice)
+            terms["transducer_kd"] = transducer_kd_loss(
+                logits,
+                teacher_logits,
+                symbols,
+                ranges,
+                boundary,
+                kind=self.kd.kind,
+                temperature=self.kd.temperature,
+                node_weights=weights,
+                blank_id=model.blank_id,
+            )
+        return {name: value for name, value in terms.items() if name in self.scales}
+
+    def _simple_loss(self, model: TwoPassModel, encoder_out: Tensor, decoder_out: Tensor, symbols, boundary):
+        return simple_transducer_loss(
+            model.simple_am_proj(encoder_out),
+            model.simple_lm_proj(decoder_out),
+            symbols,
+            boundary,
+            blank_id=model.blank_id,
+            lm_only_scale=self.loss.lm_only_scale,
+            am_only_scale=self.loss.am_only_scale,
+            rnnt_type=self.loss.rnnt_type,
+        )
+
+    def _band_logits(self, model: TwoPassModel, encoder_out: Tensor, decoder_out: Tensor, ranges: Tensor) -> Tensor:
+        am = model.joiner.encoder_proj(encoder_out).unsqueeze(2)  # (B, T, 1, C)
+        lm = select_band(model.joiner.decoder_proj(decoder_out), ranges)  # (B, T, s_range, C)
+        return model.joiner(am, lm, project_input=False)
+
+    def _attention(
+        self, batch: Batch, encoder_out: Tensor, encoder_out_lens: Tensor, teacher_out: Optional[Tensor]
+    ) -> Dict[str, Tensor]:
+        inputs, targets = make_attention_targets(batch.y, batch.y_lens, self.sos_id, self.eos_id)
+        logits = self.model.attention_decoder(encoder_out, encoder_out_lens, inputs)
+        terms = {}
+        if "attention" in self.scales:
+            terms["attention"] = attention_loss(logits, targets, self.loss.label_smoothing)
+        if "attention_kd" in self.scales:
+            with torch.no_grad():
+                teacher_logits = self.teacher.attention_decoder(teacher_out, encoder_out_lens, inputs)
+            terms["attention_kd"] = attention_kd_loss(
+                logits, teacher_logits, batch.y_lens + 1, self.kd.attention_temperature
+            )
+        return terms

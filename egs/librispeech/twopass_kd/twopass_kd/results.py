@@ -1,0 +1,287 @@
+"""From decoded transcripts to `results.json`: WER with intervals, sizes, compression, significance.
+
+Reads what stage 8 leaves in `<experiment>/decode/<system>/`. Imports neither torch nor k2.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from tqdm import tqdm
+
+from twopass_kd.config import Config
+from twopass_kd.environment import describe_environment
+from twopass_kd.files import write_text_atomically
+from twopass_kd.wer import Transcript, bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs
+
+SYSTEM_ORDER = ("teacher", "student_scratch", "student_stage1", "student_stage2", "student")
+PASSES = ("greedy_search", "first_pass", "two_pass")
+PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "total")
+SIGNIFICANCE_LEVEL = 0.05
+
+Results = Dict[str, Any]
+
+
+def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Results:
+    """Score every decoded system of an experiment.
+
+    Args:
+      cfg: its config; gives the test sets, the seed and the number of bootstrap samples.
+      experiment: `<exp-dir>/<conf name>`.
+      progress: show a progress bar where stderr is a terminal.
+    Returns:
+      The content of `results.json`: conf, corpus, seed, bootstrap_samples, environment, systems, not_decoded,
+      compression, significance, significance_scratch, stages. WER and their differences are in percent,
+      times in seconds, sizes in parameters and bytes. A system without a second pass has `two_pass` null.
+    Raises:
+      ValueError: if a file of stage 8 is missing or malformed, naming file and stage.
+    """
+    experiment = Path(experiment)
+    decoded = _find_systems(experiment)
+    expected = [phase.report_as for phase in cfg.phases.values() if phase.report_as]
+    sets = list(dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts]))
+    transcripts = {
+        name: {s: _read_passes(experiment / "decode" / name, s, meta) for s in sets} for name, meta in decoded.items()
+    }
+    systems = []
+    with tqdm(total=len(decoded) * len(sets), desc="bootstrap", unit="set", disable=None if progress else True) as bar:
+        for name, meta in decoded.items():
+            wer = {}
+            for set_name in sets:
+                wer[set_name] = _score_set(cfg, transcripts[name][set_name])
+                bar.update()
+            systems.append(_system_entry(name, meta, wer))
+    return {
+        "conf": cfg.name,
+        "corpus": _describe_corpus(cfg),
+        "seed": cfg.seed,
+        "bootstrap_samples": cfg.decode.bootstrap_samples,
+        "environment": describe_environment(),
+        "systems": systems,
+        "not_decoded": [name for name in _in_order(expected) if name not in decoded],
+        "compression": _compression(systems),
+        "significance": _compare(cfg, transcripts, "teacher", ["two_pass"]).get("two_pass", {}),
+        "significance_scratch": _by_set(_compare(cfg, transcripts, "student_scratch", ["first_pass", "two_pass"])),
+        "stages": read_stages(experiment),
+    }
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write `results.json`, indented."""
+    write_text_atomically(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_results(experiment: Path) -> Results:
+    """Read `<experiment>/results.json`. Raises ValueError where it is missing or not JSON, naming stage 9."""
+    path = Path(experiment) / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{path} must exist; score the decoded systems first (stage 9, twopass_kd.bin.score)")
+    return _load_json(path, stage=9)
+
+
+def find_system(results: Results, name: str) -> Optional[Dict[str, Any]]:
+    """The entry of a system, None where it was not decoded."""
+    return next((s for s in results["systems"] if s["name"] == name), None)
+
+
+def read_stages(experiment: Path) -> List[Dict[str, Any]]:
+    """Wall time of the finished stages of run.sh: [{"stage", "seconds", "finished"}], in order."""
+    found = []
+    for path in Path(experiment).glob(".stages/*.done"):
+        marker = _load_json(path, stage=None)
+        try:
+            found.append({k: marker[k] for k in ("stage", "seconds", "finished")})
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"{path} must hold stage, seconds and finished; remove it to rerun that stage") from e
+    return sorted(found, key=lambda s: s["stage"])
+
+
+def _in_order(names: Sequence[str]) -> List[str]:
+    rank = {name: i for i, name in enumerate(SYSTEM_ORDER)}
+    return sorted(names, key=lambda n: (rank.get(n, len(rank)), n))
+
+
+def _find_systems(experiment: Path) -> Dict[str, Dict[str, Any]]:
+    paths = {p.parent.name: p for p in (experiment / "decode").glob("*/decode.json")}
+    if not paths:
+        raise ValueError(
+            f"{experiment / 'decode'} must hold decoded systems, but has none; decode them first (stage 8)"
+        )
+    return {name: _load_decode(paths[name]) for name in _in_order(list(paths))}
+
+
+def _load_json(path: Path, stage: Optional[int]) -> Dict[str, Any]:
+    remedy = "remove it to rerun that stage" if stage is None else f"run stage {stage} again"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:  # not JSON, or not UTF-8
+        raise ValueError(f"{path} must be JSON, but is not ({e}); {remedy}") from e
+
+
+def _load_decode(path: Path) -> Dict[str, Any]:
+    meta = _load_json(path, stage=8)
+    required = ("phase", "params", "bytes", "train_seconds", "rescore_weight", "length_reward", "weight_scan", "rtf")
+    missing = [key for key in required if key not in meta]
+    missing += [
+        f"{key}.{part}" for key in ("params", "bytes") if key in meta for part in PARTS if part not in meta[key]
+    ]
+    if missing:
+        raise ValueError(f"{path} must have {', '.join(missing)}; decode again (stage 8)")
+    return meta
+
+
+def _read_passes(folder: Path, set_name: str, meta: Dict[str, Any]) -> Dict[str, Optional[List[Transcript]]]:
+    """Transcripts of each pass. Only a system that was decoded without a rescoring weight may lack the second."""
+    found: Dict[str, Optional[List[Transcript]]] = {}
+    for suffix in PASSES:
+        path = folder / f"recogs-{set_name}-{suffix}.txt"
+        if suffix == "two_pass" and meta["rescore_weight"] is None:
+            found[suffix] = None
+        elif path.is_file():
+            found[suffix] = read_recogs(path)
+        else:
+            raise ValueError(f"{path} must exist; decode {folder.name} on {set_name} (stage 8)")
+    return found
+
+
+def _score_set(cfg: Config, passes: Dict[str, Optional[List[Transcript]]]) -> Dict[str, Any]:
+    scored: Dict[str, Any] = {}
+    for suffix, transcripts in passes.items():
+        if transcripts is None:
+            scored[suffix] = None
+            continue
+        stats = corpus_wer(transcripts)
+        scored[suffix] = bootstrap_wer(transcripts, cfg.decode.bootstrap_samples, cfg.seed)
+        scored[suffix].update(ins=stats.ins, dels=stats.dels, subs=stats.subs)
+        scored.update(ref_words=stats.ref_words, num_utts=stats.num_utts)
+    return scored
+
+
+def _system_entry(name: str, meta: Dict[str, Any], wer: Dict[str, Any]) -> Dict[str, Any]:
+    copied = ("phase", "params", "bytes")
+    extra = ("rtf", "train_seconds", "rescore_weight", "length_reward", "weight_scan")
+    return {"name": name, **{k: meta[k] for k in copied}, "wer": wer, **{k: meta[k] for k in extra}}
+
+
+def _describe_corpus(cfg: Config) -> Dict[str, Any]:
+    corpus = cfg.corpus
+    return {
+        "kind": corpus.kind,
+        "synthetic": corpus.kind == "mini" or corpus.synthesis is not None,
+        "train_parts": corpus.train_parts,
+        "dev_parts": corpus.dev_parts,
+        "test_parts": corpus.test_parts,
+    }
+
+
+def _compression(systems: Sequence[Dict[str, Any]]) -> Optional[Dict[str, float]]:
+    """Share of the teacher's deployed parameters and bytes that the student does without; None without both."""
+    by_name = {s["name"]: s for s in systems}
+    if "teacher" not in by_name or "student" not in by_name:
+        return None
+    teacher, student = by_name["teacher"], by_name["student"]
+    return {key: 1 - student[key]["total"] / teacher[key]["total"] for key in ("params", "bytes")}
+
+
+def _compare(
+    cfg: Config, transcripts: Dict[str, Any], baseline: str, passes: Sequence[str]
+) -> Dict[str, Dict[str, Dict[str, Any]]]:
+    """Paired bootstrap of student minus `baseline`: pass -> test set -> result, where both have that pass."""
+    if baseline not in transcripts or "student" not in transcripts:
+        return {}
+    compared: Dict[str, Dict[str, Any]] = {}
+    for suffix in passes:
+        for set_name in cfg.corpus.test_parts:
+            a, b = transcripts[baseline][set_name][suffix], transcripts["student"][set_name][suffix]
+            if a is not None and b is not None:
+                result = paired_bootstrap(a, b, cfg.decode.bootstrap_samples, cfg.seed)
+                compared.setdefault(suffix, {})[set_name] = result
+    return compared
+
+
+def _by_set(compared: Dict[str, Dict[str, Any]]) -> Dict[str, Dict[str, Any]]:
+    swapped: Dict[str, Dict[str, Any]] = {}
+    for suffix, by_set in compared.items():
+        for set_name, result in by_set.items():
+            swapped.setdefault(set_name, {})[suffix] = result
+    return swapped
+
+
+def judge(result: Dict[str, Any]) -> str:
+    """What a paired bootstrap of student minus baseline says at the 5% level."""
+    direction = "worse" if result["delta_wer"] > 0 else "better"
+    return f"{'' if result['p'] < SIGNIFICANCE_LEVEL else 'not '}significantly {direction}"
+
+
+def format_p(result: Dict[str, Any]) -> str:
+    """`p=0.184` or `p<0.001`."""
+    return "p<0.001" if result["p"] < 0.001 else f"p={result['p']:.3f}"
+
+
+def verdict(baseline: str, pass_name: str, result: Dict[str, Any]) -> str:
+    """One computed sentence on a paired bootstrap of student minus `baseline`."""
+    low, high = result["ci95"]
+    return (
+        f"student vs {baseline}, {pass_name.replace('_', '-')}: {result['delta_wer']:+.2f} "
+        f"(95% CI {low:+.2f} to {high:+.2f}, {format_p(result)}): {judge(result)}"
+    )
+
+
+def comparisons(results: Results) -> List[Tuple[str, str, str, Dict[str, Any]]]:
+    """(test set, baseline, pass, paired bootstrap) of every comparison with the student, the teacher's first."""
+    found = [(set_name, "teacher", "two_pass", r) for set_name, r in results["significance"].items()]
+    for set_name, by_pass in results["significance_scratch"].items():
+        found += [(set_name, "student_scratch", suffix, r) for suffix, r in by_pass.items()]
+    return found
+
+
+def verdicts(results: Results) -> List[Tuple[str, str]]:
+    """(test set, sentence) of every comparison, the teacher's first."""
+    return [(set_name, verdict(baseline, suffix, r)) for set_name, baseline, suffix, r in comparisons(results)]
+
+
+def summary_text(results: Results) -> str:
+    """The table and the verdicts as plain text, for the end of stage 9."""
+    corpus = results["corpus"]
+    lines = [
+        f"{results['conf']}: WER in % [95% bootstrap interval]{' on synthetic speech' if corpus['synthetic'] else ''}"
+    ]
+    teacher = find_system(results, "teacher")
+    for set_name in corpus["test_parts"]:
+        words = next((s["wer"][set_name]["ref_words"] for s in results["systems"]), 0)
+        rows = [("system", "params", "fewer", "greedy", "first pass", "two-pass", "RTF")]
+        for system in results["systems"]:
+            rows.append(_summary_row(system, teacher, set_name))
+        lines += ["", f"{set_name} ({words} words)", *_columns(rows)]
+        lines += [sentence for name, sentence in verdicts(results) if name == set_name]
+    if results["not_decoded"]:
+        lines += ["", f"not decoded, so not scored: {', '.join(results['not_decoded'])}"]
+    return "\n".join(lines)
+
+
+def _summary_row(system: Dict[str, Any], teacher: Optional[Dict[str, Any]], set_name: str) -> Tuple[str, ...]:
+    wer, rtf = system["wer"][set_name], system["rtf"].get(set_name, {})
+    cells = [system["name"], f"{system['params']['total'] / 1e6:.3f} M", "-"]
+    if teacher is not None and system is not teacher:
+        cells[2] = f"{100 * (1 - system['params']['total'] / teacher['params']['total']):.1f}%"
+    cells += [format_wer(wer[suffix]) for suffix in PASSES]
+    last = rtf.get("two_pass") or rtf.get("first_pass")
+    cells.append("-" if last is None else f"{last:.3f}")
+    return tuple(cells)
+
+
+def format_wer(scored: Optional[Dict[str, Any]]) -> str:
+    """`7.20 [6.11, 8.36]`, or `-` for a pass that the system does not have."""
+    if scored is None:
+        return "-"
+    return f"{scored['wer']:.2f} [{scored['ci95'][0]:.2f}, {scored['ci95'][1]:.2f}]"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> List[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return lines

@@ -1,0 +1,102 @@
+"""Batched modified beam search: all utterances and all hypotheses of a frame in one call, no loop per hypothesis."""
+
+from typing import List
+
+import torch
+from torch import Tensor
+
+from twopass_kd.model import TwoPassModel
+from twopass_kd.search.nbest import Hypothesis, NBest
+
+# Hypotheses with the same tokens are found by a rolling hash of them (int64, wraps around).
+_HASH_FACTOR = 6364136223846793005
+
+
+@torch.no_grad()
+def modified_beam_search(
+    model: TwoPassModel, encoder_out: Tensor, encoder_out_lens: Tensor, beam: int = 4, nbest: int = 4
+) -> List[NBest]:
+    """Beam search with at most one symbol a frame (the search of icefall's function of that name).
+
+    At each frame the `beam` most probable extensions over all hypotheses survive; those that spell the same tokens are
+    merged and their probabilities added.
+
+    Args:
+      encoder_out: (B, T, C) of the shared encoder.
+      encoder_out_lens: (B,) int64, frames after subsampling.
+      beam: hypotheses kept for each utterance.
+      nbest: how many to return at most; merging may leave fewer.
+    Returns:
+      For each utterance its hypotheses, by log-prob, best first (not normalised by length).
+    """
+    batch, num_frames = encoder_out.shape[:2]
+    device = encoder_out.device
+    joiner, decoder, blank = model.joiner, model.decoder, model.blank_id
+    am = joiner.encoder_proj(encoder_out).unsqueeze(2)  # (B, T, 1, C)
+    blanks = torch.full((batch * beam,), blank, dtype=torch.int64, device=device)
+    decoder_out, state = decoder.step(blanks, decoder.init_state(batch * beam))
+    lm = joiner.decoder_proj(decoder_out).reshape(batch, beam, -1)
+    log_prob = torch.full((batch, beam), float("-inf"), device=device)
+    log_prob[:, 0] = 0.0  # one empty hypothesis each
+    spelling = torch.zeros(batch, beam, dtype=torch.int64, device=device)
+    # Where each survivor came from and what it emitted, frame by frame: hypotheses are read off backwards at the end.
+    parents, emitted = [], []
+    stay = torch.arange(beam, device=device).expand(batch, beam)
+    offset = (torch.arange(batch, device=device) * beam).unsqueeze(1)
+
+    for t in range(num_frames):
+        valid = (t < encoder_out_lens).unsqueeze(1)  # (B, 1)
+        scores = joiner(am[:, t], lm, project_input=False).log_softmax(-1) + log_prob.unsqueeze(-1)  # (B, K, V)
+        vocab = scores.size(-1)
+        top, index = scores.flatten(1).topk(beam, dim=1)
+        parent = torch.div(index, vocab, rounding_mode="floor")
+        token = index - parent * vocab
+        # A finished utterance keeps its hypotheses as they are.
+        parent = torch.where(valid, parent, stay)
+        token = torch.where(valid, token, blank)
+        log_prob = torch.where(valid, top, log_prob)
+        parents.append(parent)
+        emitted.append(token)
+
+        emits = token != blank
+        spelling = spelling.gather(1, parent)
+        spelling = torch.where(emits, spelling * _HASH_FACTOR + token + 1, spelling)
+        log_prob = torch.where(valid, _merge(log_prob, spelling), log_prob)
+
+        rows = (parent + offset).flatten()
+        lm = lm.flatten(0, 1)[rows]
+        state = tuple(s[rows] for s in state)
+        moved = emits.flatten().nonzero().squeeze(1)
+        if len(moved):
+            decoder_out, new_state = decoder.step(token.flatten()[moved], tuple(s[moved] for s in state))
+            lm[moved] = joiner.decoder_proj(decoder_out)
+            for old, new in zip(state, new_state):
+                old[moved] = new
+        lm = lm.reshape(batch, beam, -1)
+    return _read_off(torch.stack(parents), torch.stack(emitted), log_prob, blank, nbest)
+
+
+def _merge(log_prob: Tensor, spelling: Tensor) -> Tensor:
+    """Add up hypotheses of equal spelling in the first of them; the others get -inf. Both (B, K)."""
+    same = (spelling.unsqueeze(2) == spelling.unsqueeze(1)) & torch.isfinite(log_prob).unsqueeze(1)
+    summed = log_prob.unsqueeze(1).expand_as(same).masked_fill(~same, float("-inf")).logsumexp(2)
+    earlier = torch.ones_like(same[0]).tril(-1)
+    return summed.masked_fill((same & earlier).any(2), float("-inf"))
+
+
+def _read_off(parents: Tensor, emitted: Tensor, log_prob: Tensor, blank: int, nbest: int) -> List[NBest]:
+    """Follow the back-pointers. parents, emitted: (T, B, K); log_prob: (B, K)."""
+    score, slot = log_prob.sort(dim=1, descending=True)
+    path = []
+    for parent, token in zip(parents.flip(0), emitted.flip(0)):
+        path.append(token.gather(1, slot))
+        slot = parent.gather(1, slot)
+    rows = torch.stack(path[::-1], dim=2).tolist()  # (B, K, T)
+    return [
+        [
+            Hypothesis([k for k in row if k != blank], s, [t for t, k in enumerate(row) if k != blank])
+            for row, s in list(zip(rows_of_utterance, scores))[:nbest]
+            if s != float("-inf")
+        ]
+        for rows_of_utterance, scores in zip(rows, score.tolist())
+    ]

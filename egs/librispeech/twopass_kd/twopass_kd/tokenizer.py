@@ -1,0 +1,87 @@
+"""Text <-> BPE token ids, from a `lang_bpe_<V>` folder as icefall has it."""
+
+import hashlib
+from pathlib import Path
+from typing import List
+
+import sentencepiece
+
+BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"  # ids 0, 1, 2
+
+
+def too_many_tokens(num_frames: int, num_tokens: int, subsampling_factor: int) -> bool:
+    """Whether an utterance has more tokens than the encoder gives frames, which k2's pruned loss cannot align.
+
+    Args:
+      num_frames: feature frames (10 ms), before subsampling.
+      num_tokens: BPE tokens of the transcript.
+      subsampling_factor: of the encoder. It gives at least `num_frames // subsampling_factor - 1` frames.
+    """
+    return num_tokens > num_frames // subsampling_factor - 1
+
+
+class Tokenizer:
+    """BPE tokens of a folder that holds `bpe.model` and `tokens.txt`.
+
+    The two files are compared when loaded, since a decoder that reads only tokens.txt (sherpa-onnx's, for example)
+    would give other words with another one.
+
+    Args:
+      lang_dir: e.g. `data/lang_bpe_500`.
+    Raises:
+      ValueError: a file is missing, or the files do not belong together or are not laid out as
+        `<blk>` 0, `<sos/eos>` 1, `<unk>` 2.
+    """
+
+    def __init__(self, lang_dir: Path) -> None:
+        lang_dir = Path(lang_dir)
+        for name in ("bpe.model", "tokens.txt"):
+            if not (lang_dir / name).is_file():
+                raise ValueError(f"`lang_dir` ({lang_dir}) must hold {name}; run stage 2, which makes it")
+        self._sp = sentencepiece.SentencePieceProcessor()
+        try:
+            self._sp.load(str(lang_dir / "bpe.model"))
+        except (RuntimeError, OSError) as e:
+            raise ValueError(f"`{lang_dir / 'bpe.model'}` must be a sentencepiece model: {e}; run stage 2 again") from e
+        self.pieces: List[str] = [self._sp.id_to_piece(i) for i in range(self._sp.get_piece_size())]
+        self._tokens = (lang_dir / "tokens.txt").read_text(encoding="utf-8")
+        self._check(lang_dir)
+        self.blank_id, self.sos_id, self.eos_id, self.unk_id = 0, 1, 1, 2
+
+    def _check(self, lang_dir: Path) -> None:
+        if self.pieces[:3] != [BLANK, SOS_EOS, UNK]:
+            raise ValueError(
+                f"`{lang_dir / 'bpe.model'}` must start with {BLANK} {SOS_EOS} {UNK}, not {' '.join(self.pieces[:3])}"
+            )
+        listed = {}
+        for line in self._tokens.splitlines():
+            piece, _, number = line.rpartition(" ")
+            if piece.startswith("#") and piece[1:].isdigit():
+                continue  # icefall's disambiguation symbols: of its lexicon, no model predicts them
+            listed[piece] = number
+        if listed == {piece: str(i) for i, piece in enumerate(self.pieces)}:
+            return
+        moved = [piece for i, piece in enumerate(self.pieces) if listed.get(piece) != str(i)]
+        differing = [*moved, *sorted({*listed} - {*self.pieces})]
+        raise ValueError(
+            f"`{lang_dir / 'tokens.txt'}` ({len(listed)} tokens) must list the pieces of bpe.model beside it"
+            f" ({len(self.pieces)}); they differ at {differing[0]!r}; take both from one folder or run stage 2 again"
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """V, blank included."""
+        return len(self.pieces)
+
+    def encode(self, texts: List[str]) -> List[List[int]]:
+        """Token ids of each text; no blank and no sos/eos among them."""
+        return self._sp.encode(list(texts), out_type=int)
+
+    def decode(self, ids_batch: List[List[int]]) -> List[str]:
+        """The text of each list of token ids; blank and sos/eos are dropped."""
+        return [self._sp.decode([i for i in ids if i > self.sos_id]) for ids in ids_batch]
+
+    def digest(self) -> str:
+        """SHA-256 of the pieces in their order (the lines of tokens.txt): equal for models that share tokens."""
+        lines = "".join(f"{piece} {i}\n" for i, piece in enumerate(self.pieces))
+        return hashlib.sha256(lines.encode()).hexdigest()

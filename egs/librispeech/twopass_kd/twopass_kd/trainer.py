@@ -1,0 +1,322 @@
+"""One training loop for every phase. It minimises whatever `Objective` it is given, and survives interruption.
+
+Every random draw of a step (dropout, SpecAugment) comes from a seed made of the run's seed and the step's number, and
+the order of the batches from the seed and the epoch. So a run that is stopped and resumed at any step ends with the
+same parameters, bit for bit, as one that was not.
+"""
+
+import json
+import logging
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, Optional
+
+import numpy as np
+import torch
+from lhotse.dataset import SpecAugment
+from torch import nn
+from torch.optim import AdamW
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from twopass_kd.asr_datamodule import Batch
+from twopass_kd.checkpoint import average_checkpoints, epoch_paths, find_latest, remove_old, save_checkpoint
+from twopass_kd.config import PhaseConfig, TrainConfig
+from twopass_kd.objective import Losses, Objective
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived and the state was saved."""
+
+
+@dataclass
+class Data:
+    """What a trainer needs of the data.
+
+    Attributes:
+      train_loader: (epoch from 1, batches to skip) -> the epoch's batches in its one order.
+      valid_loader: () -> the dev batches.
+      train_seconds: seconds of audio in one epoch, by which progress is measured.
+    """
+
+    train_loader: Callable[[int, int], Iterable[Batch]]
+    valid_loader: Callable[[], Iterable[Batch]]
+    train_seconds: float
+
+
+class Means:
+    """Sums of loss terms and frames; gives means per frame."""
+
+    def __init__(self) -> None:
+        self.sums: Dict[str, float] = defaultdict(float)
+        self.frames = 0
+
+    def add(self, losses: Losses) -> None:
+        for name, value in losses.terms.items():
+            self.sums[name] += float(value.detach().sum())
+        self.sums["loss"] += float(losses.total.detach().sum())
+        self.frames += losses.num_frames
+
+    def result(self) -> Dict[str, Any]:
+        means = {name: value / max(1, self.frames) for name, value in self.sums.items()}
+        return {"loss": means.pop("loss", 0.0), "terms": means}
+
+
+def learning_rate(progress: float, base_lr: float, warmup_fraction: float) -> float:
+    """Linear warm-up, then linear decay to zero; `progress` in [0, 1] is the share of all audio seen."""
+    if progress < warmup_fraction:
+        return base_lr * progress / warmup_fraction
+    return base_lr * max(0.0, 1 - progress) / max(1e-8, 1 - warmup_fraction)
+
+
+class Trainer:
+    """Trains one phase and leaves `epoch-N.pt`, `best-valid-loss.pt`, `final.pt`, `metrics.jsonl`, `tensorboard/`.
+
+    Args:
+      model: its parameters with `requires_grad` learn; modules without any stay in eval mode.
+      objective: gives the loss terms of a batch.
+      phase, train: settings of this phase, and those shared by all.
+      exp_dir: where the files go.
+      seed: of the batch order and all random draws.
+      metadata: entries copied into every checkpoint (config, phase, tokens_digest, ...).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        phase: PhaseConfig,
+        train: TrainConfig,
+        exp_dir: Path,
+        seed: int,
+        metadata: Dict[str, Any],
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.phase = phase
+        self.cfg = train
+        self.exp_dir = Path(exp_dir)
+        self.seed = seed
+        self.metadata = metadata
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = AdamW(
+            self.parameters, lr=phase.base_lr, betas=tuple(train.betas), weight_decay=train.weight_decay
+        )
+        self.spec_augment = (
+            SpecAugment(num_frame_masks=2, max_frames_mask_fraction=0.15) if phase.spec_augment else None
+        )
+        self.epoch = 1  # the epoch that is being trained
+        self.batch = 0  # batches of it that are done
+        self.step = 0
+        self.consumed = 0.0  # seconds of audio seen
+        self.train_seconds = 0.0  # wall time spent, over all resumptions
+        self.best_valid = float("inf")
+        self._stop_signal: Optional[int] = None
+
+    def run(self, data: Data) -> Path:
+        """Train from the newest checkpoint in `exp_dir`, or from the start, to the end of the phase.
+
+        Returns:
+          The path of `final.pt`: the average of the last epochs, without optimizer state.
+        Raises:
+          Interrupted: after SIGINT or SIGTERM, once the state is saved.
+          FloatingPointError: if a loss is not finite, with the utterances of the batch.
+          CheckpointError: if a checkpoint cannot be written.
+        """
+        self._resume()
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.writer = SummaryWriter(str(self.exp_dir / "tensorboard"), purge_step=self.step)
+        bar = tqdm(
+            total=round(data.train_seconds * self.phase.num_epochs),
+            initial=round(self.consumed),
+            unit="s",
+            unit_scale=True,
+            desc=self.metadata["phase"],
+            disable=not sys.stderr.isatty(),
+        )
+        try:
+            while self.epoch <= self.phase.num_epochs:
+                self._train_epoch(data, bar)
+                self._validate(data)
+                self.epoch, self.batch = self.epoch + 1, 0
+                self._save(self.exp_dir / f"epoch-{self.epoch - 1}.pt")
+                self._keep_best()
+        finally:
+            bar.close()
+            self.writer.close()
+            for s, handler in handlers.items():
+                signal.signal(s, handler)
+        return self._finish()
+
+    def _train_epoch(self, data: Data, bar: tqdm) -> None:
+        self._set_train_mode()
+        means, clock = Means(), time.perf_counter()
+        total_seconds = data.train_seconds * self.phase.num_epochs
+        for batch in data.train_loader(self.epoch, self.batch):
+            fix_random_seed(self.seed, self.step)
+            if self.spec_augment is not None:
+                batch.feature = self.spec_augment(batch.feature)
+            lr = learning_rate(
+                (self.consumed + batch.duration) / total_seconds, self.phase.base_lr, self.cfg.warmup_fraction
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            losses = self._step(batch)
+            self.step, self.batch = self.step + 1, self.batch + 1
+            self.consumed += batch.duration
+            means.add(losses)
+            bar.update(batch.duration)
+            now = time.perf_counter()
+            self.train_seconds, clock = self.train_seconds + now - clock, now
+            if self.step % self.cfg.log_interval == 0:
+                self._log("train", means.result(), lr)
+                means = Means()
+            if self._stop_signal is not None:
+                self._save(self.exp_dir / f"checkpoint-{self.step}.pt")
+                raise Interrupted(
+                    f"stopped by {signal.Signals(self._stop_signal).name}; state saved at step {self.step}"
+                )
+            if self.step % self.cfg.save_every_n == 0:
+                self._save(self.exp_dir / f"checkpoint-{self.step}.pt")
+                remove_old(self.exp_dir, self.cfg.keep_last_k)
+
+    def _step(self, batch: Batch) -> Losses:
+        losses = self.objective(batch)
+        loss = losses.total.sum() / losses.num_frames
+        if not torch.isfinite(loss):
+            bad = [cut for cut, value in zip(batch.cut_ids, losses.total.tolist()) if not np.isfinite(value)]
+            terms = {name: float(value.sum()) for name, value in losses.terms.items()}
+            raise FloatingPointError(
+                f"the loss is not finite at step {self.step} (terms {terms}) for the utterances {bad}; "
+                "look at their audio and text, or lower the phase's base_lr"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient is not finite at step {self.step}, batch {batch.cut_ids}; lower the phase's base_lr"
+            )
+        self.optimizer.step()
+        return losses
+
+    @torch.no_grad()
+    def _validate(self, data: Data) -> None:
+        self.model.eval()
+        means = Means()
+        for batch in data.valid_loader():
+            means.add(self.objective(batch))
+        result = means.result()
+        self._log("valid", result, self.optimizer.param_groups[0]["lr"])
+        self.improved = result["loss"] < self.best_valid
+        self.best_valid = min(self.best_valid, result["loss"])
+
+    def _set_train_mode(self) -> None:
+        """Only modules that learn are in train mode: a frozen part has no dropout."""
+        self.model.train()
+        for module in self.model.children():
+            if not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+
+    def _state(self) -> Dict[str, Any]:
+        progress = ("epoch", "batch", "step", "consumed", "train_seconds", "best_valid")
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {"base_lr": self.phase.base_lr, "consumed": self.consumed},
+            "sampler": {"epoch": self.epoch, "batch": self.batch},
+            "grad_scaler": None,
+            **{name: getattr(self, name) for name in progress},
+            **self.metadata,
+        }
+
+    def _save(self, path: Path) -> None:
+        save_checkpoint(self._state(), path)
+
+    def _resume(self) -> None:
+        found = find_latest(self.exp_dir)
+        if found is None:
+            (self.exp_dir / "metrics.jsonl").unlink(missing_ok=True)
+            return
+        path, content = found
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        for name in ("epoch", "batch", "step", "consumed", "train_seconds", "best_valid"):
+            setattr(self, name, content[name])
+        self._drop_metrics_after(self.step)
+        logging.info("resuming from %s: epoch %d, step %d", path, self.epoch, self.step)
+
+    def _drop_metrics_after(self, step: int) -> None:
+        path = self.exp_dir / "metrics.jsonl"
+        if path.is_file():
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            path.write_text("".join(line + "\n" for line in lines))
+
+    def _keep_best(self) -> None:
+        if self.improved:
+            temporary = self.exp_dir / "best-valid-loss.pt.tmp"
+            shutil.copyfile(self.exp_dir / f"epoch-{self.epoch - 1}.pt", temporary)
+            temporary.replace(self.exp_dir / "best-valid-loss.pt")
+
+    def _finish(self) -> Path:
+        paths = epoch_paths(self.exp_dir, self.phase.num_epochs, self.phase.average)
+        final = self.exp_dir / "final.pt"
+        content = {
+            "model": average_checkpoints(paths),
+            "step": self.step,
+            "averaged": [path.name for path in paths],
+            **self.metadata,
+        }
+        content["train_seconds"] = self.train_seconds + self.metadata["train_seconds_before"]
+        save_checkpoint(content, final)
+        remove_old(self.exp_dir, 0)
+        logging.info("%s: average of %s, %d steps, %.0f s", final, content["averaged"], self.step, self.train_seconds)
+        return final
+
+    def _log(self, split: str, result: Dict[str, Any], lr: float) -> None:
+        record = {
+            "split": split,
+            "epoch": self.epoch,
+            "step": self.step,
+            "lr": lr,
+            "seconds": round(self.train_seconds, 2),
+            **result,
+        }
+        with open(self.exp_dir / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(record) + "\n")
+        self.writer.add_scalar(f"{split}/loss", result["loss"], self.step)
+        for name, value in result["terms"].items():
+            self.writer.add_scalar(f"{split}/{name}", value, self.step)
+        self.writer.add_scalar("train/learning_rate", lr, self.step)
+        terms = ", ".join(f"{name} {value:.4f}" for name, value in result["terms"].items())
+        logging.info(
+            "%s epoch %d step %d: loss %.4f (%s), lr %.2e, %.0f s",
+            *(split, self.epoch, self.step, result["loss"], terms, lr, self.train_seconds),
+        )
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if self._stop_signal is not None:
+            raise KeyboardInterrupt  # asked twice: do not wait for the step
+        self._stop_signal = number
+
+
+def fix_random_seed(seed: int, step: int) -> None:
+    """Seed python, numpy and torch for one step."""
+    value = (seed * 1_000_003 + step) % 2**32
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def freeze_all_but(model: nn.Module, parts: Dict[str, List[nn.Module]], train: List[str]) -> None:
+    """Only the parts named in `train` require gradients."""
+    model.requires_grad_(False)
+    for name in train:
+        for module in parts[name]:
+            module.requires_grad_(True)

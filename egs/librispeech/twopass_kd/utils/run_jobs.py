@@ -1,0 +1,296 @@
+#!/usr/bin/env python3
+"""Runs the commands of a stage side by side on this machine, with one log file and one progress line.
+
+    utils/run_jobs.py --log LOG [--max-jobs N] [--threads N] -- NAME COMMAND... [:: NAME COMMAND...]...
+
+- The output of every command goes to LOG, its lines prefixed by the job's name where there are several; of a
+  progress bar only the last state is kept there. On a terminal the newest progress is shown as one line.
+- When a command fails, the others are interrupted, and its last lines are shown. Returns its exit status.
+- SIGINT (Ctrl-C) and SIGTERM are passed on as one SIGINT to every command; they get the time to save their state.
+  Returns 130. A second signal kills them.
+"""
+
+import argparse
+import codecs
+import os
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import IO, Deque, Dict, List, Optional, Sequence, Tuple
+
+SEPARATOR = "::"
+SHOWN_ON_FAILURE = 15  # lines
+SECONDS_TO_STOP = 60.0  # that the others get after a failure before they are killed
+SECONDS_AFTER_EXIT = 1.0  # that output of a command's own children is waited for once it has ended
+
+
+class Job:
+    """One command: its process, the unfinished line of its output, its newest progress and last lines."""
+
+    def __init__(self, name: str, command: List[str], prefix: str, log: IO[str]):
+        self.name = name
+        self.command = command
+        self.progress = ""
+        self.last_lines: Deque[str] = deque(maxlen=SHOWN_ON_FAILURE)
+        self.process: Optional[subprocess.Popen] = None
+        self.ended_at: Optional[float] = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._pending = ""
+        self._prefix = prefix
+        self._log = log
+
+    def start(self, env: Dict[str, str]) -> IO[bytes]:
+        # A session of its own, so that Ctrl-C in the terminal reaches it once, through us.
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+        )
+        return self.process.stdout
+
+    def feed(self, data: bytes) -> None:
+        """Take a piece of output: whole lines to the log, the newest state of a progress bar to `progress`."""
+        self._pending += self._decoder.decode(data, final=not data)
+        *lines, self._pending = self._pending.split("\n")
+        if not data and self._pending:
+            lines, self._pending = [self._pending], ""
+        for line in lines:
+            self._line(line)
+        # A bar writes "\r" before or after each state: keep the newest non-empty one only.
+        if "\r" in self._pending:
+            states = [s for s in self._pending.split("\r") if s.strip()]
+            self._pending = ("\r" + states[-1]) if states else ""
+            self.progress = _plain(self._pending).strip()
+
+    def _line(self, line: str) -> None:
+        states = [s for s in line.split("\r") if s.strip()]
+        line = _plain(states[-1]) if states else ""
+        if line or not states:
+            print(self._prefix + line, file=self._log, flush=True)
+        if line:
+            self.last_lines.append(line)
+            self.progress = line.strip()
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def kill_group(self) -> None:
+        """Kill the command and all that it started."""
+        if self.process is not None:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    @property
+    def status(self) -> Optional[int]:
+        """Exit status as a shell gives it (128 + N after signal N); None while it runs."""
+        code = None if self.process is None else self.process.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+
+def _plain(text: str) -> str:
+    """`text` without terminal codes at its ends and without control characters."""
+    return "".join(c for c in text.replace("\x1b[A", "") if c.isprintable() or c == "\t").rstrip()
+
+
+class Runner:
+    """Starts jobs, at most `max_jobs` at a time, and sees them through."""
+
+    def __init__(self, jobs: List[Job], max_jobs: int, threads: int, log: IO[str]):
+        self.waiting = deque(jobs)
+        self.running: List[Job] = []
+        self.max_jobs = max_jobs
+        self.env = dict(
+            os.environ,
+            OMP_NUM_THREADS=str(threads),
+            MKL_NUM_THREADS=str(threads),
+            OMP_WAIT_POLICY="PASSIVE",
+            PYTHONUNBUFFERED="1",
+        )
+        self.log = log
+        self.failed: Optional[Job] = None
+        self.signals = 0
+        self._parent = os.getppid()
+        self._handled = 0
+        self._kill_at: Optional[float] = None
+        self._selector = selectors.DefaultSelector()
+        self._screen = sys.stderr if sys.stderr.isatty() else None
+        self._drawn = 0.0
+
+    def run(self) -> int:
+        # A shell starts background jobs with SIGINT ignored and passes it on as SIGTERM. A handler that does nothing
+        # keeps it so for us only: a command would inherit SIG_IGN, but not a handler.
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signal.signal(signal.SIGINT, (lambda *_: None) if ignored else self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        while self.running or (self.waiting and not self._stopping):
+            while self.waiting and len(self.running) < self.max_jobs and not self._stopping:
+                self._start(self.waiting.popleft())
+            self._read()
+            self._react()
+            for job in [j for j in self.running if self._ended(j)]:
+                self._finish(job)
+            self._draw()
+        self._clear()
+        if self.signals:
+            return 130
+        return 0 if self.failed is None else (self.failed.status or 1)
+
+    @property
+    def _stopping(self) -> bool:
+        return bool(self.signals or self.failed)
+
+    def _on_signal(self, number, frame) -> None:
+        self.signals += 1
+
+    def _start(self, job: Job) -> None:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(f"# {now} {job.name}: {shlex.join(job.command)}", file=self.log, flush=True)
+        try:
+            stream = job.start(self.env)
+        except OSError as e:
+            job.feed(f"cannot start: {e}\n".encode())
+            self.failed = self.failed or job
+            return
+        os.set_blocking(stream.fileno(), False)
+        self._selector.register(stream, selectors.EVENT_READ, job)
+        self.running.append(job)
+
+    def _read(self) -> None:
+        for key, _ in self._selector.select(timeout=0.1):
+            data = key.fileobj.read(1 << 16)
+            if data is not None:
+                key.data.feed(data)
+                if not data:
+                    self._close(key.data)
+
+    def _ended(self, job: Job) -> bool:
+        if job.status is None:
+            return False
+        if job.process.stdout.closed:
+            return True
+        # Ended, and a child of its own still holds the pipe.
+        job.ended_at = job.ended_at or time.monotonic()
+        return time.monotonic() - job.ended_at > SECONDS_AFTER_EXIT
+
+    def _finish(self, job: Job) -> None:
+        self.running.remove(job)
+        self._close(job)
+        job.kill_group()
+        if job.status and not self._stopping:
+            self.failed = job
+
+    def _close(self, job: Job) -> None:
+        if not job.process.stdout.closed:
+            self._selector.unregister(job.process.stdout)
+            job.process.stdout.close()
+            job.feed(b"")
+
+    def _react(self) -> None:
+        """Pass signals on, and stop the others where one has failed or where who started us has gone."""
+        if os.getppid() != self._parent and not self.signals:
+            self.signals = 1
+        if self.signals > self._handled:
+            for job in self.running:
+                job.signal(signal.SIGINT) if self._handled == 0 else job.kill_group()
+            if self._handled == 0:
+                self._clear()
+                print("interrupted: waiting for running jobs to save their state (again to kill them)", file=sys.stderr)
+            self._handled = self.signals
+        if self.failed and self.running and self._kill_at is None and not self.signals:
+            self._kill_at = time.monotonic() + SECONDS_TO_STOP
+            for job in self.running:
+                job.signal(signal.SIGINT)
+        if self._kill_at is not None and time.monotonic() > self._kill_at:
+            for job in self.running:
+                job.kill_group()
+
+    def _draw(self) -> None:
+        if self._screen is None or time.monotonic() - self._drawn < 0.2:
+            return
+        self._drawn = time.monotonic()
+        shown = [f"{j.name}: {j.progress}" if len(self.running) > 1 else j.progress for j in self.running]
+        width = shutil.get_terminal_size().columns - 1
+        share = max(10, width // max(1, len(shown)) - 3)
+        line = " | ".join(s[:share] for s in shown)[:width]
+        print(f"\r\x1b[K{line}", end="", file=self._screen, flush=True)
+
+    def _clear(self) -> None:
+        if self._screen is not None:
+            print("\r\x1b[K", end="", file=self._screen, flush=True)
+
+
+def parse_jobs(words: Sequence[str]) -> List[Tuple[str, List[str]]]:
+    """`NAME COMMAND... :: NAME COMMAND...` as a list of (name, command).
+
+    Raises:
+      ValueError: a job without a name or a command.
+    """
+    jobs: List[List[str]] = [[]]
+    for word in words:
+        if word == SEPARATOR:
+            jobs.append([])
+        else:
+            jobs[-1].append(word)
+    for job in jobs:
+        if len(job) < 2:
+            raise ValueError(f"a job ({shlex.join(job)}) must be NAME COMMAND...; separate jobs by {SEPARATOR}")
+    return [(job[0], job[1:]) for job in jobs]
+
+
+def run_jobs(jobs: Sequence[Tuple[str, List[str]]], log_path: Path, max_jobs: int = 1, threads: int = 1) -> int:
+    """Run `jobs` (name, command), appending their output to `log_path`.
+
+    Returns:
+      0; the exit status of the first that failed, after printing its last lines to stderr; 130 after a signal.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("a", encoding="utf-8") as log:
+        made = [Job(name, command, f"{name}: " if len(jobs) > 1 else "", log) for name, command in jobs]
+        runner = Runner(made, max_jobs, threads, log)
+        status = runner.run()
+    if runner.failed is not None and not runner.signals:
+        job = runner.failed
+        killed = " (killed: is there enough memory?)" if status == 128 + signal.SIGKILL else ""
+        print(f"error: {job.name} failed with exit status {status}{killed}; the end of {log_path}:", file=sys.stderr)
+        for line in job.last_lines:
+            print(f"  {line}", file=sys.stderr)
+    return status
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_jobs.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--log", type=Path, required=True, help="file that all output is appended to")
+    parser.add_argument("--max-jobs", type=int, default=1, help="how many run at a time (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each, as OMP_NUM_THREADS (default: 1)")
+    parser.add_argument("jobs", nargs="+", metavar="NAME COMMAND...", help=f"jobs, separated by {SEPARATOR}")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    args = get_parser().parse_args(argv)
+    try:
+        if args.max_jobs < 1 or args.threads < 1:
+            raise ValueError(f"`--max-jobs` ({args.max_jobs}) and `--threads` ({args.threads}) must be positive")
+        jobs = parse_jobs(args.jobs)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return run_jobs(jobs, args.log, args.max_jobs, args.threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

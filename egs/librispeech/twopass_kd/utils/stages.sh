@@ -1,0 +1,300 @@
+# What the stages of run.sh share: markers of finished stages, checks of inputs, launching. Sourced by run.sh, whose
+# variables it uses: caller_dir, conf, baseline, dry_run, force, overrides, corpus_dir, data_dir, experiment, launch_cmd.
+# shellcheck shell=bash disable=SC2154
+
+titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher LAS" "student RNN-T distillation"
+  "student LAS distillation" "deep fine-tuning" "decoding" "scoring and report")
+
+declare -A plan # answers of show_config --plan
+job_pid=        # of the launcher that is running
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# nproc minds the cores that this process may use; without these variables, which it would obey too.
+number_of_cores() {
+  env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
+}
+
+# The words given, as they would be typed in a shell.
+quoted() {
+  local text
+  printf -v text ' %q' "$@"
+  printf '%s' "${text# }"
+}
+
+# check_integer NAME VALUE MIN MAX
+check_integer() {
+  [[ $2 =~ ^[0-9]{1,4}$ ]] && [ "$2" -ge "$3" ] && [ "$2" -le "$4" ] ||
+    fail "\`$1\` ($2) must be a whole number from $3 to $4"
+}
+
+# Path $1 as the caller meant it, from the folder that run.sh was called from: absolute, or relative to the recipe
+# where it lies inside, so that what is written stays right when the recipe is moved.
+resolve() {
+  local path=$1
+  case "$path" in /*) ;; *) path=$caller_dir/$path ;; esac
+  path=$(realpath --canonicalize-missing --no-symlinks "$path")
+  printf '%s\n' "${path#"$PWD/"}"
+}
+
+
+# The YAML file that --conf means: the name of a file in conf/, a path from the caller's folder or from this one.
+find_conf() {
+  local candidate
+  for candidate in "conf/$1.yaml" "$(resolve "$1")" "$1"; do
+    if [ -f "$candidate" ]; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+  done
+  fail "\`--conf\` ($1) must be a YAML file or one of the names in conf/:" \
+    "$(find conf -name '*.yaml' -printf '%f\n' | sed 's/\.yaml$//' | sort | paste -sd ' ')"
+}
+
+read_plan() {
+  local text key value options=()
+  $baseline || options+=(--no-baseline)
+  text=$(python3 -m twopass_kd.bin.show_config --conf "$conf" --plan "${options[@]}" "${overrides[@]}") || exit 1
+  while IFS=$'\t' read -r key value; do
+    plan[$key]=$value
+  done <<<"$text"
+}
+
+# Prints the files that stage $1 leaves, one a line; of the parts $2... only, where given (stages 0-2).
+outputs() {
+  local n=$1 name parts
+  shift
+  parts=("$@")
+  [ $# -gt 0 ] || read -r -a parts <<<"${plan[parts]}"
+  case "$n" in
+    0) for name in "${parts[@]}"; do echo "$corpus_dir/$name"; done ;;
+    1) for name in "${parts[@]}"; do
+      echo "$data_dir/manifests/librispeech_recordings_$name.jsonl.gz"
+      echo "$data_dir/manifests/librispeech_supervisions_$name.jsonl.gz"
+    done ;;
+    2)
+      for name in "${parts[@]}"; do echo "$data_dir/fbank/librispeech_cuts_$name.jsonl.gz"; done
+      for name in bpe.model tokens.txt; do echo "$data_dir/lang_bpe_${plan[vocab_size]}/$name"; done
+      ;;
+    8) for name in ${plan[systems]}; do echo "$experiment/decode/$name/decode.json"; done ;;
+    9) for name in results.json report.md report.html; do echo "$experiment/$name"; done ;;
+    *) for name in ${plan[phases.$n]}; do echo "$experiment/$name/final.pt"; done ;;
+  esac
+}
+
+# Prints what stage $1 reads, as lines of the stage that makes it, tab, path.
+inputs() {
+  local phase need eval_parts
+  case "$1" in
+    0) ;;
+    1) outputs 0 | sed 's/^/0\t/' ;;
+    2) outputs 1 | sed 's/^/1\t/' ;;
+    9) outputs 8 | sed 's/^/8\t/' ;;
+    8)
+      read -r -a eval_parts <<<"${plan[dev_parts]} ${plan[test_parts]}"
+      outputs 2 "${eval_parts[@]}" | sed 's/^/2\t/'
+      for need in ${plan[systems]}; do
+        phase=${plan[phase.$need]}
+        printf '%s\t%s\n' "${plan[stage.$phase]}" "$experiment/$phase/final.pt"
+      done
+      ;;
+    *)
+      read -r -a eval_parts <<<"${plan[train_parts]} ${plan[dev_parts]}"
+      outputs 2 "${eval_parts[@]}" | sed 's/^/2\t/'
+      for phase in ${plan[phases.$1]}; do
+        for need in ${plan[needs.$phase]}; do
+          printf '%s\t%s\n' "${plan[stage.$need]}" "$experiment/$need/final.pt"
+        done
+      done
+      ;;
+  esac
+}
+
+# Reads paths and prints the first that does not exist.
+first_missing() {
+  local path found=
+  while IFS= read -r path; do
+    [ -n "$found" ] || [ -e "$path" ] || found=$path
+  done
+  [ -z "$found" ] || echo "$found"
+}
+
+check_inputs() {
+  local maker path
+  while IFS=$'\t' read -r maker path; do
+    [ -e "$path" ] || fail "$path is missing, which stage $1 reads; stage $maker makes it:" \
+      "./run.sh --stage $maker --stop-stage $maker"
+  done < <(inputs "$1")
+}
+
+# What the marker of a finished stage 0-2 says is true of the data, whichever experiment made it.
+marker_dir() {
+  if [ "$1" -le 2 ]; then printf '%s\n' "$data_dir/.stages"; else printf '%s\n' "$experiment/.stages"; fi
+}
+
+marker() {
+  printf '%s\n' "$(marker_dir "$1")/$1.done"
+}
+
+# The value of key $2 in marker file $1; nothing where there is no such file.
+marker_value() {
+  [ ! -f "$1" ] || sed -n 's/.*"'"$2"'": "\{0,1\}\([^",}]*\).*/\1/p' "$1"
+}
+
+# A hash of the settings and folders that stage $1 depends on.
+stage_fingerprint() {
+  {
+    printf '%s\n' "${plan[fingerprint.$1]}"
+    [ "$1" -gt 1 ] || realpath --canonicalize-missing "$corpus_dir"
+    [ "$1" -eq 0 ] || realpath --canonicalize-missing "$data_dir" # manifests hold absolute paths
+  } | sha256sum | cut -c1-16
+}
+
+# Says why stage $1 has to run again although it has a marker; nothing where it does not have to.
+why_again() {
+  local own missing earlier
+  own=$(marker "$1")
+  if [ "$(marker_value "$own" fingerprint)" != "$(stage_fingerprint "$1")" ]; then
+    echo "its settings changed"
+    return
+  fi
+  for ((earlier = 0; earlier < $1; earlier++)); do
+    if [ "$(marker "$earlier")" -nt "$own" ]; then
+      echo "stage $earlier ran since"
+      return
+    fi
+  done
+  missing=$(outputs "$1" | first_missing)
+  [ -z "$missing" ] || echo "$missing is missing"
+}
+
+# write_marker STAGE SECONDS
+write_marker() {
+  local file
+  file=$(marker "$1")
+  mkdir -p "$(dirname "$file")" "$experiment/.stages"
+  printf '{"stage": %d, "fingerprint": "%s", "seconds": %d, "finished": "%s"}\n' \
+    "$1" "$(stage_fingerprint "$1")" "$2" "$(date +%Y-%m-%dT%H:%M:%S%z)" >"$file.tmp"
+  mv "$file.tmp" "$file"
+}
+
+# The report reads the times of all stages in one place: the experiment's.
+copy_data_marker() {
+  if [ "$1" -le 2 ] && [ -f "$(marker "$1")" ]; then
+    mkdir -p "$experiment/.stages"
+    cp "$(marker "$1")" "$experiment/.stages/$1.done"
+  fi
+}
+
+# Renames folder $1, so that what makes it starts anew.
+set_aside() {
+  if ! $dry_run && [ -e "$1" ]; then
+    mv "$1" "$1.$(date +%Y%m%d-%H%M%S)"
+    echo "  moved $1 aside"
+  fi
+}
+
+# Ctrl-C and kill: the launcher passes them on to its jobs, which save their state.
+on_signal() {
+  [ -n "$job_pid" ] || exit 130
+  kill -TERM "$job_pid" 2>/dev/null || true
+}
+
+# launch MAX_JOBS THREADS NAME COMMAND... [:: NAME COMMAND...]...
+# Runs the commands of the stage in hand (current_stage), or prints them with --dry-run.
+launch() {
+  local max_jobs=$1 threads_each=$2 log=$experiment/log/stage-$current_stage.log status word name=
+  shift 2
+  if $dry_run; then
+    for word in "$@" "::"; do
+      if [ "$word" = "::" ]; then
+        printf '\n'
+        name=
+      elif [ -z "$name" ]; then
+        name=$word
+        printf 'OMP_NUM_THREADS=%s' "$threads_each"
+      else
+        printf ' %s' "$(quoted "$word")"
+      fi
+    done
+    return
+  fi
+  # In the background, because a shell handles no signal while it waits for a command in the foreground.
+  "${launch_cmd[@]}" --log "$log" --max-jobs "$max_jobs" --threads "$threads_each" -- "$@" &
+  job_pid=$!
+  while true; do
+    status=0
+    wait "$job_pid" || status=$?
+    kill -0 "$job_pid" 2>/dev/null || break
+  done
+  job_pid=
+  if [ "$status" -eq 130 ]; then
+    echo "Stage $current_stage stopped; the same command goes on from here" >&2
+    exit 130
+  fi
+  [ "$status" -eq 0 ] || fail "stage $current_stage (${titles[current_stage]}) failed; its log: $log"
+}
+
+# run_stage N: skips it where it is done, else checks its inputs, runs it, checks its outputs and marks it done.
+run_stage() {
+  local n=$1 done_marker why missing needs started seconds
+  current_stage=$n
+  if $dry_run; then
+    "$(stage_function "$n")" "$n"
+    return
+  fi
+  done_marker=$(marker "$n")
+  if [ -f "$done_marker" ] && ! $force; then
+    why=$(why_again "$n")
+    if [ -z "$why" ]; then
+      copy_data_marker "$n"
+      echo "Stage $n: done already ($(marker_value "$done_marker" seconds) s on" \
+        "$(marker_value "$done_marker" finished)); --force runs it again"
+      return
+    fi
+    echo "Stage $n runs again: $why"
+  fi
+  check_inputs "$n"
+  needs=$(inputs "$n" | cut -f2 | summarize)
+  echo "Stage $n: ${titles[n]}${plan[phases.$n]:+ (${plan[phases.$n]// /, })}${needs:+; needs $needs}"
+  mkdir -p "$experiment/log"
+  trap on_signal INT TERM HUP
+  started=$SECONDS
+  "$(stage_function "$n")" "$n"
+  seconds=$((SECONDS - started))
+  missing=$(outputs "$n" | first_missing)
+  [ -z "$missing" ] || fail "stage $n ended without leaving $missing; its log: $experiment/log/stage-$n.log"
+  write_marker "$n" "$seconds"
+  copy_data_marker "$n"
+  echo "Stage $n: $seconds s; left $(outputs "$n" | summarize); log $experiment/log/stage-$n.log"
+}
+
+stage_function() {
+  case "$1" in [3-7]) echo train_stage ;; *) echo "stage_$1" ;; esac
+}
+
+# Reads paths and prints the first, and how many more there are; nothing where there are none.
+summarize() {
+  local paths
+  mapfile -t paths
+  case "${#paths[@]}" in
+    0) ;;
+    1) echo "${paths[0]}" ;;
+    *) echo "${paths[0]} and $((${#paths[@]} - 1)) more" ;;
+  esac
+}
+
+show_results() {
+  python3 - "$experiment" <<'EOF'
+import sys
+from pathlib import Path
+from twopass_kd.results import load_results, summary_text
+
+print(summary_text(load_results(Path(sys.argv[1]))))
+EOF
+  echo "results: $experiment/results.json"
+  echo "report:  $experiment/report.html (and report.md)"
+}

@@ -1,0 +1,151 @@
+"""All stages of run.sh on a few dozen synthetic utterances with tiny models, and what they must leave."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+import yaml
+
+from run_sh import TINY, command, environment, ok
+
+SYSTEMS = ("teacher", "student_scratch", "student_stage1", "student_stage2", "student")
+SETS = ("dev-clean", "test-clean", "test-other")
+PHASES = ("teacher/rnnt", "teacher/las", "student/rnnt_kd", "student/las_kd", "student/deep",
+          "student_scratch/rnnt", "student_scratch/las", "student_scratch/deep")  # fmt: skip
+
+
+def jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def dirs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("a folder é")
+    corpus = root / "corpus" / "LibriSpeech"
+    return root, ["--corpus-dir", corpus, "--data-dir", root / "data", "--exp-dir", root / "exp"]
+
+
+@pytest.fixture(scope="module")
+def finished(dirs):
+    """The experiment after an interrupted and a complete run, with what each of them did."""
+    root, options = dirs
+    args = ["--conf", TINY, *options, "phases.teacher/rnnt.num_epochs=12", "--stop-stage"]
+    experiment = root / "exp" / "tiny"
+    metrics = experiment / "teacher" / "rnnt" / "metrics.jsonl"
+    process = subprocess.Popen(
+        command(*args, 3), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 90
+    while not (metrics.is_file() and any(m["split"] == "valid" for m in jsonl(metrics))):
+        assert process.poll() is None and time.monotonic() < end, process.communicate(timeout=5)[0]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to run.sh and to what it waits for
+    output, _ = process.communicate(timeout=60)
+    interrupted = {"status": process.returncode, "output": output, "epochs": len(jsonl(metrics)),
+                   "done": sorted(p.name for p in (experiment / ".stages").glob("*.done")),
+                   "final": (experiment / "teacher" / "rnnt" / "final.pt").exists()}  # fmt: skip
+    return experiment, interrupted, ok(*args, 9, timeout=240), args
+
+
+def test_run_sh_ctrl_c_saves_and_goes_on(finished):
+    experiment, interrupted, output, _ = finished
+    assert interrupted["status"] == 130, interrupted["output"]
+    assert "the same command goes on from here" in interrupted["output"]
+    assert not interrupted["final"] and interrupted["done"] == ["0.done", "1.done", "2.done"]
+    assert output.count("done already") == 3
+    epochs = [m["epoch"] for m in jsonl(experiment / "teacher" / "rnnt" / "metrics.jsonl") if m["split"] == "valid"]
+    assert epochs == list(range(1, 13))  # none lost, none twice
+
+
+def test_run_sh_training_leaves_checkpoints_config_and_metrics(finished):
+    experiment = finished[0]
+    for phase in PHASES:
+        folder = experiment / phase
+        for name in ("config.yaml", "metrics.jsonl", "train.log", "tensorboard", "final.pt"):
+            assert (folder / name).exists(), (phase, name)
+        cfg = yaml.safe_load((folder / "config.yaml").read_text())
+        assert cfg["name"] == "tiny" and cfg["phases"]["teacher/rnnt"]["num_epochs"] == 12
+        last_epoch = cfg["phases"][phase]["num_epochs"]
+        content = torch.load(folder / f"epoch-{last_epoch}.pt", map_location="cpu")
+        assert {"model", "optimizer", "scheduler", "sampler", "config"} <= set(content)
+        records = jsonl(folder / "metrics.jsonl")
+        assert {r["split"] for r in records} == {"train", "valid"}
+        for record in records:
+            assert {"split", "epoch", "step", "lr", "seconds", "loss", "terms"} <= set(record)
+            expected = cfg["phases"][phase]["loss_scales"]
+            assert set(record["terms"]) == set(expected)
+
+
+def test_run_sh_decoding_leaves_icefall_files_for_every_system(finished):
+    experiment = finished[0]
+    for system in SYSTEMS:
+        folder = experiment / "decode" / system
+        passes = ["greedy_search", "first_pass"] + ["two_pass"] * (system != "student_stage1")
+        kinds = ("recogs", "errs", "wer-summary")
+        found = {p.name for p in folder.glob("*.txt")}
+        assert found == {f"{kind}-{s}-{p}.txt" for kind in kinds for s in SETS for p in passes}
+        for part, count in zip(SETS, (6, 6, 6)):
+            lines = (folder / f"recogs-{part}-first_pass.txt").read_text().splitlines()
+            assert len([x for x in lines if "ref=" in x]) == len([x for x in lines if "hyp=" in x]) == count
+        decoded = json.loads((folder / "decode.json").read_text())
+        assert decoded["system"] == system
+        parts = ("encoder", "decoder", "joiner", "attention_decoder")
+        assert decoded["params"]["total"] == sum(decoded["params"][p] for p in parts)
+        assert set(decoded["rtf"]) == set(decoded["audio_seconds"]) == set(SETS)
+        assert (decoded["rescore_weight"] is None) == (system == "student_stage1")
+
+
+def test_run_sh_results_and_report(finished):
+    experiment, _, output, _ = finished
+    results = json.loads((experiment / "results.json").read_text())
+    assert [s["name"] for s in results["systems"]] == list(SYSTEMS)
+    sizes = {s["name"]: s["params"]["total"] for s in results["systems"]}
+    assert sizes["student"] == sizes["student_scratch"] <= 0.5 * sizes["teacher"]
+    assert results["compression"]["params"] == pytest.approx(1 - sizes["student"] / sizes["teacher"], abs=0.01)
+    for system in results["systems"]:
+        for part in ("test-clean", "test-other"):
+            low, high = system["wer"][part]["first_pass"]["ci95"]
+            assert low <= system["wer"][part]["first_pass"]["wer"] <= high
+    assert set(results["significance"]) >= {"test-clean", "test-other"}
+    assert [s["stage"] for s in results["stages"]] == list(range(9))  # known while stage 9 runs
+    for name in ("report.md", "report.html"):
+        text = (experiment / name).read_text().replace("\\_", "_")
+        assert "student_scratch" in text and "./run.sh --conf" in text and "synthetic" in text.lower()
+    assert f"{experiment}/report.html" in output and "student_scratch" in output
+
+
+def test_run_sh_marks_and_logs_every_stage(finished):
+    experiment = finished[0]
+    for stage in range(10):
+        assert json.loads((experiment / ".stages" / f"{stage}.done").read_text())["stage"] == stage
+        log = (experiment / "log" / f"stage-{stage}.log").read_text()
+        assert log.startswith("# ") and "\r" not in log
+
+
+def test_run_sh_rerun_does_only_what_changed(finished):
+    experiment, _, _, args = finished
+    before = {p: p.stat().st_mtime_ns for p in experiment.rglob("*.pt")}
+    assert ok(*args, 9).count("done already") == 10
+    output = ok(*args, 9, "--stage", 7, "phases.student/deep.base_lr=1.0e-3", "--baseline", "false")
+    assert "Stage 7 runs again: its settings changed" in output
+    assert "Stage 8 runs again" in output and "Stage 9 runs again" in output
+    changed = [p for p in before if not p.exists() or p.stat().st_mtime_ns != before[p]]
+    assert {str(p.parent.relative_to(experiment)) for p in changed} == {"student/deep"}
+
+
+def test_run_sh_failing_phase_stops_its_neighbour(dirs, finished):
+    experiment = finished[0]
+    (experiment / "student" / "rnnt_kd").rename(experiment / "kept")
+    (experiment / "student" / "rnnt_kd").write_text("in the way")
+    done = subprocess.run(
+        command(*finished[3], 5, "--stage", 5, "phases.student_scratch/rnnt.num_epochs=500"),
+        env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "error: student/rnnt_kd failed" in done.stderr and "stage-5.log" in done.stderr
+    assert not (experiment / "student_scratch" / "rnnt" / "final.pt").exists()

@@ -1,0 +1,102 @@
+"""The HTML report in a real browser: it loads and asks for nothing, and is laid out at laptop and phone width."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import escape, unescape
+from pathlib import Path
+from typing import Dict, List
+
+import pytest
+from fake_experiment import write_fake_experiment
+
+from twopass_kd.config import load_config
+from twopass_kd.report import collect, write_reports
+from twopass_kd.results import build_results, write_results
+
+CONF = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf/mini.yaml"
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+SECTIONS = ["wer", "significance", "size", "weights", "losses", "time", "worst", "environment", "commands"]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND"]  # whatever the browser itself wants does not leave the machine
+# The report forbids scripts, so a page around it measures it from outside.
+PROBE = """<!DOCTYPE html><body style="margin:0">
+<iframe id="page" style="width:%dpx;height:900px;border:0" srcdoc="%s"></iframe><pre id="out"></pre>
+<script>
+document.getElementById("page").addEventListener("load", (event) => {
+  const doc = event.target.contentDocument, box = (e) => e.getBoundingClientRect();
+  const sections = [...doc.querySelectorAll("section")].map(
+    (e) => ({id: e.id, top: box(e).top, bottom: box(e).bottom, left: box(e).left, right: box(e).right}));
+  const figures = [...doc.querySelectorAll("svg")].map((e) => [box(e).width, box(e).height]);
+  const small = [...doc.querySelectorAll("svg text")].map((e) => box(e).height);
+  document.getElementById("out").textContent = JSON.stringify({
+    scroll: doc.documentElement.scrollWidth, client: doc.documentElement.clientWidth, sections, figures,
+    smallest: Math.min(...small), font: getComputedStyle(doc.body).fontFamily});
+});
+</script>"""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    cfg = load_config(CONF, ["decode.bootstrap_samples=100"])
+    experiment = write_fake_experiment(tmp_path_factory.mktemp("exp"), cfg, num_utts=30)
+    write_results(build_results(cfg, experiment, progress=False), experiment / "results.json")
+    write_reports(collect(cfg, experiment, CONF), experiment)
+    return experiment / "report.html"
+
+
+def browse(page: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    """The page's DOM after loading on stdout; its console on stderr."""
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", *flags]
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def console(done: subprocess.CompletedProcess) -> List[str]:
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def requested_by_pages(log: Path) -> List[str]:
+    """URLs in chromium's network log that a page asked for; the browser's own have no page's origin as initiator."""
+    events = [e["params"] for e in json.loads(log.read_text(encoding="utf-8"))["events"] if "params" in e]
+    return [p["url"] for p in events if "url" in p and p.get("initiator", "not an origin") != "not an origin"]
+
+
+def test_report_in_a_browser_is_silent_and_asks_for_nothing(page: Path, tmp_path: Path):
+    log = tmp_path / "net.json"
+    done = browse(page, tmp_path, f"--log-net-log={log}")
+    assert console(done) == []
+    assert requested_by_pages(log) == []
+    assert re.findall(r'<section id="([a-z]+)"', done.stdout) == SECTIONS
+
+
+def test_browser_check_notices_a_request_and_an_error(page: Path, tmp_path: Path):
+    """The test above can fail: a page that does what the report must not do is noticed."""
+    bad = tmp_path / "bad.html"
+    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
+    bad.write_text(text.replace("</body>", '<img src="http://localhost:9/x.png"/><script>nothing()</script></body>'))
+    log = tmp_path / "net.json"
+    done = browse(bad, tmp_path, f"--log-net-log={log}")
+    assert any("nothing is not defined" in line for line in console(done))
+    assert "http://localhost:9/x.png" in requested_by_pages(log)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_report_is_laid_out(page: Path, tmp_path: Path, width: int):
+    probe = tmp_path / "probe.html"
+    probe.write_text(PROBE % (width, escape(page.read_text(encoding="utf-8"))), encoding="utf-8")
+    dom = browse(probe, tmp_path, "--virtual-time-budget=5000", f"--window-size={max(width, 600)},1000").stdout
+    found: Dict = json.loads(unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, flags=re.S).group(1)))
+    assert found["scroll"] == found["client"] <= width, "the page must not scroll sideways"
+    assert [s["id"] for s in found["sections"]] == SECTIONS
+    for above, below in zip(found["sections"], found["sections"][1:], strict=False):
+        assert above["bottom"] <= below["top"] + 1
+    for section in found["sections"]:
+        assert section["bottom"] - section["top"] > 80 and 0 <= section["left"] and section["right"] <= width
+    assert found["figures"] and all(w > 180 and h > 90 for w, h in found["figures"])
+    assert found["smallest"] > 8, "text in figures must be readable"
+    assert "system-ui" in found["font"], "the style sheet must apply"

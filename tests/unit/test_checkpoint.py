@@ -1,0 +1,100 @@
+"""Checkpoints: whole or not at all; unreadable ones are passed over by name; no code runs on loading."""
+
+import logging
+import os
+import resource
+import signal
+
+import pytest
+import torch
+from twopass_kd.checkpoint import (
+    CheckpointError,
+    average_checkpoints,
+    find_latest,
+    load_checkpoint,
+    remove_old,
+    save_checkpoint,
+)
+
+
+def content(step, value=0.0, size=3):
+    return {"model": {"w": torch.full((size,), value), "n": torch.tensor(step)}, "config": {}, "step": step}
+
+
+def test_round_trip(tmp_path):
+    save_checkpoint(content(3, 1.5), tmp_path / "sub" / "epoch-1.pt")
+    got = load_checkpoint(tmp_path / "sub" / "epoch-1.pt")
+    assert got["step"] == 3 and torch.equal(got["model"]["w"], torch.full((3,), 1.5))
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["epoch-1.pt"]
+
+
+def test_full_disk_leaves_the_old_checkpoint_and_no_partial_file(tmp_path):
+    """The kernel refuses to write past a file size limit, as it does on a full disk."""
+    path = tmp_path / "epoch-1.pt"
+    save_checkpoint(content(1), path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="Free disk space"):
+            save_checkpoint(content(2, size=1_000_000), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert load_checkpoint(path)["step"] == 1
+    assert os.listdir(tmp_path) == ["epoch-1.pt"]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 500])
+def test_latest_falls_back_past_a_checkpoint_cut_short_and_says_so(tmp_path, keep, caplog):
+    save_checkpoint(content(10), tmp_path / "epoch-1.pt")
+    save_checkpoint(content(15), tmp_path / "checkpoint-15.pt")
+    save_checkpoint(content(20), tmp_path / "epoch-2.pt")
+    whole = (tmp_path / "epoch-2.pt").read_bytes()
+    (tmp_path / "epoch-2.pt").write_bytes(whole[:keep])
+    with caplog.at_level(logging.WARNING):
+        path, got = find_latest(tmp_path)
+    assert path.name == "checkpoint-15.pt" and got["step"] == 15
+    assert "epoch-2.pt is cut short" in caplog.text and "falling back" in caplog.text
+
+
+def test_latest_counts_numbers_not_letters(tmp_path):
+    for n in (9, 10):
+        save_checkpoint(content(n), tmp_path / f"epoch-{n}.pt")
+    assert find_latest(tmp_path)[0].name == "epoch-10.pt"
+    assert find_latest(tmp_path / "none") is None
+
+
+def test_loading_does_not_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "was-here"),))
+
+    torch.save({"model": Evil(), "config": {}}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="evil.pt"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_something_else_than_a_checkpoint_is_an_error(tmp_path):
+    torch.save({"weights": 1}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="at least `model`"):
+        load_checkpoint(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="must exist"):
+        load_checkpoint(tmp_path / "y.pt")
+
+
+def test_average_is_the_mean(tmp_path):
+    for n, value in enumerate((1.0, 2.0, 6.0), start=1):
+        save_checkpoint(content(n, value), tmp_path / f"epoch-{n}.pt")
+    mean = average_checkpoints([tmp_path / f"epoch-{n}.pt" for n in (1, 2, 3)])
+    torch.testing.assert_close(mean["w"], torch.full((3,), 3.0))
+    assert int(mean["n"]) == 3
+
+
+def test_remove_old_keeps_the_newest_and_all_epochs(tmp_path):
+    for n in (5, 10, 100):
+        save_checkpoint(content(n), tmp_path / f"checkpoint-{n}.pt")
+    save_checkpoint(content(1), tmp_path / "epoch-1.pt")
+    remove_old(tmp_path, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-100.pt", "epoch-1.pt"]

@@ -1,0 +1,89 @@
+"""The config: strict, typed, and its fingerprints touch just the stages that depend on a key."""
+
+from pathlib import Path
+
+import pytest
+from twopass_kd.config import (
+    ConfigError,
+    config_from_dict,
+    config_to_dict,
+    fingerprint,
+    load_config,
+    phases_of_stage,
+    save_config,
+)
+
+CONF = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf"
+MINI = CONF / "mini.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_yaml_loads(path):
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("train.max_durations=3", "did you mean `max_duration`"),
+        ("train.max_duration=abc", "train.max_duration"),
+        ("train.max_duration=0", "must be positive"),
+        ("corpus.train_parts=train", "corpus.train_parts"),
+        ("kd.kind=partial", "must be one of full, collapsed"),
+        ("student.encoder.subsampling_factor=5", "must be one of 4, 6"),
+        ("phases.student/deep.teacher=nobody", "must name a phase"),
+        ("phases.student/deep.teacher=null", "must name a phase, since its losses distil"),
+        ("phases.student/deep.train=[encoders]", "must list parts out of"),
+        ("phases.student/deep.loss_scales.kd=1", "must use terms out of"),
+        ("phases.student/deep.average=9", "must be from 1 to num_epochs"),
+        ("phases.student/deep.report_as=teacher", "must be unique"),
+        ("phases.nonsense.stage=3", "must be given"),
+        ("min_reduction=1.5", "must be in [0, 1)"),
+        ("train", "must look like key=value"),
+    ],
+)
+def test_wrong_values_are_errors_that_say_what_is_right(override, says):
+    with pytest.raises(ConfigError) as e:
+        load_config(MINI, [override])
+    assert says in str(e.value)
+
+
+def test_missing_file_lists_what_is_there():
+    with pytest.raises(ConfigError, match="mini.yaml"):
+        load_config(CONF / "nini.yaml")
+
+
+def test_missing_key_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_text("corpus: {train_parts: [a], dev_parts: [b], test_parts: [c]}\n")
+    with pytest.raises(ConfigError, match="train.max_duration"):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_broken_yaml_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: [1,\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_round_trip_through_dict_and_file(tmp_path):
+    cfg = load_config(MINI, ["train.max_duration=7"])
+    assert config_from_dict(config_to_dict(cfg)) == cfg
+    save_config(cfg, tmp_path / "copy.yaml")
+    assert load_config(tmp_path / "copy.yaml") == cfg
+
+
+def test_fingerprint_changes_only_for_the_stages_concerned():
+    def changed(override):
+        cfg, other = load_config(MINI), load_config(MINI, [override])
+        return [stage for stage in range(10) if fingerprint(cfg, stage) != fingerprint(other, stage)]
+
+    assert changed("seed=1") == list(range(10))
+    assert changed("tokens.vocab_size=300") == list(range(2, 10))
+    assert changed("teacher.encoder.dim=300") == list(range(3, 10))
+    assert changed("kd.temperature=2") == list(range(5, 10))
+    assert changed("phases.student/deep.num_epochs=9") == [7, 8, 9]
+    assert changed("decode.beam=8") == [8, 9]
+
+
+def test_phases_of_stage():
+    assert phases_of_stage(load_config(MINI), 5) == ["student/rnnt_kd", "student_scratch/rnnt"]

@@ -1,0 +1,121 @@
+"""Tests of local/download_corpus.py against a local server with small archives in LibriSpeech's layout."""
+
+import functools
+import hashlib
+import http.server
+import io
+import socket
+import tarfile
+import threading
+
+import pytest
+from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
+
+from download_corpus import MD5, download_corpus, main
+from small_corpus import TINY_YAML, small_config
+from twopass_kd.config import ConfigError
+
+PARTS = ["train-clean-5", "dev-clean-2"]
+CONFIG = [
+    "corpus.kind=mini_librispeech",
+    "corpus.train_parts=[train-clean-5]",
+    "corpus.dev_parts=[dev-clean-2]",
+    "corpus.test_parts=[dev-clean-2]",
+]
+
+
+class RangeHandler(http.server.BaseHTTPRequestHandler):
+    """Serves `files` as OpenSLR does: with byte ranges, so that a download can go on where it stopped."""
+
+    def __init__(self, files, requests, *args):
+        self.files, self.requests = files, requests
+        super().__init__(*args)
+
+    def do_GET(self):
+        data = self.files.get(self.path)
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        self.requests.append((self.path, start))
+        if data is None:
+            self.send_error(404)
+            return
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.wfile.write(data[start:])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture()
+def server():
+    files, requests = {}, []
+    for part in PARTS:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            info = tarfile.TarInfo(f"LibriSpeech/{part}/1/2/1-2.trans.txt")
+            info.size = 20
+            tar.addfile(info, io.BytesIO(b"1-2-0000 HELLO WORLD"))
+        files[f"/31/{part}.tar.gz"] = buffer.getvalue()
+    handler = functools.partial(RangeHandler, files, requests)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield files, requests, f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+
+
+def sums(files):
+    return {part: hashlib.md5(files[f"/31/{part}.tar.gz"]).hexdigest() for part in PARTS}
+
+
+def test_download_corpus_unpacks_marks_and_does_nothing_the_second_time(server, tmp_path, capsys):
+    files, requests, url = server
+    corpus_dir = tmp_path / "with space" / "LibriSpeech"
+    cfg = small_config(*CONFIG)
+    assert download_corpus(cfg, corpus_dir, url, sums(files)) == PARTS
+    assert (corpus_dir / "dev-clean-2" / "1" / "2" / "1-2.trans.txt").read_text() == "1-2-0000 HELLO WORLD"
+    assert (corpus_dir / "train-clean-5" / ".completed").is_file()
+    requests.clear()
+    capsys.readouterr()
+    assert download_corpus(cfg, corpus_dir, url, sums(files)) == [] and requests == []
+    assert capsys.readouterr().out.splitlines() == [f"{part}: already complete" for part in PARTS]
+
+
+def test_download_corpus_goes_on_where_it_stopped_and_uses_archives_put_there(server, tmp_path):
+    files, requests, url = server
+    (tmp_path / "train-clean-5.tar.gz").write_bytes(files["/31/train-clean-5.tar.gz"][:50])
+    (tmp_path / "dev-clean-2.tar.gz").write_bytes(files["/31/dev-clean-2.tar.gz"])
+    download_corpus(small_config(*CONFIG), tmp_path / "LibriSpeech", url, sums(files))
+    assert requests == [("/31/train-clean-5.tar.gz", 50)]
+    assert all((tmp_path / "LibriSpeech" / part / "1").is_dir() for part in PARTS)
+
+
+def test_download_corpus_damaged_archive_is_removed(server, tmp_path):
+    files, _, url = server
+    wrong = {**sums(files), "train-clean-5": "0" * 32}
+    with pytest.raises(ValueError, match="must have the MD5 sum 0000.*run again"):
+        download_corpus(small_config(*CONFIG), tmp_path / "LibriSpeech", url, wrong)
+    assert not (tmp_path / "train-clean-5.tar.gz").exists() and not (tmp_path / "LibriSpeech").exists()
+
+
+def test_download_corpus_without_network_says_what_to_do(tmp_path):
+    with socket.socket() as s:  # a port on which nobody listens
+        s.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{s.getsockname()[1]}"
+    with pytest.raises(ConnectionError, match="Without network, download train-clean-5.tar.gz, dev-clean-2.tar.gz"):
+        download_corpus(small_config(*CONFIG), tmp_path / "LibriSpeech", url)
+    assert not (tmp_path / "train-clean-5.tar.gz").exists()
+
+
+def test_main_wrong_kind_part_or_folder(tmp_path, capsys):
+    conf = ["--conf", str(TINY_YAML)]
+    assert main([*conf, "--corpus-dir", str(tmp_path / "LibriSpeech")]) == 1
+    assert "`corpus.kind` (mini) must be librispeech or mini_librispeech" in capsys.readouterr().err
+    assert main([*conf, "--corpus-dir", str(tmp_path / "here"), *CONFIG]) == 1
+    assert "must end in /LibriSpeech" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="train-claen must be among|train-claen"):
+        download_corpus(small_config(*CONFIG, "corpus.train_parts=[train-claen]"), tmp_path / "LibriSpeech")
+
+
+def test_md5_known_for_every_part_of_lhotses_recipe():
+    assert set(MD5) == {*LIBRISPEECH, *MINI_LIBRISPEECH} and all(len(value) == 32 for value in MD5.values())

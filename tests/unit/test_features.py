@@ -1,0 +1,135 @@
+"""Tests of local/compute_fbank.py."""
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import CutSet
+
+from compute_fbank import (
+    compute_fbank,
+    cuts_path,
+    features_dir,
+    has_kaldifeat,
+    main,
+    make_extractor,
+    utterance_cuts,
+    validate_features,
+)
+from prepare_manifests import prepare_manifests
+from small_corpus import TINY_YAML, small_config, write_corpus, write_utterance
+from twopass_kd.config import ConfigError, FeaturesConfig
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("with space é")
+    folders = write_corpus(root / "corpus", count=3)
+    write_utterance(folders["train-clean"], "10-100-0009", "IN STEREO", seconds=1.5, rate=44100, channels=2)
+    cfg = small_config("corpus.speed_perturb=[0.9]")
+    prepare_manifests(cfg, root / "corpus", root / "data")
+    compute_fbank(cfg, root / "data", num_jobs=2)
+    return cfg, root
+
+
+def cuts_of(data_dir, part):
+    return {cut.id: cut for cut in CutSet.from_file(cuts_path(data_dir, part))}
+
+
+def test_compute_fbank_one_cut_per_utterance_with_its_features(prepared):
+    cfg, root = prepared
+    cuts = cuts_of(root / "data", "test-other")
+    assert sorted(cuts) == [f"40-400-000{i}" for i in range(3)]
+    for number, cut in enumerate(cuts.values()):
+        values = cut.load_features()
+        assert values.shape == (80 + 10 * number, 80) and np.isfinite(values).all()
+        assert cut.supervisions[0].id == cut.id and cut.sampling_rate == 16000
+
+
+def test_compute_fbank_equals_kaldi_native_fbank(prepared):
+    knf = pytest.importorskip("kaldi_native_fbank", reason="the independent implementation is not installed")
+    cut = cuts_of(prepared[1] / "data", "dev-clean")["20-200-0001"]
+    options = knf.FbankOptions()
+    options.frame_opts.dither, options.frame_opts.snip_edges = 0, False
+    options.mel_opts.num_bins, options.mel_opts.high_freq = 80, -400
+    fbank = knf.OnlineFbank(options)
+    fbank.accept_waveform(16000, cut.load_audio()[0].tolist())
+    fbank.input_finished()
+    reference = np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
+    np.testing.assert_allclose(cut.load_features(), reference, atol=0.06)  # lilcom stores with a step of about 0.1
+
+
+def test_compute_fbank_stereo_is_resampled_first_channel(prepared):
+    root = prepared[1]
+    cut = cuts_of(root / "data", "train-clean")["10-100-0009"]
+    assert cut.num_frames == 150 and cut.sampling_rate == 16000
+    samples, rate = soundfile.read(root / "corpus" / "train-clean" / "10" / "100" / "10-100-0009.flac")
+    assert rate == 44100 and samples.shape[1] == 2
+    audio = cut.load_audio()
+    assert audio.shape == (1, 24000)
+    # A third of the band is lost in resampling white noise to 16 kHz; the other channel would be uncorrelated.
+    kept = np.fft.irfft(np.fft.rfft(samples[:, 0])[: 24000 // 2 + 1], 24000) * 24000 / len(samples)
+    assert np.corrcoef(kept, audio[0])[0, 1] > 0.95
+
+
+def test_compute_fbank_speed_perturbs_train_only(prepared):
+    root = prepared[1]
+    train, dev = cuts_of(root / "data", "train-clean"), cuts_of(root / "data", "dev-clean")
+    assert len(train) == 8 and len(dev) == 3
+    slow = train["10-100-0000_sp0.9"]
+    assert slow.num_frames == pytest.approx(train["10-100-0000"].num_frames / 0.9, abs=1)
+    assert slow.supervisions[0].text == train["10-100-0000"].supervisions[0].text
+
+
+def test_compute_fbank_finished_part_is_kept_until_its_source_changes(prepared, tmp_path):
+    cfg = small_config()
+    write_corpus(tmp_path / "corpus", count=1)
+    prepare_manifests(cfg, tmp_path / "corpus", tmp_path / "data")
+    compute_fbank(cfg, tmp_path / "data")
+    storage = {part: features_dir(tmp_path / "data", part) / "feats-0.lca" for part in ("train-clean", "dev-clean")}
+    times = {part: path.stat().st_mtime_ns for part, path in storage.items()}
+    write_utterance(tmp_path / "corpus" / "dev-clean", "20-200-0007", "ONE MORE")
+    prepare_manifests(cfg, tmp_path / "corpus", tmp_path / "data")  # writes all manifests again, one with new content
+    compute_fbank(cfg, tmp_path / "data")
+    assert storage["train-clean"].stat().st_mtime_ns == times["train-clean"]
+    assert storage["dev-clean"].stat().st_mtime_ns != times["dev-clean"]
+    assert sorted(cuts_of(tmp_path / "data", "dev-clean")) == ["20-200-0000", "20-200-0007"]
+    cuts_path(tmp_path / "data", "train-clean").unlink()  # as after a kill before the last step
+    compute_fbank(cfg, tmp_path / "data")
+    assert len(cuts_of(tmp_path / "data", "train-clean")) == 1
+    assert not list((tmp_path / "data" / "fbank").glob(".partial*"))
+
+
+def test_compute_fbank_audio_gone_after_stage_1_is_an_error(tmp_path, capsys):
+    folders = write_corpus(tmp_path / "corpus", count=2)
+    prepare_manifests(small_config(), tmp_path / "corpus", tmp_path / "data")
+    (folders["train-clean"] / "10" / "100" / "10-100-0001.flac").unlink()
+    args = ["--conf", str(TINY_YAML), "--data-dir", str(tmp_path / "data"), "--nj", "1"]
+    assert main(args) == 1
+    assert "part `train-clean`: 1 cuts must have features and have none: 10-100-0001" in capsys.readouterr().err
+    assert not cuts_path(tmp_path / "data", "train-clean").exists()
+
+
+def test_compute_fbank_without_manifests_names_the_stage(tmp_path):
+    with pytest.raises(ConfigError, match="librispeech_recordings_train-clean.jsonl.gz; run stage 1"):
+        utterance_cuts(tmp_path, "train-clean", 16000)
+
+
+def test_make_extractor_takes_kaldifeat_only_where_it_works():
+    assert make_extractor(FeaturesConfig(extractor="lhotse")).name == "kaldi-fbank"
+    if has_kaldifeat():
+        assert make_extractor(FeaturesConfig()).name == "kaldifeat-fbank"
+        return
+    assert make_extractor(FeaturesConfig()).name == "kaldi-fbank"
+    with pytest.raises(ConfigError, match="`features.extractor` .kaldifeat. must be importable"):
+        make_extractor(FeaturesConfig(extractor="kaldifeat"))
+
+
+def test_validate_features_wrong_number_of_bins(prepared):
+    cuts = CutSet.from_file(cuts_path(prepared[1] / "data", "dev-clean")).to_eager()
+    ids = [cut.id for cut in cuts]
+    validate_features(cuts, ids, FeaturesConfig(), "dev-clean")
+    with pytest.raises(ValueError, match=r"features must be \(80, 40\), not \(80, 80\)"):
+        validate_features(cuts, ids, FeaturesConfig(num_mel_bins=40), "dev-clean")
+    cuts[ids[0]].features.num_frames = 500
+    with pytest.raises(ValueError, match="features must be"):
+        validate_features(cuts, ids, FeaturesConfig(), "dev-clean")

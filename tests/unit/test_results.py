@@ -1,0 +1,189 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_experiment import SIZES, SYSTEMS, write_fake_experiment
+
+from twopass_kd.config import Config, load_config
+from twopass_kd.results import build_results, load_results, summary_text, verdict, write_results
+from twopass_kd.wer import bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs
+
+RECIPE = Path(__file__).parents[2] / "egs/librispeech/twopass_kd"
+CONF = RECIPE / "conf/mini.yaml"
+
+
+@pytest.fixture(scope="module")
+def cfg() -> Config:
+    return load_config(CONF, ["decode.bootstrap_samples=300"])
+
+
+@pytest.fixture(scope="module")
+def scored(cfg: Config, tmp_path_factory):
+    experiment = write_fake_experiment(tmp_path_factory.mktemp("exp"), cfg)
+    return experiment, build_results(cfg, experiment, progress=False)
+
+
+def recogs(experiment: Path, system: str, set_name: str, suffix: str):
+    return read_recogs(experiment / "decode" / system / f"recogs-{set_name}-{suffix}.txt")
+
+
+def test_build_results_has_the_schema_of_the_design(scored):
+    _, results = scored
+    assert {"conf", "corpus", "seed", "environment", "systems", "compression", "significance"} <= set(results)
+    assert results["conf"] == "mini" and results["seed"] == 42
+    assert results["corpus"]["kind"] == "mini" and results["corpus"]["synthetic"] is True
+    assert [s["name"] for s in results["systems"]] == list(SYSTEMS)
+    for system in results["systems"]:
+        assert {"name", "phase", "params", "bytes", "wer", "rtf", "train_seconds"} <= set(system)
+        for per_set in system["wer"].values():
+            assert {"greedy_search", "first_pass", "two_pass", "ref_words"} <= set(per_set)
+    assert list(results["significance"]) == ["test-clean", "test-other"]
+    assert results["environment"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    json.dumps(results, allow_nan=False)
+
+
+def test_build_results_numbers_are_those_of_the_transcripts(scored):
+    experiment, results = scored
+    student = results["systems"][-1]
+    for suffix in ("greedy_search", "first_pass", "two_pass"):
+        rows = recogs(experiment, "student", "test-other", suffix)
+        expected = bootstrap_wer(rows, 300, seed=42)
+        entry = student["wer"]["test-other"][suffix]
+        assert (entry["wer"], entry["ci95"]) == (expected["wer"], expected["ci95"])
+    assert student["wer"]["test-other"]["ref_words"] == corpus_wer(rows).ref_words
+
+
+def test_build_results_significance_is_student_minus_baseline(scored):
+    experiment, results = scored
+    student = recogs(experiment, "student", "test-clean", "two_pass")
+    teacher = recogs(experiment, "teacher", "test-clean", "two_pass")
+    assert results["significance"]["test-clean"] == paired_bootstrap(teacher, student, 300, seed=42)
+    student, scratch = (recogs(experiment, s, "test-clean", "first_pass") for s in ("student", "student_scratch"))
+    expected = paired_bootstrap(scratch, student, 300, seed=42)
+    assert results["significance_scratch"]["test-clean"]["first_pass"] == expected
+    assert results["significance_scratch"]["test-clean"]["first_pass"]["delta_wer"] < 0
+
+
+def test_build_results_compression(scored):
+    expected = 1 - sum(SIZES["student"]) / sum(SIZES["teacher"])
+    assert scored[1]["compression"] == pytest.approx({"params": expected, "bytes": expected})
+
+
+def test_build_results_stage1_has_no_second_pass(scored):
+    stage1 = next(s for s in scored[1]["systems"] if s["name"] == "student_stage1")
+    assert stage1["wer"]["test-clean"]["two_pass"] is None and stage1["wer"]["test-clean"]["first_pass"]["wer"] > 0
+
+
+def test_build_results_stages_in_order(scored):
+    assert [s["stage"] for s in scored[1]["stages"]] == list(range(9))
+    assert scored[1]["stages"][3]["seconds"] == 402
+
+
+@pytest.mark.parametrize(
+    "systems, missing",
+    [
+        (["teacher", "student"], ["student_scratch", "student_stage1", "student_stage2"]),
+        (["student_scratch", "student"], ["teacher", "student_stage1", "student_stage2"]),
+        (["teacher"], ["student_scratch", "student_stage1", "student_stage2", "student"]),
+    ],
+)
+def test_build_results_scores_what_there_is(tmp_path: Path, cfg: Config, systems, missing):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=systems, num_utts=10)
+    results = build_results(cfg, experiment, progress=False)
+    assert [s["name"] for s in results["systems"]] == systems
+    assert results["not_decoded"] == missing
+    assert (results["compression"] is None) == (not {"teacher", "student"} <= set(systems))
+    assert bool(results["significance"]) == ({"teacher", "student"} <= set(systems))
+    assert bool(results["significance_scratch"]) == ("student_scratch" in systems)
+    assert f"not decoded, so not scored: {', '.join(missing)}" in summary_text(results)
+
+
+def test_build_results_without_decoding_names_stage_8(tmp_path: Path, cfg: Config):
+    with pytest.raises(ValueError, match=r"must hold decoded systems.*stage 8"):
+        build_results(cfg, tmp_path / "mini", progress=False)
+
+
+def test_build_results_missing_recogs_names_file_and_stage(tmp_path: Path, cfg: Config):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
+    (experiment / "decode/student/recogs-test-other-two_pass.txt").unlink()
+    with pytest.raises(ValueError, match=r"recogs-test-other-two_pass\.txt must exist.*stage 8"):
+        build_results(cfg, experiment, progress=False)
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("decode/student/decode.json", '{"phase": "x"', r"decode\.json must be JSON.*run stage 8 again"),
+        ("decode/student/decode.json", '{"phase": "x"}', r"must have params, bytes.*stage 8"),
+        (".stages/3.done", "done", r"3\.done must be JSON"),
+        (".stages/3.done", '{"stage": 3}', r"3\.done must hold stage, seconds"),
+    ],
+)
+def test_build_results_malformed_file_is_named(tmp_path: Path, cfg: Config, name: str, text: str, message: str):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
+    (experiment / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build_results(cfg, experiment, progress=False)
+
+
+def test_build_results_systems_on_different_utterances_is_an_error(tmp_path: Path, cfg: Config):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["teacher", "student"], num_utts=5)
+    path = experiment / "decode/teacher/recogs-test-clean-two_pass.txt"
+    path.write_text(path.read_text().replace("100-0000-0", "100-9999-0"))
+    with pytest.raises(ValueError, match="cut 100-0000-0 is in one system's transcripts only"):
+        build_results(cfg, experiment, progress=False)
+
+
+def test_results_round_trip(tmp_path: Path, scored):
+    write_results(scored[1], tmp_path / "results.json")
+    assert load_results(tmp_path) == scored[1]
+    with pytest.raises(ValueError, match="stage 9"):
+        load_results(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "delta, p, end",
+    [
+        (0.3, 0.4, "p=0.400): not significantly worse"),
+        (1.3, 0.0002, "p<0.001): significantly worse"),
+        (-0.3, 0.4, "p=0.400): not significantly better"),
+        (-1.3, 0.01, "p=0.010): significantly better"),
+    ],
+)
+def test_verdict_is_computed(delta: float, p: float, end: str):
+    sentence = verdict("teacher", "two_pass", {"delta_wer": delta, "ci95": [delta - 0.5, delta + 0.5], "p": p})
+    assert sentence.startswith(f"student vs teacher, two-pass: {delta:+.2f} (95% CI ") and sentence.endswith(end)
+
+
+def test_summary_text_columns_line_up(scored):
+    text = summary_text(scored[1])
+    assert "synthetic speech" in text
+    table = text.split("\n\n")[1].splitlines()[1:8]
+    assert len({len(line) for line in table}) == 1
+    assert table[0].split()[0] == "system" and table[-1].split()[0] == "student" and "58.3%" in table[-1]
+
+
+def run_score(*args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "twopass_kd.bin.score", "--conf", str(CONF), *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=RECIPE)
+
+
+def test_score_command(tmp_path: Path, cfg: Config):
+    exp_dir = tmp_path / "exp with spaces é"
+    failed = run_score("--exp-dir", str(exp_dir))
+    assert failed.returncode == 1 and "stage 8" in failed.stderr and "Traceback" not in failed.stderr
+    experiment = write_fake_experiment(exp_dir, cfg, systems=["teacher", "student"], num_utts=8)
+    done = run_score("--exp-dir", str(exp_dir), "decode.bootstrap_samples=50")
+    assert done.returncode == 0, done.stderr
+    assert "student vs teacher, two-pass:" in done.stdout
+    assert json.loads((experiment / "results.json").read_text())["bootstrap_samples"] == 50
+
+
+def test_scoring_and_reporting_do_not_import_torch():
+    code = (
+        "import sys, twopass_kd.bin.score, twopass_kd.bin.report, twopass_kd.report_html; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=RECIPE)
+    assert done.stdout.strip() == "False", done.stderr

@@ -1,0 +1,141 @@
+"""utils/run_jobs.py, the launcher of run.sh: real processes, no recipe."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RUN_JOBS = Path(__file__).parents[2] / "egs" / "librispeech" / "twopass_kd" / "utils" / "run_jobs.py"
+SAVES_ON_INTERRUPT = """
+import signal, sys, time
+def stop(*_):
+    open(sys.argv[1], "w").write("saved")
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+print("ready", flush=True)
+time.sleep(30)
+"""
+
+
+def launch(log, *jobs, max_jobs=2, threads=1, **kwargs):
+    """The launcher as run.sh starts it; `jobs` are lists of a name and a command."""
+    words = []
+    for job in jobs:
+        words += ["::", *job] if words else job
+    command = [sys.executable, RUN_JOBS, "--log", log, "--max-jobs", max_jobs, "--threads", threads, "--", *words]
+    return subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def finish(process):
+    _, err = process.communicate(timeout=20)
+    return process.returncode, err
+
+
+def wait_for(path, text, times=1, seconds=10.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.is_file() and path.read_text().count(text) >= times:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{text!r} {times} times not in {path} after {seconds} s")
+
+
+def test_run_jobs_prefixes_lines_and_keeps_last_state_of_bars(tmp_path):
+    log = tmp_path / "sub" / "a.log"
+    bar = r"printf '\r 10%%'; printf '\r 90%%'; printf '\r100%%\n'; echo threads=$OMP_NUM_THREADS; printf 'no newline'"
+    code, err = finish(launch(log, ["one", "bash", "-c", bar], ["two", "echo", "é"], threads=3))
+    assert (code, err) == (0, "")
+    lines = [line for line in log.read_text().splitlines() if not line.startswith("#")]
+    assert [x for x in lines if x.startswith("one")] == ["one: 100%", "one: threads=3", "one: no newline"]
+    assert [x for x in lines if x.startswith("two")] == ["two: é"]
+
+
+def test_run_jobs_failure_stops_the_other_and_shows_last_lines(tmp_path):
+    log, saved = tmp_path / "a.log", tmp_path / "saved"
+    fails = f"until grep -q 'other: ready' {log}; do sleep 0.02; done; echo the reason; exit 3"
+    start = time.monotonic()
+    other = ["other", sys.executable, "-c", SAVES_ON_INTERRUPT, saved]
+    code, err = finish(launch(log, other, ["bad", "bash", "-c", fails]))
+    assert code == 3
+    assert "error: bad failed with exit status 3" in err and "  the reason" in err and str(log) in err
+    assert saved.read_text() == "saved"
+    assert time.monotonic() - start < 15
+
+
+def test_run_jobs_max_jobs_one_runs_in_order(tmp_path):
+    log = tmp_path / "a.log"
+    jobs = [[name, "bash", "-c", "echo start; sleep 0.1; echo end"] for name in ("a", "b")]
+    assert finish(launch(log, *jobs, max_jobs=1))[0] == 0
+    lines = [line for line in log.read_text().splitlines() if not line.startswith("#")]
+    assert lines == ["a: start", "a: end", "b: start", "b: end"]
+
+
+def test_run_jobs_missing_command_is_an_error(tmp_path):
+    code, err = finish(launch(tmp_path / "a.log", ["a", "no-such-command-here"]))
+    assert code != 0
+    assert "cannot start" in err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_run_jobs_signal_lets_all_jobs_save(tmp_path, sent):
+    log = tmp_path / "a.log"
+    jobs = [[n, sys.executable, "-c", SAVES_ON_INTERRUPT, tmp_path / n] for n in ("a", "b")]
+    process = launch(log, *jobs)
+    wait_for(log, ": ready", times=2)
+    process.send_signal(sent)
+    assert finish(process)[0] == 130
+    assert [(tmp_path / n).read_text() for n in ("a", "b")] == ["saved", "saved"]
+
+
+def test_run_jobs_second_signal_kills(tmp_path):
+    log = tmp_path / "a.log"
+    deaf = "import signal, time; signal.signal(2, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    process = launch(log, ["a", sys.executable, "-c", deaf])
+    wait_for(log, "\nready")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 130
+
+
+def test_run_jobs_started_by_a_shell_in_the_background_passes_interrupts_on(tmp_path):
+    # A shell's background job ignores SIGINT; its own commands must not inherit that.
+    log, saved = tmp_path / "a.log", tmp_path / "saved"
+    default_handler = "import sys,time\ntry:\n print('ready',flush=True)\n time.sleep(30)\n"
+    default_handler += "except KeyboardInterrupt:\n open(sys.argv[1],'w').write('saved')"
+    process = launch(
+        log, ["a", sys.executable, "-c", default_handler, saved],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    wait_for(log, "\nready")
+    process.send_signal(signal.SIGINT)  # from the terminal: left to the shell
+    time.sleep(0.3)
+    assert process.poll() is None and not saved.exists()
+    process.send_signal(signal.SIGTERM)  # from the shell
+    assert finish(process)[0] == 130
+    assert saved.read_text() == "saved"
+
+
+def test_run_jobs_shows_progress_on_a_terminal(tmp_path):
+    main, side = os.openpty()
+    command = "for i in 1 2 3; do printf '\\r step %s of 3' $i; sleep 0.4; done"
+    log = tmp_path / "a.log"
+    argv = [sys.executable, RUN_JOBS, "--log", log, "--", "a", "bash", "-c", command]
+    process = subprocess.Popen([str(a) for a in argv], stderr=side)
+    os.close(side)
+    assert process.wait(timeout=20) == 0
+    shown = b""
+    try:
+        while piece := os.read(main, 4096):
+            shown += piece
+    except OSError:  # all read, and the other end is closed
+        pass
+    os.close(main)
+    assert b"step 2 of 3" in shown
+    assert shown.endswith(b"\r\x1b[K")
+    assert [x for x in log.read_text().splitlines() if not x.startswith("#")] == [" step 3 of 3"]

@@ -1,0 +1,225 @@
+"""run.sh's options, checks and markers. The stages themselves: tests/integration/test_all_stages.py."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from run_sh import RECIPE, TINY, environment, error, ok, run
+
+SMALL = ["corpus.synthesis.num_sentences=8", "corpus.synthesis.num_fragments=4", "corpus.synthesis.num_dev=2",
+         "corpus.synthesis.num_test=2"]  # fmt: skip
+
+
+def dry(*args, **kwargs):
+    return ok("--dry-run", "--conf", TINY, *args, **kwargs).splitlines()
+
+
+def test_run_sh_help_lists_every_option():
+    text = ok("--help")
+    for option in ("stage", "stop-stage", "conf", "corpus-dir", "data-dir", "exp-dir", "baseline", "nj", "threads",
+                   "dry-run", "force", "help"):  # fmt: skip
+        assert f"  --{option} " in text
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--stge", "3"], ["`--stge` is not an option", "--stage --stop-stage --conf"]),
+        (["--stage"], ["`--stage` must be followed by a value"]),
+        (["--stage", "10"], ["`--stage` (10) must be a whole number from 0 to 9"]),
+        (["--stage", "4", "--stop-stage", "3"], ["`--stop-stage` (3) must not be before `--stage` (4)"]),
+        (["--nj", "0"], ["`--nj` (0)"]),
+        (["--threads", "two"], ["`--threads` (two)"]),
+        (["--baseline", "no"], ["`--baseline` (no) must be true or false"]),
+        (["mini"], ["`mini` must be an option or key=value"]),
+        (["--conf", "nope"], ["`--conf` (nope) must be a YAML file", " mini"]),
+        (["--conf", TINY, "tain.max_duration=3"], ["`tain` is not a key", "`train`"]),
+        (["--conf", TINY, "phases.student/deep.stage=4"], ["`phases.student/deep.stage` (4) must be later"]),
+        (["--conf", TINY, "corpus.kind=folder"], ["`--corpus-dir` must name the corpus"]),
+    ],
+)
+def test_run_sh_bad_arguments_say_what_to_do(args, said):
+    message = error("--dry-run", *args)
+    for words in said:
+        assert words in message
+
+
+def test_run_sh_dry_run_prints_the_commands_of_the_stages_asked_for():
+    lines = dry("--stage", 3, "--stop-stage", 5, "--threads", 4, "train.max_duration=10")
+    phases = [line.split("--phase ")[1].split()[0] for line in lines]
+    assert phases == ["teacher/rnnt", "teacher/las", "student/rnnt_kd", "student_scratch/rnnt"]
+    assert [line.split()[0] for line in lines] == [f"OMP_NUM_THREADS={n}" for n in (4, 4, 2, 2)]
+    assert all(line.endswith(" train.max_duration=10") for line in lines)
+
+
+def test_run_sh_dry_run_of_everything_calls_each_program():
+    lines = dry()
+    programs = [next(w for w in line.split() if w.startswith(("local/", "twopass_kd.bin."))) for line in lines]
+    data = ("synthesize_corpus", "prepare_manifests", "compute_fbank", "train_bpe")
+    assert programs[:4] == [f"local/{name}.py" for name in data]
+    bins = [p.split(".")[-1] for p in programs[4:]]
+    assert bins == ["train"] * 8 + ["decode"] * 5 + ["score", "report"]
+    files = {p if p.endswith(".py") else p.replace(".", "/") + ".py" for p in programs}
+    assert [f for f in files if not (RECIPE / f).is_file()] == []
+
+
+def test_run_sh_without_baseline_leaves_it_out():
+    lines = dry("--stage", 5, "--baseline", "false")
+    assert not [line for line in lines if "scratch" in line]
+    assert lines[0].startswith("OMP_NUM_THREADS=") and "--phase student/rnnt_kd" in lines[0]
+
+
+def test_run_sh_downloads_librispeech_into_its_usual_folders():
+    lines = dry("--stop-stage", 2, "corpus.kind=librispeech")
+    assert (RECIPE / "local" / "download_corpus.py").is_file()
+    assert "local/download_corpus.py" in lines[0] and "--corpus-dir download/LibriSpeech" in lines[0]
+    assert all("--data-dir data" in line for line in lines[1:])
+
+
+def test_run_sh_relative_paths_are_the_callers(tmp_path):
+    (tmp_path / "my conf é").mkdir()
+    shutil.copy(TINY, tmp_path / "my conf é" / "own.yaml")
+    text = ok("--dry-run", "--stage", 9, "--conf", "my conf é/own.yaml", "--exp-dir", "../x", cwd=tmp_path)
+    first = text.splitlines()[0]
+    assert f"--exp-dir {tmp_path.parent}/x" in first
+    assert "own.yaml" in first
+
+
+@pytest.mark.parametrize("stage, maker", [(1, 0), (2, 1), (3, 2), (4, 2), (8, 2), (9, 8)])
+def test_run_sh_missing_input_names_the_stage_that_makes_it(tmp_path, stage, maker):
+    message = error("--conf", TINY, "--stage", stage, "--corpus-dir", tmp_path / "c", "--data-dir", tmp_path / "d",
+                    "--exp-dir", tmp_path / "e")  # fmt: skip
+    assert f"stage {maker} makes it: ./run.sh --stage {maker} --stop-stage {maker}" in message
+    assert not (tmp_path / "e").exists()
+
+
+def test_run_sh_missing_teacher_names_its_stage(tmp_path):
+    data = tmp_path / "icefall's data"
+    for name in ("fbank/librispeech_cuts_train-clean.jsonl.gz", "fbank/librispeech_cuts_dev-clean.jsonl.gz",
+                 "lang_bpe_50/bpe.model", "lang_bpe_50/tokens.txt"):  # fmt: skip
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch()
+    message = error("--conf", TINY, "--stage", 5, "--data-dir", data, "--exp-dir", tmp_path / "e")
+    assert "tiny/teacher/las/final.pt is missing, which stage 5 reads; stage 4 makes it" in message
+
+
+def test_run_sh_folder_corpus_without_its_parts_is_an_error(tmp_path):
+    message = error("--conf", TINY, "corpus.kind=folder", "--corpus-dir", tmp_path, "--data-dir", tmp_path / "d",
+                    "--exp-dir", tmp_path / "e", "--stop-stage", 0)  # fmt: skip
+    assert f"{tmp_path}/train-clean" in message
+
+
+def test_run_sh_skips_what_is_done_and_reruns_what_changed(tmp_path):
+    dirs = ["--corpus-dir", tmp_path / "a corpus é" / "LibriSpeech", "--data-dir", tmp_path / "the data é",
+            "--exp-dir", tmp_path / "exp é 1"]  # fmt: skip
+    args = ["--conf", TINY, *dirs, "--stop-stage", 1, *SMALL]
+    first = ok(*args)
+    assert "Stage 0: corpus" in first and "Stage 1: Lhotse manifests" in first and "done already" not in first
+    marker = tmp_path / "the data é" / ".stages" / "1.done"
+    content = json.loads(marker.read_text())
+    assert content["stage"] == 1 and content["seconds"] >= 0 and content["fingerprint"] and content["finished"]
+    experiment = tmp_path / "exp é 1" / "tiny"
+    assert json.loads((experiment / ".stages" / "1.done").read_text()) == content
+    assert (experiment / "log" / "stage-1.log").stat().st_size > 0
+
+    again = ok(*args)
+    assert again.count("done already") == 2
+
+    # another experiment on the same data has nothing to do either, and knows the times
+    args[args.index("--exp-dir") + 1] = tmp_path / "exp2"
+    assert ok(*args).count("done already") == 2
+    assert json.loads((tmp_path / "exp2" / "tiny" / ".stages" / "0.done").read_text())["stage"] == 0
+
+    changed = ok(*args, "corpus.max_left_out=0.02")
+    assert "Stage 0 runs again: its settings changed" in changed and "Stage 1 runs again" in changed
+
+    os.utime(marker.with_name("0.done"))
+    assert "Stage 1 runs again: stage 0 ran since" in ok(*args, "corpus.max_left_out=0.02")
+
+    lost = next((tmp_path / "the data é" / "manifests").glob("*supervisions*"))
+    lost.unlink()
+    assert f"{lost} is missing" in ok(*args, "corpus.max_left_out=0.02")
+    assert lost.is_file()
+
+    forced = ok(*args, "corpus.max_left_out=0.02", "--force")
+    assert "done already" not in forced and "runs again" not in forced
+
+
+def test_run_sh_failing_stage_shows_the_end_of_its_log_and_is_not_done(tmp_path):
+    corpus = tmp_path / "c"
+    for part in ("train-clean", "dev-clean", "test-clean", "test-other"):
+        (corpus / part).mkdir(parents=True)
+    dirs = ["--corpus-dir", corpus, "--data-dir", tmp_path / "d", "--exp-dir", tmp_path / "e"]
+    message = error("--conf", TINY, "--stage", 1, "--stop-stage", 1, *dirs)
+    log = tmp_path / "e" / "tiny" / "log" / "stage-1.log"
+    assert f"stage 1 (Lhotse manifests) failed; its log: {log}" in message
+    assert log.read_text().splitlines()[-1] in message
+    assert not (tmp_path / "d" / ".stages").exists()
+
+
+@pytest.fixture
+def icefall(tmp_path) -> Path:
+    """A folder that looks like an icefall checkout, with the recipe linked into it."""
+    root = tmp_path / "my icefall"
+    (root / "icefall").mkdir(parents=True)
+    (root / "icefall" / "__init__.py").write_text("found = True\n")
+    (root / "egs" / "librispeech").mkdir(parents=True)
+    (root / "egs" / "librispeech" / "twopass_kd").symlink_to(RECIPE)
+    return root
+
+
+def imports_icefall(folder, **env) -> subprocess.CompletedProcess:
+    shell = ". ./path.sh && cd / && python3 -c 'import icefall, twopass_kd; print(icefall.__file__)'"
+    return subprocess.run(
+        ["bash", "-euc", shell], cwd=folder, env={**environment(), **env}, capture_output=True, text=True
+    )
+
+
+def test_path_sh_finds_icefall_around_a_linked_recipe(icefall):
+    link = icefall / "egs" / "librispeech" / "twopass_kd"
+    done = imports_icefall(link, PWD=str(link))
+    assert done.stdout.strip() == str(icefall / "icefall" / "__init__.py"), done.stderr
+
+
+def test_path_sh_finds_icefall_around_a_copied_recipe(icefall):
+    link = icefall / "egs" / "librispeech" / "twopass_kd"
+    link.unlink()
+    ignore = shutil.ignore_patterns("data", "exp*", "download", "__pycache__")
+    shutil.copytree(RECIPE, link, ignore=ignore)
+    done = imports_icefall(link)
+    assert done.stdout.strip() == str(icefall / "icefall" / "__init__.py"), done.stderr
+    lines = subprocess.run(
+        [link / "run.sh", "--dry-run", "--stage", "9"], env=environment(), capture_output=True, text=True, check=True
+    ).stdout
+    assert "--conf conf/mini.yaml" in lines
+
+
+def test_path_sh_takes_icefall_root(icefall):
+    assert imports_icefall(RECIPE, ICEFALL_ROOT=str(icefall)).stdout.strip().endswith("my icefall/icefall/__init__.py")
+    wrong = imports_icefall(RECIPE, ICEFALL_ROOT=str(icefall / "egs"))
+    assert wrong.returncode != 0
+    assert "`ICEFALL_ROOT`" in wrong.stderr and "must be an icefall checkout" in wrong.stderr
+
+
+def test_path_sh_without_k2_says_what_to_do(tmp_path):
+    recipe = tmp_path / "egs" / "librispeech" / "twopass_kd"
+    recipe.mkdir(parents=True)
+    for name in ("run.sh", "path.sh", "cmd.sh", "utils", "conf"):
+        source = RECIPE / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, recipe / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    done = subprocess.run(
+        [recipe / "run.sh", "--dry-run"], env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "`import k2` fails" in done.stderr and "make venv" in done.stderr
+
+
+def test_run_sh_needs_no_environment_for_help():
+    assert run("--help", PATH="/usr/bin:/bin").returncode == 0

@@ -1,0 +1,77 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from run_sh import RECIPE, TINY
+from twopass_kd.bin.show_config import main, phases_to_train, plan, systems
+from twopass_kd.config import ConfigError, fingerprint, load_config
+
+MINI = RECIPE / "conf" / "mini.yaml"
+
+
+def printed(capsys, *args) -> str:
+    assert main(["--conf", str(MINI), *args]) == 0
+    return capsys.readouterr().out
+
+
+def test_show_config_phases_of_a_stage(capsys):
+    assert printed(capsys, "--phases", "5").split() == ["student/rnnt_kd", "student_scratch/rnnt"]
+    assert printed(capsys, "--phases", "5", "--no-baseline").split() == ["student/rnnt_kd"]
+    assert printed(capsys, "--phases", "0").split() == []
+
+
+def test_show_config_get(capsys):
+    assert printed(capsys, "--get", "tokens.vocab_size") == "256\n"
+    assert printed(capsys, "--get", "tokens.vocab_size", "tokens.vocab_size=99") == "99\n"
+    assert printed(capsys, "--get", "corpus.test_parts").split() == ["test-clean", "test-other"]
+    assert yaml.safe_load(printed(capsys, "--get", "teacher.encoder"))["subsampling_factor"] == 6
+
+
+def test_show_config_whole_is_yaml_that_loads_again(capsys, tmp_path):
+    (tmp_path / "mini.yaml").write_text(printed(capsys))
+    assert load_config(tmp_path / "mini.yaml") == load_config(MINI)
+
+
+def test_show_config_fingerprint_is_the_configs(capsys):
+    assert printed(capsys, "--fingerprint", "3").strip() == fingerprint(load_config(MINI), 3)
+
+
+@pytest.mark.parametrize("args, said", [
+    (["--get", "train.max_durations"], "train has: max_duration"),
+    (["--get", "name.x"], "`--get` (name.x)"),
+    (["--plan", "name=my run"], "must not be empty or have spaces"),
+    (["--plan", "phases.student/deep.stage=9"], "must be from 3 to 7"),
+    (["nonsense"], "must look like key=value"),
+])  # fmt: skip
+def test_show_config_errors_are_one_line(capsys, args, said):
+    assert main(["--conf", str(MINI), *args]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+def test_show_config_plan_has_all_that_run_sh_reads():
+    cfg = load_config(TINY)
+    rows = dict(plan(cfg))
+    assert rows["parts"].split() == ["train-clean", "dev-clean", "test-clean", "test-other"]
+    assert rows["needs.student/deep"].split() == ["student/las_kd", "teacher/las"]
+    assert rows["stage.student/las_kd"] == "6"
+    assert rows["needs.teacher/rnnt"] == ""
+    assert [rows[f"phases.{n}"].split() for n in (3, 7)] == [["teacher/rnnt"], ["student/deep", "student_scratch/deep"]]
+    assert rows["phase.student_scratch"] == "student_scratch/deep"
+    without = dict(plan(cfg, baseline=False))
+    assert "student_scratch" in rows["systems"].split() and "student_scratch" not in without["systems"].split()
+    assert phases_to_train(cfg, 7, baseline=False) == ["student/deep"]
+    assert ["student", "student/deep"] in systems(cfg)
+
+
+def test_show_config_part_name_with_a_space_is_an_error():
+    cfg = load_config(TINY, ["corpus.test_parts=[test clean]"])
+    with pytest.raises(ConfigError, match="must not be empty or have spaces"):
+        plan(cfg)
+
+
+def test_show_config_does_not_import_torch():
+    code = "import sys, twopass_kd.bin.show_config; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=RECIPE, check=True)

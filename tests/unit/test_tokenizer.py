@@ -1,0 +1,97 @@
+"""Tests of twopass_kd/tokenizer.py."""
+
+import pytest
+
+from train_bpe import write_lang
+from twopass_kd.tokenizer import Tokenizer, too_many_tokens
+
+TEXTS = ["THE OLD CAPTAIN FOUND A GOLDEN MIRROR", "SHE WALKED BEHIND THE CASTLE", "THREE DAYS LATER"]
+
+
+@pytest.fixture()
+def lang_dir(tmp_path):
+    write_lang(tmp_path / "lang_bpe_40", TEXTS, 40)
+    return tmp_path / "lang_bpe_40"
+
+
+def test_tokenizer_round_trip(lang_dir):
+    tokenizer = Tokenizer(lang_dir)
+    ids = tokenizer.encode([*TEXTS, ""])
+    assert tokenizer.decode(ids) == [*TEXTS, ""]
+    assert all(2 < i < 40 for row in ids for i in row)
+    assert (tokenizer.vocab_size, tokenizer.blank_id, tokenizer.sos_id, tokenizer.eos_id) == (40, 0, 1, 1)
+    assert tokenizer.pieces[:3] == ["<blk>", "<sos/eos>", "<unk>"] and len(tokenizer.pieces) == 40
+
+
+def test_tokenizer_decode_drops_blank_and_sos(lang_dir):
+    tokenizer = Tokenizer(lang_dir)
+    ids = tokenizer.encode(TEXTS[:1])[0]
+    assert tokenizer.decode([[1, *ids[:2], 0, 0, *ids[2:], 1]]) == TEXTS[:1]
+
+
+def test_tokenizer_letters_it_has_not_seen_are_unknown(lang_dir):
+    tokenizer = Tokenizer(lang_dir)
+    assert 2 in tokenizer.encode(["QUIZ"])[0]
+
+
+def test_tokenizer_digest_tells_vocabularies_apart(lang_dir, tmp_path):
+    write_lang(tmp_path / "same", TEXTS, 40)
+    write_lang(tmp_path / "smaller", TEXTS, 39)
+    write_lang(tmp_path / "other", ["FIVE SEVEN NINE BROWN FOXES JUMPED OVER LAZY DOGS WITH HAMMERS"], 40)
+    digest = Tokenizer(lang_dir).digest()
+    assert Tokenizer(tmp_path / "same").digest() == digest
+    assert len({digest, Tokenizer(tmp_path / "smaller").digest(), Tokenizer(tmp_path / "other").digest()}) == 3
+
+
+def test_tokenizer_accepts_icefalls_disambiguation_symbols(lang_dir):
+    digest = Tokenizer(lang_dir).digest()
+    with open(lang_dir / "tokens.txt", "a") as f:
+        f.write("#0 40\n#1 41\n")
+    assert Tokenizer(lang_dir).digest() == digest
+
+
+@pytest.mark.parametrize("missing", ["bpe.model", "tokens.txt"])
+def test_tokenizer_missing_file_names_the_stage(lang_dir, missing):
+    (lang_dir / missing).unlink()
+    with pytest.raises(ValueError, match=f"must hold {missing}; run stage 2"):
+        Tokenizer(lang_dir)
+
+
+def test_tokenizer_files_that_do_not_belong_together(lang_dir, tmp_path):
+    write_lang(tmp_path / "smaller", TEXTS, 39)
+    (lang_dir / "tokens.txt").write_bytes((tmp_path / "smaller" / "tokens.txt").read_bytes())
+    with pytest.raises(ValueError, match=r"\(39 tokens\) must list the pieces of bpe.model beside it \(40\)"):
+        Tokenizer(lang_dir)
+    lines = (tmp_path / "smaller" / "tokens.txt").read_text().splitlines()
+    swapped = [*lines[:4], lines[4].split()[0] + " 5", lines[5].split()[0] + " 4", *lines[6:]]
+    (tmp_path / "smaller" / "tokens.txt").write_text("\n".join(swapped) + "\n")
+    with pytest.raises(ValueError, match="they differ at '" + lines[4].split()[0]):
+        Tokenizer(tmp_path / "smaller")
+
+
+def test_tokenizer_damaged_model(lang_dir):
+    (lang_dir / "bpe.model").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="must be a sentencepiece model"):
+        Tokenizer(lang_dir)
+
+
+def test_tokenizer_foreign_special_tokens(lang_dir):
+    import sentencepiece
+
+    with open(lang_dir / "bpe.model", "wb") as f:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXTS), model_writer=f, vocab_size=40, model_type="bpe", minloglevel=2
+        )
+    with pytest.raises(ValueError, match="must start with <blk> <sos/eos> <unk>, not <unk> <s> </s>"):
+        Tokenizer(lang_dir)
+
+
+def test_too_many_tokens_never_more_than_the_encoder_gives():
+    from twopass_kd.encoder import num_output_frames
+
+    torch = pytest.importorskip("torch")
+    for factor in (4, 6):
+        for num_frames in range(20, 400):
+            frames = int(num_output_frames(torch.tensor(num_frames), factor))
+            fitting = max(n for n in range(num_frames) if not too_many_tokens(num_frames, n, factor))
+            assert frames - 2 <= fitting <= frames
