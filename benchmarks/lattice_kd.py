@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable, Dict, List
 
 import torch
@@ -119,7 +120,7 @@ class TrainingStep:
             feature_lens=torch.full((args.utterances,), frames),
             y=torch.randint(3, V, (args.utterances, S)),
             y_lens=torch.full((args.utterances,), S),
-            cuts=[],
+            cuts=[SimpleNamespace(id=str(i), duration=seconds) for i in range(args.utterances)],
         )
         self.teacher = TwoPassModel(cfg.teacher, bins, V).eval().requires_grad_(False)
         self.student = TwoPassModel(cfg.student, bins, V).requires_grad_(True)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import AdamW
+
 from twopass_kd.asr_datamodule import AsrDataModule, Batch
 from twopass_kd.checkpoint import build_model
 from twopass_kd.config import Config, load_config

@@ -27,18 +27,16 @@ fail() {
 
 content=$(cat "${requirements[@]}" | cksum)
 
-# Without PYTHON= an environment that is there already stays, whichever of the two versions it has.
-if [ -x "$venv/bin/python" ] && version=$(supported_version "$venv/bin/python") &&
-  [ "$(cat "$stamp" 2>/dev/null)" = "$version $content" ]; then
-  if [ -z "${PYTHON:-}" ] || [ "$(supported_version "$PYTHON")" = "$version" ]; then
-    exit 0
-  fi
-fi
+# The version of the environment that is there. Without PYTHON= it stays, whichever of the two it is.
+existing=$(supported_version "$venv/bin/python") || existing=
 
 if [ -n "${PYTHON:-}" ]; then
   version=$(supported_version "$PYTHON") || fail "\`PYTHON\` ($PYTHON) must be a working Python 3.10 or 3.11" \
     "(torch 1.13.1 and k2 1.23.4 have no wheels for newer ones); give another, e.g. make PYTHON=/path/to/python3.11"
   python=$PYTHON
+elif [ -n "$existing" ]; then
+  python=$venv/bin/python
+  version=$existing
 else
   python=
   for candidate in python3.11 python3.10 python3; do
@@ -51,12 +49,16 @@ else
     "(torch 1.13.1 and k2 1.23.4 have no wheels for newer ones); install one and name it: make PYTHON=/path/to/python3.11"
 fi
 
+if [ "$existing" = "$version" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$version $content" ]; then
+  exit 0
+fi
+
 system="$(uname -s) $(uname -m)"
 [ "$system" = "Linux x86_64" ] || fail "k2's wheels are for Linux x86_64 only and this is $system;" \
   "build k2 in an environment of your own, activate it and call run.sh in egs/librispeech/twopass_kd directly"
 
 echo "Setting up $venv with $("$python" --version) (about a minute, 3 GB)"
-if [ "$(supported_version "$venv/bin/python" || true)" != "$version" ]; then
+if [ "$existing" != "$version" ]; then
   "$python" -m venv --clear "$venv" || fail "\`$python -m venv\` failed; on Debian and Ubuntu: apt install python$version-venv"
 fi
 rm -f "$stamp"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Dict, List
 
 import pytest
-from fake_experiment import write_fake_experiment
 
+from fake_experiment import write_fake_experiment
 from twopass_kd.config import load_config
 from twopass_kd.report import collect, write_reports
 from twopass_kd.results import build_results, write_results

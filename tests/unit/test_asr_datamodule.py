@@ -7,6 +7,7 @@ import pytest
 import torch
 from lhotse import CutSet, LilcomChunkyWriter, MonoCut, SupervisionSegment
 from lhotse.testing.dummies import dummy_recording
+
 from twopass_kd.asr_datamodule import AsrDataModule
 from twopass_kd.config import load_config
 from twopass_kd.tokenizer import Tokenizer

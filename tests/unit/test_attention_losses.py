@@ -1,7 +1,7 @@
-import loss_reference as reference
 import pytest
 import torch
 
+import loss_reference as reference
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss
 from twopass_kd.losses.ctc import ctc_loss

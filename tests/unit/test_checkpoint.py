@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+
 from twopass_kd.checkpoint import (
     CheckpointError,
     average_checkpoints,

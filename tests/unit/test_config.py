@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from twopass_kd.config import (
     ConfigError,
     config_from_dict,

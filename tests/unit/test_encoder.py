@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tiny import NUM_FEATURES, tiny_model
 from twopass_kd.encoder import Conv2dSubsampling, num_output_frames
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import List
 
 import pytest
-from fake_experiment import write_fake_experiment
 
+from fake_experiment import write_fake_experiment
 from twopass_kd.config import Config, load_config
 from twopass_kd.report import Report, collect, format_duration, read_metrics, scan_at_chosen_reward, write_reports
 from twopass_kd.report_html import render_html

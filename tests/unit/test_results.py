@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_experiment import SIZES, SYSTEMS, write_fake_experiment
 
+from fake_experiment import SIZES, SYSTEMS, write_fake_experiment
 from twopass_kd.config import Config, load_config
 from twopass_kd.results import build_results, load_results, summary_text, verdict, write_results
 from twopass_kd.wer import bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs

@@ -139,3 +139,12 @@ def test_run_jobs_shows_progress_on_a_terminal(tmp_path):
     assert b"step 2 of 3" in shown
     assert shown.endswith(b"\r\x1b[K")
     assert [x for x in log.read_text().splitlines() if not x.startswith("#")] == [" step 3 of 3"]
+
+
+def test_run_jobs_keeps_messages_apart_from_the_bar_they_were_written_behind(tmp_path):
+    log = tmp_path / "a.log"
+    bar = "import sys; from tqdm import tqdm\nfor i in tqdm(range(3)): print('message', i, file=sys.stderr)"
+    assert finish(launch(log, ["a", sys.executable, "-c", bar]))[0] == 0
+    lines = [x for x in log.read_text().splitlines() if x.startswith("message") or "%" in x]
+    assert lines[:3] == ["message 0", "message 1", "message 2"]
+    assert len(lines) == 4 and lines[3].startswith("100%")

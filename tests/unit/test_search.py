@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from tiny import tiny_model
 from twopass_kd.search.greedy import greedy_search
 from twopass_kd.search.modified_beam import modified_beam_search

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny import VOCAB_SIZE, tiny_model
 from twopass_kd.checkpoint import build_model, save_checkpoint
 from twopass_kd.config import ConfigError, config_to_dict, load_config

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+
 from tiny import random_batch, tiny_model
 from twopass_kd.checkpoint import load_checkpoint
 from twopass_kd.config import KdConfig, LossConfig, PhaseConfig, TrainConfig

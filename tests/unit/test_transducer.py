@@ -1,8 +1,8 @@
 import k2
-import loss_reference as reference
 import pytest
 import torch
 
+import loss_reference as reference
 from twopass_kd.losses.transducer import (
     make_boundary,
     occupation,

@@ -1,7 +1,7 @@
-import loss_reference as reference
 import pytest
 import torch
 
+import loss_reference as reference
 from twopass_kd.losses.transducer import make_boundary, occupation
 from twopass_kd.losses.transducer_kd import KINDS, transducer_kd_loss
 

@@ -6,8 +6,8 @@ from typing import List, Sequence, Tuple
 import kaldialign
 import numpy as np
 import pytest
-from fake_experiment import transcripts
 
+from fake_experiment import transcripts
 from twopass_kd.wer import (
     align_words,
     bootstrap_wer,

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+
 from twopass_kd.asr_datamodule import Batch
 from twopass_kd.config import AttentionDecoderConfig, DecoderConfig, EncoderConfig, ModelConfig
 from twopass_kd.model import TwoPassModel

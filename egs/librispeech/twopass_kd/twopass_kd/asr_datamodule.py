@@ -176,7 +176,14 @@ class AsrDataModule:
 
     def decode_loader(self, part: str) -> DataLoader:
         """All cuts of one part (nothing filtered), from short to long for little padding."""
-        cuts = self.cuts([part]).to_eager().sort_by_duration(ascending=True)
+        return self._sorted_loader(self.cuts([part]))
+
+    def cache_loader(self) -> DataLoader:
+        """All training cuts once, in batches for inference, always in the same order."""
+        return self._sorted_loader(self.train_cuts())
+
+    def _sorted_loader(self, cuts: CutSet) -> DataLoader:
+        cuts = cuts.to_eager().sort_by_duration(ascending=True)
         return self._loader(SimpleCutSampler(cuts, max_duration=self.cfg.decode.max_duration, shuffle=False))
 
     def _loader(self, sampler: Iterable[CutSet]) -> DataLoader:

@@ -159,6 +159,9 @@ class TrainConfig:
     save_every_n: int = 500  # steps between checkpoints inside an epoch (for resuming)
     keep_last_k: int = 2  # of those
     log_interval: int = 50
+    # Encode the training data once with the encoders that do not learn. Needs memory for the whole corpus, and is only
+    # done in phases without SpecAugment.
+    cache_frozen_encoders: bool = False
 
 
 @dataclass

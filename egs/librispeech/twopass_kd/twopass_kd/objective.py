@@ -1,8 +1,7 @@
 """The wiring of one phase: which loss terms a batch gives, from which models. Only this module knows all losses."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Dict, Iterable, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 
 from twopass_kd.asr_datamodule import Batch
 from twopass_kd.config import KdConfig, LossConfig
+from twopass_kd.frozen_encoder import FrozenEncoder
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss
 from twopass_kd.losses.ctc import ctc_loss
@@ -71,14 +71,27 @@ class Objective:
         self.kd = kd
         self.sos_id, self.eos_id = sos_id, eos_id
         self.teacher = teacher
-        self.distils = any(term.endswith("_kd") for term in self.scales)
-        self.encoder_frozen = not any(p.requires_grad for p in model.encoder.parameters())
+        distils = any(term.endswith("_kd") for term in self.scales)
+        encoder_learns = any(p.requires_grad for p in model.encoder.parameters())
+        self.frozen_encoder = None if encoder_learns else FrozenEncoder(model.encoder)
+        self.teacher_encoder = FrozenEncoder(teacher.encoder) if distils else None
+
+    def cache_frozen_encoders(self, batches: Iterable[Batch]) -> None:
+        """Encode the training data once with the encoders that do not learn (see `FrozenEncoder.keep`)."""
+        encoders = [e for e in (self.frozen_encoder, self.teacher_encoder) if e is not None]
+        for batch in batches if encoders else ():
+            for encoder in encoders:
+                encoder.keep(batch)
 
     def __call__(self, batch: Batch) -> Losses:
         """All terms of one batch; see `Losses`."""
-        with torch.no_grad() if self.encoder_frozen else nullcontext():
+        if self.frozen_encoder is not None:
+            encoder_out, encoder_out_lens = self.frozen_encoder(batch)
+        else:
             encoder_out, encoder_out_lens, _ = self.model.encoder(batch.feature, batch.feature_lens)
-        teacher_out = self._teacher_encoder(batch, encoder_out.size(1)) if self.distils else None
+        teacher_out = None
+        if self.teacher_encoder is not None:
+            teacher_out = match_frames(self.teacher_encoder(batch)[0], encoder_out.size(1))
 
         terms: Dict[str, Tensor] = {}
         if any(term in self.scales for term in TRANSDUCER_TERMS):
@@ -91,18 +104,6 @@ class Objective:
         total = sum(self.scales[name] * value for name, value in terms.items())
         return Losses(terms, total, int(encoder_out_lens.sum()))
 
-    def _teacher_encoder(self, batch: Batch, num_frames: int) -> Tensor:
-        with torch.inference_mode():
-            out = self.teacher.encoder(batch.feature, batch.feature_lens)[0]
-            if abs(out.size(1) - num_frames) > 1:
-                raise ValueError(
-                    f"teacher ({out.size(1)} frames) must give as many frames as the student ({num_frames}), or one "
-                    "more or less; use a teacher with the student's frame rate"
-                )
-            if out.size(1) < num_frames:  # repeat the last frame
-                out = F.pad(out, (0, 0, 0, num_frames - out.size(1)), mode="replicate")
-            return out[:, :num_frames]
-
     def _transducer(
         self, batch: Batch, encoder_out: Tensor, encoder_out_lens: Tensor, teacher_out: Optional[Tensor]
     ) -> Dict[str, Tensor]:
@@ -114,12 +115,10 @@ class Objective:
         simple, arcs = self._simple_loss(model, encoder_out, decoder_out, symbols, boundary)
         teacher_decoder_out = None
         if "transducer_kd" in self.scales:
-            with torch.inference_mode():
+            with torch.no_grad():
                 teacher_decoder_out = self.teacher.decoder(sos_y)
                 if self.kd.band == "teacher":
                     arcs = self._simple_loss(self.teacher, teacher_out, teacher_decoder_out, symbols, boundary)[1]
-        # Tensors made under inference mode cannot be saved for a backward pass; `clone` makes ordinary ones.
-        arcs = tuple(arc.clone() if arc.is_inference() else arc for arc in arcs)
         ranges = prune_ranges(*arcs, boundary, self.loss.prune_range)
         logits = self._band_logits(model, encoder_out, decoder_out, ranges)
         lattice = (symbols, ranges, boundary, model.blank_id, self.loss.rnnt_type)
@@ -145,7 +144,9 @@ class Objective:
             )
         return {name: value for name, value in terms.items() if name in self.scales}
 
-    def _simple_loss(self, model: TwoPassModel, encoder_out: Tensor, decoder_out: Tensor, symbols, boundary):
+    def _simple_loss(
+        self, model: TwoPassModel, encoder_out: Tensor, decoder_out: Tensor, symbols: Tensor, boundary: Tensor
+    ) -> Tuple[Tensor, Tuple[Tensor, Tensor]]:
         return simple_transducer_loss(
             model.simple_am_proj(encoder_out),
             model.simple_lm_proj(decoder_out),
@@ -177,3 +178,20 @@ class Objective:
                 logits, teacher_logits, batch.y_lens + 1, self.kd.attention_temperature
             )
         return terms
+
+
+def match_frames(teacher_out: Tensor, num_frames: int) -> Tensor:
+    """(B, T, C) -> (B, num_frames, C), for a teacher whose output is one frame longer or shorter than the student's.
+
+    Raises:
+      ValueError: if the difference is larger.
+    """
+    difference = num_frames - teacher_out.size(1)
+    if abs(difference) > 1:
+        raise ValueError(
+            f"teacher ({teacher_out.size(1)} frames) must give as many frames as the student ({num_frames}), or one "
+            "more or less; use a teacher with the student's frame rate"
+        )
+    if difference == 1:
+        teacher_out = torch.cat([teacher_out, teacher_out[:, -1:]], dim=1)
+    return teacher_out[:, :num_frames]

@@ -7,6 +7,7 @@ same parameters, bit for bit, as one that was not.
 
 import json
 import logging
+import math
 import random
 import shutil
 import signal
@@ -133,7 +134,7 @@ class Trainer:
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         self.writer = SummaryWriter(str(self.exp_dir / "tensorboard"), purge_step=self.step)
         bar = tqdm(
-            total=round(data.train_seconds * self.phase.num_epochs),
+            total=math.ceil(data.train_seconds * self.phase.num_epochs),
             initial=round(self.consumed),
             unit="s",
             unit_scale=True,

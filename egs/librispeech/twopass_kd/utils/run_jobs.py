@@ -4,7 +4,8 @@
     utils/run_jobs.py --log LOG [--max-jobs N] [--threads N] -- NAME COMMAND... [:: NAME COMMAND...]...
 
 - The output of every command goes to LOG, its lines prefixed by the job's name where there are several; of a
-  progress bar only the last state is kept there. On a terminal the newest progress is shown as one line.
+  progress bar only the last state is kept there. On a terminal the newest progress is shown as one line; commands
+  then write to a terminal too (else they would draw no bar).
 - When a command fails, the others are interrupted, and its last lines are shown. Returns its exit status.
 - SIGINT (Ctrl-C) and SIGTERM are passed on as one SIGINT to every command; they get the time to save their state.
   Returns 130. A second signal kills them.
@@ -12,19 +13,25 @@
 
 import argparse
 import codecs
+import fcntl
 import os
+import re
 import selectors
 import shlex
-import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
+import tty
 from collections import deque
 from pathlib import Path
 from typing import IO, Deque, Dict, List, Optional, Sequence, Tuple
 
 SEPARATOR = "::"
+BAR = re.compile(r"(.*\d%\|.*\|.*\[[^]]*\])(.*)")  # a state of a tqdm bar, and what was written behind it
+LOG_HEAD = re.compile(r"^[-\d]{10} [:,\d]{8,12} [A-Z]+ ")  # time and level of a log line
 SHOWN_ON_FAILURE = 15  # lines
 SECONDS_TO_STOP = 60.0  # that the others get after a failure before they are killed
 SECONDS_AFTER_EXIT = 1.0  # that output of a command's own children is waited for once it has ended
@@ -36,29 +43,68 @@ class Job:
     def __init__(self, name: str, command: List[str], prefix: str, log: IO[str]):
         self.name = name
         self.command = command
-        self.progress = ""
+        self.stream = -1  # our end of its output
         self.last_lines: Deque[str] = deque(maxlen=SHOWN_ON_FAILURE)
         self.process: Optional[subprocess.Popen] = None
         self.ended_at: Optional[float] = None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._pending = ""
+        self._bar = ""
         self._prefix = prefix
         self._log = log
 
-    def start(self, env: Dict[str, str]) -> IO[bytes]:
-        # A session of its own, so that Ctrl-C in the terminal reaches it once, through us.
-        self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
-        )
-        return self.process.stdout
+    @property
+    def progress(self) -> str:
+        """What it is doing: its progress bar, or its last line where it has none."""
+        return (self._bar or LOG_HEAD.sub("", self.last_lines[-1] if self.last_lines else "")).strip()
+
+    def start(self, env: Dict[str, str], columns: Optional[int]) -> None:
+        """Start the command, writing to a terminal `columns` wide or, where that is None, to a pipe.
+
+        Raises:
+          OSError: there is no such command.
+        """
+        if columns is None:
+            self.stream, theirs = os.pipe()
+        else:
+            self.stream, theirs = os.openpty()
+            tty.setraw(theirs)  # newlines as they are
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        os.set_blocking(self.stream, False)
+        try:
+            # A session of its own, so that Ctrl-C in the terminal reaches it once, through us.
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+                env=env,
+                start_new_session=True,
+            )
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(theirs)
+
+    def read(self) -> bool:
+        """Take what it has written; False at the end of its output."""
+        try:
+            data = os.read(self.stream, 1 << 16)
+        except BlockingIOError:
+            return True
+        except OSError:  # how a terminal says that its other end is closed
+            data = b""
+        self.feed(data)
+        return bool(data)
+
+    def close(self) -> None:
+        if self.stream >= 0:
+            os.close(self.stream)
+            self.stream = -1
 
     def feed(self, data: bytes) -> None:
-        """Take a piece of output: whole lines to the log, the newest state of a progress bar to `progress`."""
+        """Take a piece of output: whole lines to the log, the newest state of a bar to `progress`. Empty: the end."""
         self._pending += self._decoder.decode(data, final=not data)
         *lines, self._pending = self._pending.split("\n")
         if not data and self._pending:
@@ -69,16 +115,20 @@ class Job:
         if "\r" in self._pending:
             states = [s for s in self._pending.split("\r") if s.strip()]
             self._pending = ("\r" + states[-1]) if states else ""
-            self.progress = _plain(self._pending).strip()
+            self._bar = _plain(self._pending)
 
     def _line(self, line: str) -> None:
         states = [s for s in line.split("\r") if s.strip()]
         line = _plain(states[-1]) if states else ""
+        bar = BAR.fullmatch(line)
+        if bar and bar[2].strip():  # a message behind a bar that goes on
+            self._bar, line = bar[1], bar[2]
+        elif bar:  # the bar's end
+            self._bar = ""
         if line or not states:
             print(self._prefix + line, file=self._log, flush=True)
         if line:
             self.last_lines.append(line)
-            self.progress = line.strip()
 
     def signal(self, number: int) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -126,6 +176,7 @@ class Runner:
         self._kill_at: Optional[float] = None
         self._selector = selectors.DefaultSelector()
         self._screen = sys.stderr if sys.stderr.isatty() else None
+        self._side_by_side = min(max_jobs, len(jobs))
         self._drawn = 0.0
 
     def run(self) -> int:
@@ -158,27 +209,23 @@ class Runner:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         print(f"# {now} {job.name}: {shlex.join(job.command)}", file=self.log, flush=True)
         try:
-            stream = job.start(self.env)
+            job.start(self.env, self._share() if self._screen else None)
         except OSError as e:
             job.feed(f"cannot start: {e}\n".encode())
             self.failed = self.failed or job
             return
-        os.set_blocking(stream.fileno(), False)
-        self._selector.register(stream, selectors.EVENT_READ, job)
+        self._selector.register(job.stream, selectors.EVENT_READ, job)
         self.running.append(job)
 
     def _read(self) -> None:
         for key, _ in self._selector.select(timeout=0.1):
-            data = key.fileobj.read(1 << 16)
-            if data is not None:
-                key.data.feed(data)
-                if not data:
-                    self._close(key.data)
+            if not key.data.read():
+                self._close(key.data)
 
     def _ended(self, job: Job) -> bool:
         if job.status is None:
             return False
-        if job.process.stdout.closed:
+        if job.stream < 0:
             return True
         # Ended, and a child of its own still holds the pipe.
         job.ended_at = job.ended_at or time.monotonic()
@@ -192,9 +239,9 @@ class Runner:
             self.failed = job
 
     def _close(self, job: Job) -> None:
-        if not job.process.stdout.closed:
-            self._selector.unregister(job.process.stdout)
-            job.process.stdout.close()
+        if job.stream >= 0:
+            self._selector.unregister(job.stream)
+            job.close()
             job.feed(b"")
 
     def _react(self) -> None:
@@ -220,11 +267,16 @@ class Runner:
         if self._screen is None or time.monotonic() - self._drawn < 0.2:
             return
         self._drawn = time.monotonic()
-        shown = [f"{j.name}: {j.progress}" if len(self.running) > 1 else j.progress for j in self.running]
-        width = shutil.get_terminal_size().columns - 1
-        share = max(10, width // max(1, len(shown)) - 3)
-        line = " | ".join(s[:share] for s in shown)[:width]
-        print(f"\r\x1b[K{line}", end="", file=self._screen, flush=True)
+        shown = []
+        for job in self.running:
+            named = self._side_by_side == 1 or job.progress.startswith(job.name)
+            shown.append((job.progress if named else f"{job.name}: {job.progress}")[: self._share()])
+        print(f"\r\x1b[K{' | '.join(shown)}", end="", file=self._screen, flush=True)
+
+    def _share(self) -> int:
+        """Columns of the terminal for one of the jobs that run side by side."""
+        columns = os.get_terminal_size(self._screen.fileno()).columns or 80
+        return max(10, (columns - 1) // self._side_by_side - 3)
 
     def _clear(self) -> None:
         if self._screen is not None:

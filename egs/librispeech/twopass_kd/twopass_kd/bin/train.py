@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+from tqdm import tqdm
+
 from twopass_kd.asr_datamodule import AsrDataModule
 from twopass_kd.checkpoint import CheckpointError, build_model, find_latest, load_checkpoint, load_weights
 from twopass_kd.config import Config, ConfigError, config_to_dict, load_config, save_config
@@ -95,6 +97,8 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path) -> Path:
         "trained_parts": sorted({*trained_before, *phase.train}),
         "train_seconds_before": 0.0 if before is None else before["train_seconds"],
     }
+    if cfg.train.cache_frozen_encoders and not phase.spec_augment:
+        objective.cache_frozen_encoders(tqdm(data.cache_loader(), desc="encoding", disable=not sys.stderr.isatty()))
     trainer = Trainer(model, objective, phase, cfg.train, final.parent, cfg.seed, metadata)
     return trainer.run(
         Data(

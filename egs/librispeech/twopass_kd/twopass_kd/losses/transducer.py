@@ -69,8 +69,8 @@ def simple_transducer_loss(
       rnnt_type: "regular" (any number of symbols a frame) | "modified" (k2's: each symbol takes a frame, so at most one
         a frame, as greedy and modified beam search decode).
     Returns:
-      (loss, (px_grad, py_grad)): loss (B,) float32 (or float64); px_grad (B, S, T + 1), or (B, S, T) for "modified", and
-      py_grad (B, S + 1, T), the occupations of label and blank arcs without gradient, for `prune_ranges`.
+      (loss, (px_grad, py_grad)): loss (B,) float32 (or float64); px_grad (B, S, T + 1), or (B, S, T) for "modified",
+      and py_grad (B, S + 1, T), the occupations of label and blank arcs without gradient, for `prune_ranges`.
     Raises:
       ValueError: if no utterance of the batch has a symbol, or there are fewer padded frames than padded symbols.
     """

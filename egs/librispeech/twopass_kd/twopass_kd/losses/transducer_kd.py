@@ -28,10 +28,11 @@ def transducer_kd_loss(
 ) -> Tensor:
     """Weighted mean over an utterance's nodes of temperature**2 * KL(teacher || student), times its T_b + S_b.
 
-    T_b + S_b is the number of arcs on a path of the regular topology, so the value is of the size of the utterance's transducer loss:
-    a batch's sum divided by its frames is a KD loss per frame that moves with neither batch nor length. It depends on
-    nothing but the utterance's own nodes, so an utterance has the same value alone and in any batch. With the teacher's
-    `occupation` as weights, which sum to T_b + S_b, it is the KL summed along a path, on average over its paths.
+    T_b + S_b is the number of arcs on a path (of the regular topology), so the value is of the size of the utterance's
+    transducer loss: a batch's sum divided by its frames is a KD loss per frame that moves with neither batch nor
+    length. It depends on nothing but the utterance's own nodes, so an utterance has the same value alone and in any
+    batch. With the teacher's `occupation` as weights, which sum to T_b + S_b (regular), it is the KL summed along a
+    path, on average over the teacher's paths.
 
     Args:
       student_logits: (B, T, s_range, V) logits of the student's joiner on the band.
