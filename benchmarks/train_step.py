@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--conf egs/librispeech/twopass_kd/conf/mini.yaml] [--data-dir DIR]
 
-One batch of random features of the configuration's size (`train.max_duration` seconds in utterances of `--seconds`) goes
+One batch of random features of the configuration's size (`train.max_duration` seconds, utterances of `--seconds`) goes
 through whole training steps of a teacher phase and of a KD phase; then each part runs alone, forward and backward, on
 the same batch, so the parts need not sum exactly to the whole. With `--data-dir` the time to load a real batch
 (features from disk, tokens) is measured as well.

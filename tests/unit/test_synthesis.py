@@ -107,10 +107,12 @@ def test_synthesize_corpus_left_over_of_an_interrupted_run_is_replaced(tmp_path)
     assert not (tmp_path / "out.partial").exists() and not (tmp_path / "out" / "train" / "half").exists()
 
 
-def test_main_digits_from_flags_and_errors(tmp_path, capsys):
-    flags = "--grammar digits --seed 3 --nj 2 --num-sentences 4 --num-fragments 2 --num-dev 2 --num-test 2".split()
-    flags += "--num-train-voices 2 --num-dev-voices 1 --num-test-voices 1".split()
-    assert main([*flags, "--out", str(tmp_path / "digits")]) == 0
+def test_main_makes_the_digits_of_its_yaml_and_names_errors(tmp_path, capsys):
+    conf = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf"
+    counts = {"sentences": 4, "fragments": 2, "dev": 2, "test": 2, "train_voices": 2, "dev_voices": 1, "test_voices": 1}
+    overrides = [f"corpus.synthesis.num_{name}={count}" for name, count in counts.items()]
+    digits = ["--conf", str(conf / "digits.yaml"), "seed=3", *overrides]
+    assert main([*digits, "--corpus-dir", str(tmp_path / "digits")]) == 0
     made = json.loads((tmp_path / "digits" / "corpus.json").read_text())
     assert made["parts"] == {"train": "train", "dev": "dev", "test": ["test"]} and made["seed"] == 3
     words = " ".join(
@@ -118,10 +120,10 @@ def test_main_digits_from_flags_and_errors(tmp_path, capsys):
     )
     assert set(words.split()) <= set("ZERO OH ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split())
     assert "en-us" not in (tmp_path / "digits" / "SPEAKERS.TXT").read_text()
-    assert main([*flags, "--out", str(tmp_path / "x"), "--num-test-voices", "900"]) == 1
+    assert main([*digits, "corpus.synthesis.num_test_voices=900", "--corpus-dir", str(tmp_path / "x")]) == 1
     assert "`num_test_voices` (900) must be from 1 to" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*flags, "--out", str(tmp_path / "x"), "--conf", "conf/mini.yaml"])
+    recorded = ["--conf", str(conf / "librispeech_100h.yaml"), "--corpus-dir", str(tmp_path / "x")]
+    assert main(recorded) == 1 and "`corpus.synthesis` must be given" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stage 0 for corpora of kind `mini`: make synthetic speech in LibriSpeech's folder layout, offline.
+"""Makes synthetic speech in LibriSpeech's folder layout, offline: stage 0 for `mini`.
 
 Texts come from a small grammar (`grammar.py`), voices from espeak-ng (`voices.py`, `espeak.py`). Parts share neither
 voices nor sentences. The same seed and counts give the same bytes with any number of processes.
@@ -11,7 +11,7 @@ import multiprocessing
 import random
 import shutil
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -19,9 +19,9 @@ import soundfile
 from tqdm import tqdm
 
 from espeak import Espeak
-from grammar import GRAMMARS, draw_texts
+from grammar import draw_texts
 from synthetic_audio import CLEAN_STYLE, NOISY_STYLE, SAMPLING_RATE, TRAIN_STYLE, Style, make_utterance, utterance_rng
-from twopass_kd.config import SynthesisConfig, load_config
+from twopass_kd.config import Config, ConfigError, SynthesisConfig, load_config
 from voices import draw_voices, voice_sex
 
 FORMAT = 1  # goes up when the same parameters would give other audio
@@ -184,53 +184,37 @@ def synthesize_corpus(out: Path, synthesis: SynthesisConfig, parts: Parts, seed:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--conf", type=Path, help="experiment YAML; it gives parts, counts and seed")
-    parser.add_argument("--corpus-dir", "--out", dest="out", type=Path, required=True, help="the new corpus")
+    parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; it gives parts, counts and seed")
+    parser.add_argument("--corpus-dir", type=Path, required=True, help="the new corpus")
     parser.add_argument("--nj", type=int, default=2, help="processes (default 2)")
-    parser.add_argument("--seed", type=int, help="without --conf (default 42)")
-    parser.add_argument("--grammar", choices=GRAMMARS, help="without --conf (default phrases)")
-    parser.add_argument("--train-part", help="without --conf (default train)")
-    parser.add_argument("--dev-part", help="without --conf (default dev)")
-    parser.add_argument("--test-part", action="append", help="without --conf; may repeat: later ones are noisier")
-    for field in fields(SynthesisConfig):
-        if field.name != "grammar":
-            option = "--" + field.name.replace("_", "-")
-            parser.add_argument(option, type=int, help=f"without --conf (default {field.default})")
-    parser.add_argument("overrides", nargs="*", help="key=value, with --conf")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. corpus.synthesis.num_sentences=100")
     return parser
 
 
-def _settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Tuple[SynthesisConfig, Parts, int]:
-    names = [field.name for field in fields(SynthesisConfig)]
-    if args.conf is None:
-        if args.overrides:
-            parser.error(f"overrides ({' '.join(args.overrides)}) need --conf")
-        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-        parts = Parts(args.train_part or "train", args.dev_part or "dev", tuple(args.test_part or ["test"]))
-        return SynthesisConfig(**given), parts, 42 if args.seed is None else args.seed
-    extra = [n for n in [*names, "seed", "train_part", "dev_part", "test_part"] if getattr(args, n) is not None]
-    if extra:
-        parser.error(f"--{extra[0].replace('_', '-')} goes without --conf; with it, write key=value")
-    cfg = load_config(args.conf, args.overrides)
+def parts_of(cfg: Config) -> Parts:
+    """The parts to make.
+
+    Raises:
+      ConfigError: the config does not describe synthetic speech.
+    """
     corpus = cfg.corpus
-    if corpus.kind != "mini" or corpus.synthesis is None:
-        raise ValueError(f"`corpus.kind` ({corpus.kind}) must be mini for synthesis; this corpus is made elsewhere")
+    if corpus.synthesis is None:
+        raise ConfigError("`corpus.synthesis` must be given to make a synthetic corpus; this one is made elsewhere")
     for key in ("train_parts", "dev_parts"):
         if len(getattr(corpus, key)) != 1:
-            raise ValueError(f"`corpus.{key}` ({getattr(corpus, key)}) must name one part for a synthetic corpus")
-    return corpus.synthesis, Parts(corpus.train_parts[0], corpus.dev_parts[0], tuple(corpus.test_parts)), cfg.seed
+            raise ConfigError(f"`corpus.{key}` ({getattr(corpus, key)}) must name one part for a synthetic corpus")
+    return Parts(corpus.train_parts[0], corpus.dev_parts[0], tuple(corpus.test_parts))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     try:
-        synthesis, parts, seed = _settings(parser, args)
-        made = synthesize_corpus(args.out, synthesis, parts, seed, args.nj)
+        cfg = load_config(args.conf, args.overrides)
+        made = synthesize_corpus(args.corpus_dir, cfg.corpus.synthesis, parts_of(cfg), cfg.seed, args.nj)
     except (ValueError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    print(f"{args.out}: {'made' if made else 'already made with these settings; nothing to do'}")
+    print(f"{args.corpus_dir}: {'made' if made else 'already made with these settings; nothing to do'}")
     return 0
 
 

@@ -165,7 +165,6 @@ class Runner:
             os.environ,
             OMP_NUM_THREADS=str(threads),
             MKL_NUM_THREADS=str(threads),
-            OMP_WAIT_POLICY="PASSIVE",
             PYTHONUNBUFFERED="1",
         )
         self.log = log
