@@ -28,8 +28,8 @@ Options:
                         with icefall's data/ here start at --stage 3
   --exp-dir DIR         checkpoints, results and logs go to DIR/<conf> (default: exp)
   --baseline BOOL       also train student_scratch: same size, no distillation (default: true)
-  --nj N                parallel jobs for data and decoding (default: number of cores)
-  --threads N           threads shared by the trainings of a stage (default: number of cores)
+  --nj N                jobs side by side (default: number of cores)
+  --threads N           threads of each training on a CPU (default: 1; more do not help models as small as mini's)
   --dry-run             print the commands of the stages and run nothing (". ./path.sh" first to run them by hand)
   --force               run the stages even where they are done; trainings start anew, old ones are moved aside
   --help                this text
@@ -49,7 +49,7 @@ data_dir=
 exp_dir=
 baseline=true
 nj=$(number_of_cores)
-threads=$nj
+threads=1
 dry_run=false
 force=false
 overrides=()
@@ -127,7 +127,7 @@ stage_2() {
   launch 1 1 bpe python3 local/train_bpe.py --conf "$conf" --data-dir "$data_dir" "${overrides[@]}"
 }
 
-# Trains the phases of stage $1. They do not depend on each other, so they run side by side and share the threads.
+# Trains the phases of stage $1. They do not depend on each other, so they run side by side, as far as the cores go.
 train_stage() {
   local phases phase jobs=() count=0
   read -r -a phases <<<"${plan[phases.$1]}"
@@ -139,8 +139,8 @@ train_stage() {
     if $force; then set_aside "$experiment/$phase"; fi
   done
   [ "$count" -gt 0 ] || return 0
-  [ "$count" -le "$threads" ] || count=$threads
-  launch "$count" $((threads / count)) "${jobs[@]}"
+  [ "$count" -le "$nj" ] || count=$nj
+  launch "$count" "$threads" "${jobs[@]}"
 }
 
 stage_8() {

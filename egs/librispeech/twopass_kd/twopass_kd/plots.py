@@ -66,7 +66,7 @@ def loss_curve(train: Sequence[Tuple[int, float]], valid: Sequence[Tuple[int, fl
     colour, marker = system_style(system)
     with matplotlib.rc_context(_RC):
         fig = Figure(figsize=(2.7, 1.85))  # fixed margins: a layout engine would take half of the time of 32 panels
-        ax = fig.add_axes((0.2, 0.23, 0.77, 0.65))
+        ax = fig.add_axes((0.25, 0.23, 0.72, 0.65))
         if train:
             ax.plot(*zip(*_thin(train), strict=True), color=colour, linewidth=1.0, alpha=0.6)
         if valid:

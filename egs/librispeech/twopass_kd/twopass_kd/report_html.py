@@ -198,12 +198,12 @@ def _size_section(results: Results) -> str:
     header = f"<tr>{top}</tr><tr>{heads}</tr>"
     return _table(header, rows) + (
         '<p class="note">Heads used in training only are not counted; “fewer” is against '
-        f"the teacher; real-time factors on {escape(first_set)}.</p>"
+        f"the teacher; real-time factors from features to text in batches on one thread, {escape(first_set)}.</p>"
     )
 
 
 def _number(value: Optional[float]) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _weights_section(results: Results) -> str:

@@ -108,13 +108,14 @@ def _size_table(results: Results) -> List[str]:
                 *(f"{system['params'][part]:,}" for part in PARTS),
                 "-" if share is None else f"{100 * share:.1f}%",
                 f"{system['bytes']['total'] / 1e6:.2f}",
-                *(_number(rtf.get(p), "{:.3f}") for p in PASSES),
+                *(_number(rtf.get(p), "{:.4f}") for p in PASSES),
                 format_duration(system["train_seconds"]),
             ]
         )
     header = ["system", *(part.replace("_", " ") for part in PARTS), "fewer", "MB", "RTF greedy", "RTF first pass"]
     lines = _table([*header, "RTF two-pass", "training"], rows)
-    return [*lines, "", f"Parameters by part, deployed ones only; real-time factors on {_text(first_set)}."]
+    how = f"real-time factors from features to text in batches on one thread, {_text(first_set)}"
+    return [*lines, "", f"Parameters by part, deployed ones only; {how}."]
 
 
 def _number(value: Optional[float], pattern: str) -> str:

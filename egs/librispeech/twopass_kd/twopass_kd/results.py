@@ -266,7 +266,7 @@ def _summary_row(system: Dict[str, Any], teacher: Optional[Dict[str, Any]], set_
         cells[2] = f"{100 * (1 - system['params']['total'] / teacher['params']['total']):.1f}%"
     cells += [format_wer(wer[suffix]) for suffix in PASSES]
     last = rtf.get("two_pass") or rtf.get("first_pass")
-    cells.append("-" if last is None else f"{last:.3f}")
+    cells.append("-" if last is None else f"{last:.4f}")
     return tuple(cells)
 
 
