@@ -1,10 +1,11 @@
 """What distillation over the lattice costs: on the pruned band, on the full lattice, and as part of a training step.
 
-    PYTHONPATH=egs/librispeech/twopass_kd python benchmarks/lattice_kd.py
+    python benchmarks/lattice_kd.py
 
 1. Heads only: from projected encoder and decoder outputs of student and teacher to the gradients of the student's,
-   through both joiners, the transducer loss and the KD loss. The band's time includes the simple loss that chooses it.
-   `plain` rows compute the KD term with torch's own functions, to show what the closed-form gradient saves.
+   through both joiners, the transducer loss and the KD loss. The band's time includes the simple loss that chooses it;
+   the full lattice needs none. `plain` rows compute the KD term with torch's own functions, to show what the
+   closed-form gradient saves.
 2. A training step of the models of a config: with KD, without, and the teacher's forward pass alone.
 
 Times are medians over rounds in which the variants take turns. Memory is measured in a process for each variant: the
@@ -15,21 +16,19 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable, Dict, List
 
 import torch
+from common import RECIPE, Step, median_seconds, training_step
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from twopass_kd.asr_datamodule import Batch
-from twopass_kd.config import load_config
+from twopass_kd.config import Config, load_config
 from twopass_kd.environment import describe_environment
 from twopass_kd.losses.transducer import (
     make_boundary,
@@ -43,18 +42,16 @@ from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.model import TwoPassModel
 from twopass_kd.objective import Objective
 
-RECIPE = Path(__file__).resolve().parent.parent / "egs/librispeech/twopass_kd"
 TARGETS = {"time": 1 / 5, "memory": 1 / 4, "step": 1.15}
-Step = Callable[[], None]
 
 
 class Heads:
     """Random projected encoder and decoder outputs, joiner weights, and the steps that are compared on them."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, rnnt_type: str) -> None:
         torch.manual_seed(args.seed)
         B, T, S, V, J = args.batch_size, args.num_frames, args.num_positions - 1, args.vocab_size, args.joiner_dim
-        self.prune_range, self.kind = args.prune_range, args.kind
+        self.prune_range, self.kind, self.rnnt_type = args.prune_range, args.kind, rnnt_type
         self.symbols = torch.randint(1, V, (B, S))
         self.boundary = make_boundary(torch.full((B,), T), torch.full((B,), S))
         self.whole = torch.arange(S + 1).expand(B, T, -1).contiguous()
@@ -74,7 +71,7 @@ class Heads:
         }
 
     def band(self, kd: Callable[..., Tensor]) -> None:
-        simple, arcs = simple_transducer_loss(*self.simple, self.symbols, self.boundary)
+        simple, arcs = simple_transducer_loss(*self.simple, self.symbols, self.boundary, rnnt_type=self.rnnt_type)
         ranges = prune_ranges(*arcs, self.boundary, self.prune_range)
         with torch.no_grad():
             am, lm = self.teacher
@@ -91,7 +88,7 @@ class Heads:
 
     def _finish(self, simple: Tensor, summed: Tensor, teacher: Tensor, ranges: Tensor, kd: Callable) -> None:
         logits = self.output_linear(torch.tanh(summed))
-        loss = pruned_transducer_loss(logits, self.symbols, ranges, self.boundary)
+        loss = pruned_transducer_loss(logits, self.symbols, ranges, self.boundary, rnnt_type=self.rnnt_type)
         (loss.sum() + simple.sum() + kd(logits, teacher, ranges).sum()).backward()
 
     def _kd(self, student: Tensor, teacher: Tensor, ranges: Tensor) -> Tensor:
@@ -108,9 +105,8 @@ class Heads:
 class TrainingStep:
     """Teacher and student of a config on a random batch, and what a training step of them consists of."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, cfg: Config) -> None:
         torch.manual_seed(args.seed)
-        cfg = load_config(args.conf)
         V, bins = cfg.tokens.vocab_size, cfg.features.num_mel_bins
         seconds = cfg.train.max_duration / args.utterances
         frames, S = round(seconds * 100), round(seconds * args.tokens_per_second)
@@ -126,9 +122,10 @@ class TrainingStep:
         self.student = TwoPassModel(cfg.student, bins, V).requires_grad_(True)
         scales = {"simple": 0.5, "pruned": 1.0, "ctc": 0.5}
         options = {"loss": cfg.loss, "kd": cfg.kd, "sos_id": 1, "eos_id": 1, "teacher": self.teacher}
-        self.plain = Objective(self.student, scales, **options)
-        self.with_kd = Objective(self.student, {**scales, "transducer_kd": 1.0}, **options)
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4)
+        plain = Objective(self.student, scales, **options)
+        with_kd = Objective(self.student, {**scales, "transducer_kd": 1.0}, **options)
+        clip = cfg.train.clip_grad_norm
+        self.plain, self.with_kd = (training_step(self.student, o, self.batch, clip) for o in (plain, with_kd))
         # The teacher's forward pass works on a band of the same size as the student's.
         num_frames = self.teacher.encoder(self.batch.feature[:1], self.batch.feature_lens[:1])[0].shape[1]
         first = torch.linspace(0, S + 1 - cfg.loss.prune_range, num_frames).long()
@@ -138,17 +135,10 @@ class TrainingStep:
     def variants(self) -> Dict[str, Step]:
         """Name -> one step."""
         return {
-            "student step with KD": lambda: self._step(self.with_kd),
-            "student step": lambda: self._step(self.plain),
+            "student step with KD": self.with_kd,
+            "student step": self.plain,
             "teacher forward": self._teacher_forward,
         }
-
-    def _step(self, objective: Objective) -> None:
-        losses = objective(self.batch)
-        self.optimizer.zero_grad()
-        (losses.total.sum() / losses.num_frames).backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 20.0)
-        self.optimizer.step()
 
     @torch.no_grad()
     def _teacher_forward(self) -> None:
@@ -157,17 +147,6 @@ class TrainingStep:
         joiner = self.teacher.joiner
         am = joiner.encoder_proj(encoder_out).unsqueeze(2)
         joiner(am, select_band(joiner.decoder_proj(decoder_out), self.ranges), project_input=False)
-
-
-def median_seconds(variants: Dict[str, Step], repeats: int) -> Dict[str, float]:
-    """Median wall time of each variant; they take turns, after one round that is not counted."""
-    times: Dict[str, List[float]] = {name: [] for name in variants}
-    for _ in tqdm(range(repeats + 1), desc="timing", unit="round", file=sys.stderr):
-        for name, step in variants.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def peak_extra_bytes(step: Step) -> int:
@@ -209,7 +188,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--kind", choices=["full", "collapsed"], default="full", help="heads: KD loss (default: %(default)s)"
     )
     p.add_argument("--repeats", type=int, default=3, help="heads: timed rounds (default: %(default)s)")
-    p.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="training step: whose models")
+    p.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="whose models and `loss.rnnt_type`")
     p.add_argument("--utterances", type=int, default=16, help="training step: of max_duration (default: %(default)s)")
     p.add_argument("--tokens-per-second", type=float, default=5, help="training step (default: %(default)s)")
     p.add_argument("--step-repeats", type=int, default=15, help="training step: timed rounds (default: %(default)s)")
@@ -223,10 +202,12 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = get_parser().parse_args()
     torch.set_num_threads(args.threads)
+    cfg = load_config(args.conf)
     if args.memory_of:
-        warm_up = argparse.Namespace(**{**vars(args), "batch_size": 1, "num_frames": 70})
-        Heads(warm_up).variants()[args.memory_of]()
-        print(json.dumps({"peak_extra_bytes": peak_extra_bytes(Heads(args).variants()[args.memory_of])}))
+        warm_up = argparse.Namespace(**{**vars(args), "batch_size": 1, "num_frames": args.num_positions + 10})
+        Heads(warm_up, cfg.loss.rnnt_type).variants()[args.memory_of]()
+        step = Heads(args, cfg.loss.rnnt_type).variants()[args.memory_of]
+        print(json.dumps({"peak_extra_bytes": peak_extra_bytes(step)}))
         return
 
     env = describe_environment()
@@ -234,19 +215,19 @@ def main() -> None:
         f"torch {env['torch']}, k2 {env['k2']}, Python {platform.python_version()}, {env['cpu']}, "
         f"{env['cores']} cores, {args.threads} thread(s)\n"
     )
-    heads = Heads(args)
+    heads = Heads(args, cfg.loss.rnnt_type)
     seconds = median_seconds(heads.variants(), args.repeats)
     memory = {name: measure_memory_in_child(name, sys.argv[1:]) for name in heads.variants()}
     print(
         f"Heads: B={args.batch_size} T={args.num_frames} U={args.num_positions} V={args.vocab_size} "
-        f"J={args.joiner_dim} s_range={args.prune_range} kind={args.kind}, float32\n"
+        f"J={args.joiner_dim} s_range={args.prune_range} kind={args.kind} rnnt_type={heads.rnnt_type}, float32\n"
     )
     print("| KD step | seconds | peak extra memory, MB |\n|---|---|---|")
     for name in seconds:
         print(f"| {name} | {seconds[name]:.3f} | {memory[name] / 1e6:.0f} |")
     del heads
 
-    training = TrainingStep(args)
+    training = TrainingStep(args, cfg)
     steps = median_seconds(training.variants(), args.step_repeats)
     print(f"\nTraining step of {training.description}\n\n| | seconds |\n|---|---|")
     for name, value in steps.items():
@@ -254,7 +235,8 @@ def main() -> None:
 
     print("\n| ratio | value | target | |\n|---|---|---|---|")
     full = "full lattice"
-    print(ratio_line("time, band / full lattice", seconds["band"] / seconds[full], TARGETS["time"]))
+    what = "time, band with its simple loss / full lattice, which needs no simple loss"
+    print(ratio_line(what, seconds["band"] / seconds[full], TARGETS["time"]))
     print(ratio_line("memory, band / full lattice", memory["band"] / memory[full], TARGETS["memory"]))
     without = steps["student step"] + steps["teacher forward"]
     print(

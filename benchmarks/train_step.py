@@ -9,14 +9,13 @@ the same batch, so the parts need not sum exactly to the whole. With `--data-dir
 """
 
 import argparse
-import statistics
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, Dict, Optional
+from typing import Dict, Optional
 
 import torch
-from torch import nn
+from common import RECIPE, Step, median_seconds, training_step
 from torch.nn import functional as F
 from torch.optim import AdamW
 
@@ -39,16 +38,6 @@ from twopass_kd.objective import Objective
 from twopass_kd.tokenizer import Tokenizer
 
 
-def median_seconds(function: Callable[[], object], repeats: int) -> float:
-    function()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
 def random_batch(cfg: Config, seconds: float, tokens_per_second: float) -> Batch:
     batch_size, frames = max(1, int(cfg.train.max_duration / seconds)), int(seconds * 100)
     feature = torch.randn(batch_size, frames, cfg.features.num_mel_bins)
@@ -58,20 +47,7 @@ def random_batch(cfg: Config, seconds: float, tokens_per_second: float) -> Batch
     return Batch(feature, torch.full((batch_size,), frames), y, torch.full((batch_size,), symbols), cuts)
 
 
-def whole_step(model: TwoPassModel, objective: Objective, batch: Batch) -> Callable[[], None]:
-    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-
-    def step() -> None:
-        losses = objective(batch)
-        optimizer.zero_grad()
-        (losses.total.sum() / losses.num_frames).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
-
-
-def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch) -> Dict[str, Callable[[], None]]:
+def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch) -> Dict[str, Step]:
     """Each part of a KD step alone: name -> a function that runs it once."""
     encoder_out, lens, _ = model.encoder(batch.feature, batch.feature_lens)
     encoder_out = encoder_out.detach()
@@ -81,7 +57,7 @@ def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch)
 
     def simple():
         am, lm = model.simple_am_proj(encoder_out), model.simple_lm_proj(decoder_out)
-        return simple_transducer_loss(am, lm, batch.y, boundary)
+        return simple_transducer_loss(am, lm, batch.y, boundary, rnnt_type=cfg.loss.rnnt_type)
 
     ranges = prune_ranges(*simple()[1], boundary, cfg.loss.prune_range)
 
@@ -98,7 +74,7 @@ def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch)
 
     def pruned() -> None:
         x = logits.clone().requires_grad_()
-        pruned_transducer_loss(x, batch.y, ranges, boundary).sum().backward()
+        pruned_transducer_loss(x, batch.y, ranges, boundary, rnnt_type=cfg.loss.rnnt_type).sum().backward()
 
     def kd() -> None:
         x = logits.clone().requires_grad_()
@@ -140,7 +116,7 @@ def data_seconds(cfg: Config, data_dir: Path, batches: int = 30) -> float:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(__file__).parents[1] / "egs/librispeech/twopass_kd/conf/mini.yaml"
+    default = RECIPE / "conf/mini.yaml"
     parser.add_argument("--conf", type=Path, default=default, help="YAML of the experiment (default: conf/mini.yaml)")
     parser.add_argument("--data-dir", type=Path, default=None, help="measure loading from here too")
     parser.add_argument("--seconds", type=float, default=2.5, help="length of an utterance (default: 2.5)")
@@ -164,19 +140,20 @@ def main(argv: Optional[list] = None) -> None:
     print(f"{'training step':36s} {'ms':>8s} {'frames/s':>10s}")
     settings = (cfg.loss, cfg.kd, 1, 1)
     frozen = build_model(cfg, "teacher", cfg.tokens.vocab_size).eval().requires_grad_(False)
-    steps = {
+    variants = {
         "teacher, RNN-T": (models["teacher"], scales, None),
         "student, RNN-T": (models["student"], scales, None),
         "student, RNN-T + KD": (models["student"], {**scales, "transducer_kd": 1.0}, frozen),
     }
-    for name, (model, terms, teacher) in steps.items():
-        seconds = median_seconds(
-            whole_step(model, Objective(model, terms, *settings, teacher=teacher), batch), args.repeats
-        )
+    steps = {}
+    for name, (model, terms, teacher) in variants.items():
+        objective = Objective(model, terms, *settings, teacher=teacher)
+        steps[name] = training_step(model, objective, batch, cfg.train.clip_grad_norm)
+    for name, seconds in median_seconds(steps, args.repeats).items():
         print(f"{name:36s} {1000 * seconds:8.1f} {frames / seconds:10.0f}")
 
     table = parts(cfg, models["student"], frozen, batch)
-    times = {name: median_seconds(function, args.repeats) for name, function in table.items()}
+    times = median_seconds(table, args.repeats)
     if args.data_dir is not None:
         times["data (one real batch)"] = data_seconds(cfg, args.data_dir)
     total = sum(times.values())

@@ -63,7 +63,8 @@ def write_fake_experiment(
         if curves:
             _write_metrics(experiment / name, list(phase.loss_scales), phase.num_epochs, seed=i)
     for stage, seconds in enumerate((74, 3, 31, 402, 55, 160, 82, 151, 96)):
-        marker = {"stage": stage, "fingerprint": "0" * 16, "seconds": seconds, "finished": f"2026-01-01T0{stage}:00:00"}
+        marker = {"stage": stage, "title": f"title of {stage}", "fingerprint": "0" * 16, "seconds": seconds}
+        marker["finished"] = f"2026-01-01T0{stage}:00:00"
         _write_json(experiment / ".stages" / f"{stage}.done", marker)
     return experiment
 
@@ -92,6 +93,7 @@ def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_u
         "system": system,
         "phase": phase,
         "checkpoint": f"{phase}/final.pt",
+        "identity": f"identity of {phase}",
         "params": params,
         "bytes": {part: 4 * n for part, n in params.items()},
         "train_seconds": 300.0 + seed,
@@ -104,6 +106,8 @@ def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_u
         "audio_seconds": {s: 3.1 * num_utts for s in sets},
     }
     _write_json(folder / "decode.json", decoded)
+    (experiment / phase).mkdir(parents=True, exist_ok=True)
+    (experiment / phase / "identity").write_text(f"{decoded['identity']}\n", encoding="utf-8")
 
 
 def _write_metrics(folder: Path, terms: Sequence[str], num_epochs: int, seed: int) -> None:

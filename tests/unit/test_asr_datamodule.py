@@ -65,7 +65,7 @@ def make_cut(cut_id, frames, text, key, storage):
 @pytest.fixture()
 def data(data_dir):
     parts = ["corpus.train_parts=[train]", "corpus.dev_parts=[dev]", "corpus.test_parts=[dev]"]
-    cfg = load_config(MINI, [*parts, "train.max_duration=8", "tokens.vocab_size=40"])
+    cfg = load_config(MINI, [*parts, "train.max_duration=8", "tokens.vocab_size=40", "corpus.max_left_out=0.03"])
     return AsrDataModule(cfg, data_dir, Tokenizer(data_dir / "lang_bpe_40"), subsampling_factor=4)
 
 
@@ -119,6 +119,33 @@ def test_statistics_are_those_of_the_features(data):
     assert mean.shape == std.shape == (80,)
     np.testing.assert_allclose(mean.mean(), -8, atol=0.1)
     np.testing.assert_allclose(std.mean(), 3, atol=0.1)
+
+
+def test_cuts_left_out_are_listed_with_the_reason_and_limited(data, tmp_path):
+    data.measure_train(tmp_path / "left_out.tsv")
+    assert (tmp_path / "left_out.tsv").read_text().startswith("utt-07\tmore tokens")
+    data.cfg.corpus.max_left_out = 0.01
+    with pytest.raises(ValueError, match="1 of 40 training cuts.*utt-07.*raise `corpus.max_left_out`"):
+        data.measure_train()
+    data.cfg.corpus.max_left_out = 1.0
+    data.cfg.corpus.min_duration = 100.0
+    with pytest.raises(ValueError, match="none of the cuts of .'dev'."):
+        data.measure_train()
+
+
+def test_parts_are_mixed_in_proportion_to_their_sizes(data):
+    """The smaller part must not be used up long before the larger one."""
+    order = [c.id for c in data.cuts(["train", "dev"])]
+    assert len(order) == 45
+    twice = [i for i, cut_id in enumerate(order) if cut_id in order[:i]]
+    assert max(twice) > 22
+
+
+def test_digest_changes_with_the_cuts(data, data_dir, tmp_path):
+    before = data.train_digest()
+    assert before == data.train_digest()
+    data.cfg.corpus.train_parts = ["dev"]
+    assert data.train_digest() != before
 
 
 def test_missing_cuts_name_the_stage_that_makes_them(data):

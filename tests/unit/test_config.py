@@ -8,11 +8,11 @@ from twopass_kd.config import (
     ConfigError,
     config_from_dict,
     config_to_dict,
-    fingerprint,
     load_config,
     phases_of_stage,
     save_config,
 )
+from twopass_kd.fingerprint import fingerprint
 
 CONF = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf"
 MINI = CONF / "mini.yaml"
@@ -39,6 +39,17 @@ def test_every_shipped_yaml_loads(path):
         ("phases.student/deep.average=9", "must be from 1 to num_epochs"),
         ("phases.student/deep.report_as=teacher", "must be unique"),
         ("phases.nonsense.stage=3", "must be given"),
+        ("phases.student/rnnt_kd.init_from=teacher/rnnt", "not both"),
+        ("phases.student/deep.base_lr=-1", "must be positive"),
+        ("phases.student/deep.loss_scales.simple=0", "must have `simple`"),
+        ("phases.student/deep.loss_scales.ctc=-1", "must not be negative"),
+        ("student.encoder.subsampling_factor=4", "must be equal to distil"),
+        ("student.attention_decoder.num_heads=5", "must be a multiple"),
+        ("loss.prune_range=1", "must be at least 2"),
+        ("loss.label_smoothing=2", "must be in [0, 1)"),
+        ("train.keep_last_k=0", "must be positive"),
+        ("corpus.train_parts=[]", "at least one entry"),
+        ("decode.rescore_weights=[]", "at least one entry"),
         ("min_reduction=1.5", "must be in [0, 1)"),
         ("train", "must look like key=value"),
     ],
@@ -79,7 +90,10 @@ def test_fingerprint_changes_only_for_the_stages_concerned():
         return [stage for stage in range(10) if fingerprint(cfg, stage) != fingerprint(other, stage)]
 
     assert changed("seed=1") == list(range(10))
+    assert changed("corpus.test_parts=[test-clean]") == [0, 1, 2, 8, 9]
+    assert changed("train.log_interval=7") == []
     assert changed("tokens.vocab_size=300") == list(range(2, 10))
+    assert changed("train.max_duration=7") == list(range(3, 10))
     assert changed("teacher.encoder.dim=300") == list(range(3, 10))
     assert changed("kd.temperature=2") == list(range(5, 10))
     assert changed("phases.student/deep.num_epochs=9") == [7, 8, 9]

@@ -1,6 +1,8 @@
 import dataclasses
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +12,15 @@ import pytest
 
 from fake_experiment import write_fake_experiment
 from twopass_kd.config import Config, load_config
-from twopass_kd.report import Report, collect, format_duration, read_metrics, scan_at_chosen_reward, write_reports
+from twopass_kd.report import (
+    Report,
+    collect,
+    format_duration,
+    read_metrics,
+    scan_at_chosen_reward,
+    stage_rows,
+    write_reports,
+)
 from twopass_kd.report_html import render_html
 from twopass_kd.report_md import render_markdown, render_results_md
 from twopass_kd.results import build_results, write_results
@@ -233,6 +243,44 @@ def test_reports_of_a_perfect_system(tmp_path: Path, cfg: Config):
     report = collect(cfg, experiment, CONF)
     assert report.worst.utterances == []
     assert "no errors" in render_html(report) and "no errors" in render_markdown(report)
+
+
+def test_reports_take_the_titles_of_stages_from_the_markers(tmp_path: Path, cfg: Config, report: Report):
+    assert stage_rows(report.results)[3] == ("3 title of 3", 402.0)
+    experiment = scored(cfg, tmp_path, systems=["student"], num_utts=4, curves=False)
+    (experiment / ".stages/3.done").write_text('{"stage": 3, "seconds": 1, "finished": "now"}')
+    write_results(build_results(cfg, experiment, progress=False), experiment / "results.json")
+    untitled = collect(cfg, experiment, CONF)
+    assert stage_rows(untitled.results)[3] == ("stage 3", 1.0)
+    for text in (render_markdown(untitled), render_html(untitled)):
+        assert "4 title of 4" in text and ">stage 3<" in text.replace("| stage 3 |", ">stage 3<")
+
+
+def test_reports_say_how_real_time_factors_were_measured(report: Report, page: str):
+    for text in (page, render_markdown(report), render_results_md(report)):
+        assert "each on one thread, other systems decoding beside it" in text
+
+
+def test_reports_mark_a_test_set_that_is_a_dev_set(tmp_path: Path, report: Report, page: str):
+    mark = "(dev set: the rescoring weight was chosen on it)"
+    assert mark not in page + render_markdown(report) + render_results_md(report)
+    cfg = load_config(CONF, ["decode.bootstrap_samples=100", "corpus.dev_parts=[test-other]"])
+    both = collect(cfg, scored(cfg, tmp_path, systems=["student"], num_utts=4, curves=False), CONF)
+    for text in (render_markdown(both), render_results_md(both)):
+        assert re.findall(r"^\| (test-.*?) \| student \|", text, flags=re.M) == ["test-clean", f"test-other {mark}"]
+    heads = [
+        h.text for h in ET.fromstring(render_html(both).replace("<!DOCTYPE html>", "")).iter("th") if h.get("colspan")
+    ]
+    assert heads[:2] == ["test-clean", f"test-other {mark}"] and sum("test-other" in h for h in heads) == 1
+
+
+def test_report_command_that_cannot_write_says_so_in_one_line(tmp_path: Path, cfg: Config):
+    experiment = scored(cfg, tmp_path, systems=["student"], num_utts=4, curves=False)
+    (experiment / "report.md").mkdir()
+    command = [sys.executable, "-m", "twopass_kd.bin.report", "--conf", CONF, "--exp-dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CONF.parents[1])
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("report: error: ") and "free disk space, run the same command again" in done.stderr
 
 
 def test_write_reports_leaves_all_files(report: Report, tmp_path: Path):

@@ -1,4 +1,6 @@
 import json
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ import pytest
 
 from fake_experiment import SIZES, SYSTEMS, write_fake_experiment
 from twopass_kd.config import Config, load_config
-from twopass_kd.results import build_results, load_results, summary_text, verdict, write_results
+from twopass_kd.results import build_results, ignored_systems, load_results, summary_text, verdict, write_results
 from twopass_kd.wer import bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs
 
 RECIPE = Path(__file__).parents[2] / "egs/librispeech/twopass_kd"
@@ -78,7 +80,51 @@ def test_build_results_stage1_has_no_second_pass(scored):
 
 def test_build_results_stages_in_order(scored):
     assert [s["stage"] for s in scored[1]["stages"]] == list(range(9))
-    assert scored[1]["stages"][3]["seconds"] == 402
+    assert scored[1]["stages"][3] == {
+        "stage": 3,
+        "title": "title of 3",
+        "seconds": 402,
+        "finished": "2026-01-01T03:00:00",
+    }
+
+
+def test_build_results_stage_without_a_title(tmp_path: Path, cfg: Config):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
+    (experiment / ".stages/3.done").write_text('{"stage": 3, "seconds": 1, "finished": "now"}')
+    titles = [s["title"] for s in build_results(cfg, experiment, progress=False)["stages"]]
+    assert titles[2:5] == ["title of 2", "stage 3", "title of 4"]
+
+
+def test_build_results_ignores_systems_that_the_config_no_longer_reports(tmp_path: Path, cfg: Config):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["teacher", "student"], num_utts=5)
+    assert ignored_systems(cfg, experiment) == []
+    shutil.move(experiment / "decode/teacher", experiment / "decode/old_teacher")
+    assert ignored_systems(cfg, experiment) == ["old_teacher"]
+    results = build_results(cfg, experiment, progress=False)
+    assert [s["name"] for s in results["systems"]] == ["student"] and "teacher" in results["not_decoded"]
+    shutil.rmtree(experiment / "decode/student")
+    with pytest.raises(ValueError, match=r"must hold decoded systems of the config \(teacher, .*stage 8"):
+        build_results(cfg, experiment, progress=False)
+
+
+def test_build_results_of_a_retrained_checkpoint_names_stage_8(tmp_path: Path, cfg: Config):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
+    path = experiment / "student/deep/identity"
+    path.write_text("another")
+    with pytest.raises(
+        ValueError, match=r"student/decode\.json \(identity identity of student/deep\).*another.*stage 8"
+    ):
+        build_results(cfg, experiment, progress=False)
+    path.unlink()  # nothing to compare with
+    assert build_results(cfg, experiment, progress=False)["systems"][0]["name"] == "student"
+
+
+def test_build_results_decoded_without_an_identity_is_malformed(tmp_path: Path, cfg: Config):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
+    path = experiment / "decode/student/decode.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "identity"}))
+    with pytest.raises(ValueError, match=r"decode\.json must have identity; decode again \(stage 8\)"):
+        build_results(cfg, experiment, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +162,7 @@ def test_build_results_missing_recogs_names_file_and_stage(tmp_path: Path, cfg: 
     "name, text, message",
     [
         ("decode/student/decode.json", '{"phase": "x"', r"decode\.json must be JSON.*run stage 8 again"),
-        ("decode/student/decode.json", '{"phase": "x"}', r"must have params, bytes.*stage 8"),
+        ("decode/student/decode.json", '{"phase": "x"}', r"must have identity, params, bytes.*stage 8"),
         (".stages/3.done", "done", r"3\.done must be JSON"),
         (".stages/3.done", '{"stage": 3}', r"3\.done must hold stage, seconds"),
     ],
@@ -165,6 +211,14 @@ def test_summary_text_columns_line_up(scored):
     assert table[0].split()[0] == "system" and table[-1].split()[0] == "student" and "58.3%" in table[-1]
 
 
+def test_summary_text_marks_a_test_set_that_is_a_dev_set(tmp_path: Path):
+    cfg = load_config(CONF, ["decode.bootstrap_samples=100", "corpus.dev_parts=[test-other]"])
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
+    text = summary_text(build_results(cfg, experiment, progress=False))
+    marked = [line for line in text.splitlines() if "dev set: the rescoring weight was chosen on it" in line]
+    assert len(marked) == 1 and marked[0].startswith("test-other (")
+
+
 def run_score(*args: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "twopass_kd.bin.score", "--conf", str(CONF), *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=RECIPE)
@@ -179,6 +233,26 @@ def test_score_command(tmp_path: Path, cfg: Config):
     assert done.returncode == 0, done.stderr
     assert "student vs teacher, two-pass:" in done.stdout
     assert json.loads((experiment / "results.json").read_text())["bootstrap_samples"] == 50
+    assert "ignored" not in done.stdout
+    shutil.move(experiment / "decode/teacher", experiment / "decode/old_teacher")
+    done = run_score("--exp-dir", str(exp_dir), "decode.bootstrap_samples=50")
+    assert [line for line in done.stdout.splitlines() if line.startswith("ignored: old_teacher (")]
+
+
+def test_score_command_that_cannot_write_says_so_in_one_line(tmp_path: Path, cfg: Config):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
+    command = [sys.executable, "-m", "twopass_kd.bin.score", "--conf", CONF, "--exp-dir", tmp_path]
+    done = subprocess.run(
+        [*command, "decode.bootstrap_samples=50"],
+        capture_output=True,
+        text=True,
+        cwd=RECIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),  # as a disk with 100 bytes left
+    )
+    message = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert message.startswith("score: error: ") and "free disk space, run the same command again" in message
+    assert [p.name for p in experiment.glob("*results*")] == []
 
 
 def test_scoring_and_reporting_do_not_import_torch():

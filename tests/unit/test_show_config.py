@@ -6,7 +6,8 @@ import yaml
 
 from run_sh import RECIPE, TINY
 from twopass_kd.bin.show_config import main, phases_to_train, plan, systems
-from twopass_kd.config import ConfigError, fingerprint, load_config
+from twopass_kd.config import ConfigError, load_config
+from twopass_kd.fingerprint import fingerprint
 
 MINI = RECIPE / "conf" / "mini.yaml"
 

@@ -1,9 +1,11 @@
 """Lhotse cuts with precomputed features -> batches of tensors."""
 
+import gzip
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, List, Tuple
+from typing import Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from lhotse import CutSet, load_manifest_lazy
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from twopass_kd.config import Config
+from twopass_kd.files import write_text_atomically
 from twopass_kd.tokenizer import Tokenizer, too_many_tokens
 
 
@@ -43,6 +46,11 @@ class Batch:
     def duration(self) -> float:
         """Seconds of audio."""
         return sum(c.duration for c in self.cuts)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on `device`."""
+        tensors = [t.to(device) for t in (self.feature, self.feature_lens, self.y, self.y_lens)]
+        return Batch(*tensors, self.cuts)
 
 
 def cut_text(cut: Cut) -> str:
@@ -79,6 +87,11 @@ class _Skip:
                 yield cuts
 
 
+def _open_lines(path: Path) -> Iterator[bytes]:
+    with gzip.open(path, "rb") as f:
+        yield from f
+
+
 class AsrDataModule:
     """The data loaders of one experiment, from `<data_dir>/fbank/librispeech_cuts_<part>.jsonl.gz`."""
 
@@ -89,25 +102,48 @@ class AsrDataModule:
         self.subsampling_factor = subsampling_factor
 
     def cuts(self, parts: List[str]) -> CutSet:
-        """All cuts of `parts`, opened lazily.
+        """All cuts of `parts`, opened lazily; several parts are mixed in proportion to their sizes.
+
+        Paths of features that are relative, as icefall's are, count from the folder that `data_dir` lies in.
 
         Raises:
           FileNotFoundError: naming the missing file and the stage that makes it.
         """
-        sets = []
-        for part in parts:
-            path = self.data_dir / "fbank" / f"librispeech_cuts_{part}.jsonl.gz"
+        sets = [load_manifest_lazy(path) for path in self._paths(parts)]
+        if len(sets) > 1:
+            sizes = [sum(1 for _ in _open_lines(path)) for path in self._paths(parts)]
+            sets = [CutSet.mux(*sets, weights=sizes, stop_early=False, seed=self.cfg.seed)]
+        return sets[0].with_features_path_prefix(self.data_dir.resolve().parent)
+
+    def _paths(self, parts: List[str]) -> List[Path]:
+        paths = [self.data_dir / "fbank" / f"librispeech_cuts_{part}.jsonl.gz" for part in parts]
+        for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing; stage 2 makes it: ./run.sh --stage 2 --stop-stage 2")
-            sets.append(load_manifest_lazy(path))
-        return sets[0] if len(sets) == 1 else CutSet.mux(*sets, stop_early=False, seed=self.cfg.seed)
+        return paths
+
+    def train_digest(self) -> str:
+        """16 hexadecimal digits that identify the training cuts."""
+        digest = hashlib.sha256()
+        for path in self._paths(self.cfg.corpus.train_parts):
+            for line in _open_lines(path):
+                digest.update(line)
+        return digest.hexdigest()[:16]
+
+    def why_unusable(self, cut: Cut) -> Optional[str]:
+        """Why a cut cannot be trained on; None where it can."""
+        corpus = self.cfg.corpus
+        if not corpus.min_duration <= cut.duration <= corpus.max_duration:
+            return f"{cut.duration:.2f} s is not within {corpus.min_duration} to {corpus.max_duration} s"
+        num_tokens = len(self.dataset.tokenizer.encode([cut_text(cut)])[0])
+        if num_tokens == 0:
+            return "empty transcript"
+        if too_many_tokens(cut.num_frames, num_tokens, self.subsampling_factor):
+            return f"more tokens ({num_tokens}) than frames after subsampling"
+        return None
 
     def usable(self, cut: Cut) -> bool:
-        """Whether a cut can be trained on: within the duration limits, not empty, not more tokens than frames."""
-        if not self.cfg.corpus.min_duration <= cut.duration <= self.cfg.corpus.max_duration:
-            return False
-        num_tokens = len(self.dataset.tokenizer.encode([cut_text(cut)])[0])
-        return num_tokens > 0 and not too_many_tokens(cut.num_frames, num_tokens, self.subsampling_factor)
+        return self.why_unusable(cut) is None
 
     def train_cuts(self) -> CutSet:
         return self.cuts(self.cfg.corpus.train_parts).filter(self.usable)
@@ -115,22 +151,32 @@ class AsrDataModule:
     def valid_cuts(self) -> CutSet:
         return self.cuts(self.cfg.corpus.dev_parts).filter(self.usable)
 
-    def measure_train(self) -> Tuple[int, float]:
-        """Number of usable training cuts and their seconds; the cuts left out are counted in the log."""
-        every, count, seconds = 0, 0, 0.0
+    def measure_train(self, left_out_path: Optional[Path] = None) -> Tuple[int, float]:
+        """Number of usable training cuts and their seconds of audio.
+
+        Args:
+          left_out_path: where the others are listed with their reasons, if there are any.
+        Raises:
+          ValueError: if more than `corpus.max_left_out` of them cannot be used, or no dev cut can.
+        """
+        left_out, count, seconds = [], 0, 0.0
         for cut in self.cuts(self.cfg.corpus.train_parts):
-            every += 1
-            if self.usable(cut):
+            reason = self.why_unusable(cut)
+            if reason is None:
                 count += 1
                 seconds += cut.duration
-        if count < every:
-            logging.info(
-                "left out %d of %d training cuts (duration limits, or more tokens than frames)", every - count, every
-            )
-        if count == 0:
+            else:
+                left_out.append(f"{cut.id}\t{reason}\n")
+        if left_out and left_out_path is not None:
+            write_text_atomically(left_out_path, "".join(left_out))
+            logging.info("left out %d of %d training cuts, see %s", len(left_out), count + len(left_out), left_out_path)
+        if len(left_out) > self.cfg.corpus.max_left_out * (count + len(left_out)):
             raise ValueError(
-                f"none of the {every} cuts of {self.cfg.corpus.train_parts} can be trained on; see left_out.tsv"
+                f"{len(left_out)} of {count + len(left_out)} training cuts cannot be used, e.g. {left_out[0].strip()}; "
+                f"mend them, or raise `corpus.max_left_out` ({self.cfg.corpus.max_left_out})"
             )
+        if next(iter(self.valid_cuts()), None) is None:
+            raise ValueError(f"none of the cuts of {self.cfg.corpus.dev_parts} can be used for validation")
         return count, seconds
 
     def feature_statistics(self, max_cuts: int = 1000) -> Tuple[Tensor, Tensor]:

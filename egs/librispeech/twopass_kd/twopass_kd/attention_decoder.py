@@ -43,12 +43,13 @@ class AttentionDecoder(nn.Module):
 
         Args:
           encoder_out: (B, T, encoder_dim), of the shared encoder.
-          encoder_out_lens: (B,) int64, frames after subsampling; each at least 1.
+          encoder_out_lens: (B,) int64, frames after subsampling; 0 counts as 1, for there must be one to attend to.
           y: (B, U) or (B, N, U) int64, prefixes that begin with sos; N hypotheses of each utterance are scored
             against its one encoder output. Padding may be any token: a position sees only those before it.
         Returns:
           Logits (not log-probs), (B, U, V) or (B, N, U, V): at position u for token u + 1.
         """
+        encoder_out_lens = encoder_out_lens.clamp(min=1)
         memory = self._memory(encoder_out, encoder_out_lens)
         batch, num_positions = y.size(0), y.size(-1)
         query = self.lstm(self.dropout(self.embedding(y.reshape(-1, num_positions))))[0]

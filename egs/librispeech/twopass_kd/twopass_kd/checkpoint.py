@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running code, found again after a crash."""
 
+import hashlib
 import io
 import logging
 import os
@@ -159,6 +160,30 @@ def load_model(path: Path) -> Tuple[TwoPassModel, Dict[str, Any]]:
     model = build_model(cfg, cfg.phases[content["phase"]].model, content["vocab_size"])
     model.load_state_dict(weights)
     return model.eval(), content
+
+
+def weights_digest(weights: Dict[str, Tensor]) -> str:
+    """16 hexadecimal digits that identify the parameters of a model, bit for bit."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def final_checkpoint(cfg: Config, exp_dir: Path, phase: str) -> Path:
+    """Where the finished model of a phase is.
+
+    Raises:
+      FileNotFoundError: naming the stage that makes it.
+    """
+    path = Path(exp_dir) / cfg.name / phase / "final.pt"
+    if not path.is_file():
+        stage = cfg.phases[phase].stage
+        raise FileNotFoundError(
+            f"{path} is missing; stage {stage} makes it: ./run.sh --stage {stage} --stop-stage {stage}"
+        )
+    return path
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> Dict[str, Any]:

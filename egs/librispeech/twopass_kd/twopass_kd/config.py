@@ -6,8 +6,6 @@ This module imports neither torch nor k2, so that the shell can ask it questions
 """
 
 import difflib
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -208,6 +206,9 @@ _CHOICES = {
 }
 _POSITIVE = (
     "tokens.vocab_size",
+    "train.clip_grad_norm",
+    "train.num_buckets",
+    "train.keep_last_k",
     "kd.temperature",
     "kd.attention_temperature",
     "train.max_duration",
@@ -318,6 +319,21 @@ def _validate(cfg: Config) -> None:
     for key in _POSITIVE:
         if not _get(cfg, key) > 0:
             raise ConfigError(f"`{key}` ({_get(cfg, key)}) must be positive")
+    for key in ("corpus.train_parts", "corpus.dev_parts", "corpus.test_parts", "decode.rescore_weights",
+                "decode.length_rewards"):  # fmt: skip
+        if not _get(cfg, key):
+            raise ConfigError(f"`{key}` must have at least one entry")
+    if cfg.loss.prune_range < 2:
+        raise ConfigError(f"`loss.prune_range` ({cfg.loss.prune_range}) must be at least 2")
+    if not 0 <= cfg.loss.label_smoothing < 1:
+        raise ConfigError(f"`loss.label_smoothing` ({cfg.loss.label_smoothing}) must be in [0, 1)")
+    for which in ("teacher", "student"):
+        attention = getattr(cfg, which).attention_decoder
+        if attention.dim % attention.num_heads:
+            raise ConfigError(
+                f"`{which}.attention_decoder.dim` ({attention.dim}) must be a multiple of its num_heads "
+                f"({attention.num_heads})"
+            )
     if cfg.corpus.kind == "mini" and cfg.corpus.synthesis is None:
         cfg.corpus.synthesis = SynthesisConfig()
     if not 0 <= cfg.min_reduction < 1:
@@ -350,11 +366,25 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
     for term in phase.loss_scales:
         if term not in LOSS_TERMS:
             raise ConfigError(f"`{where}.loss_scales` ({term}) must use terms out of {', '.join(LOSS_TERMS)}")
-    if "pruned" in phase.loss_scales and "simple" not in phase.loss_scales:
-        raise ConfigError(f"`{where}.loss_scales` must have `simple` beside `pruned`: it chooses the pruned band")
-    distils = any(phase.loss_scales.get(t, 0) > 0 for t in ("transducer_kd", "attention_kd"))
-    if distils and phase.teacher is None:
-        raise ConfigError(f"`{where}.teacher` must name a phase, since its losses distil")
+        if phase.loss_scales[term] < 0:
+            raise ConfigError(f"`{where}.loss_scales.{term}` ({phase.loss_scales[term]}) must not be negative")
+    scale = {term: phase.loss_scales.get(term, 0) for term in LOSS_TERMS}
+    if scale["pruned"] + scale["transducer_kd"] > 0 and scale["simple"] == 0:
+        raise ConfigError(
+            f"`{where}.loss_scales` must have `simple` beside `pruned` and `transducer_kd`: it chooses the pruned band"
+        )
+    if scale["transducer_kd"] + scale["attention_kd"] > 0:
+        if phase.teacher is None:
+            raise ConfigError(f"`{where}.teacher` must name a phase, since its losses distil")
+        factors = (cfg.teacher.encoder.subsampling_factor, cfg.student.encoder.subsampling_factor)
+        if factors[0] != factors[1]:
+            raise ConfigError(
+                f"`teacher.encoder.subsampling_factor` and the student's {factors} must be equal to distil"
+            )
+    if phase.copy_from_teacher and phase.init_from is not None:
+        raise ConfigError(f"`{where}` must have either `copy_from_teacher` or `init_from`, not both")
+    if not phase.base_lr > 0:
+        raise ConfigError(f"`{where}.base_lr` ({phase.base_lr}) must be positive")
     if phase.copy_from_teacher and phase.teacher is None:
         raise ConfigError(f"`{where}.teacher` must name a phase, since `copy_from_teacher` is true")
     if not 1 <= phase.average <= phase.num_epochs:
@@ -364,22 +394,3 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
 def phases_of_stage(cfg: Config, stage: int) -> List[str]:
     """The phases that stage `stage` of run.sh trains, in the YAML's order."""
     return [name for name, phase in cfg.phases.items() if phase.stage == stage]
-
-
-def fingerprint(cfg: Config, stage: int) -> str:
-    """A short hash of everything in the config that the output of a stage of run.sh depends on.
-
-    A stage's `.done` marker holds it, so that a changed YAML reruns just the stages that it touches.
-    """
-    full = config_to_dict(cfg)
-    keep: Dict[str, Any] = {"seed": full["seed"], "corpus": full["corpus"]}
-    if stage >= 2:
-        keep.update(features=full["features"], tokens=full["tokens"])
-    if stage >= 3:
-        keep.update({k: full[k] for k in ("teacher", "loss", "train")})
-        keep["phases"] = {k: p for k, p in full["phases"].items() if p["stage"] <= stage}
-    if stage >= 5:
-        keep.update({k: full[k] for k in ("student", "kd", "min_reduction")})
-    if stage >= 8:
-        keep["decode"] = full["decode"]
-    return hashlib.sha256(json.dumps(keep, sort_keys=True).encode()).hexdigest()[:16]

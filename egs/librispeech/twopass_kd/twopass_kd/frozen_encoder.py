@@ -38,7 +38,8 @@ class FrozenEncoder:
         if batch.cut_ids[0] not in self.cache:
             return self._encode(batch)
         rows = [self.cache[cut_id] for cut_id in batch.cut_ids]
-        return pad_sequence(rows, batch_first=True).float(), torch.tensor([len(row) for row in rows])
+        lens = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        return pad_sequence(rows, batch_first=True).float(), lens
 
     @torch.no_grad()
     def _encode(self, batch: Batch) -> Tuple[Tensor, Tensor]:

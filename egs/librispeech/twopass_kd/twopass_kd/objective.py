@@ -1,7 +1,7 @@
 """The wiring of one phase: which loss terms a batch gives, from which models. Only this module knows all losses."""
 
 from dataclasses import dataclass
-from typing import Dict, Iterable, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -76,11 +76,13 @@ class Objective:
         self.frozen_encoder = None if encoder_learns else FrozenEncoder(model.encoder)
         self.teacher_encoder = FrozenEncoder(teacher.encoder) if distils else None
 
+    def frozen_encoders(self) -> List[FrozenEncoder]:
+        return [e for e in (self.frozen_encoder, self.teacher_encoder) if e is not None]
+
     def cache_frozen_encoders(self, batches: Iterable[Batch]) -> None:
         """Encode the training data once with the encoders that do not learn (see `FrozenEncoder.keep`)."""
-        encoders = [e for e in (self.frozen_encoder, self.teacher_encoder) if e is not None]
-        for batch in batches if encoders else ():
-            for encoder in encoders:
+        for batch in batches:
+            for encoder in self.frozen_encoders():
                 encoder.keep(batch)
 
     def __call__(self, batch: Batch) -> Losses:
@@ -124,7 +126,8 @@ class Objective:
         lattice = (symbols, ranges, boundary, model.blank_id, self.loss.rnnt_type)
 
         terms = {"simple": simple}
-        terms["pruned"] = pruned_transducer_loss(logits, *lattice)
+        if "pruned" in self.scales:
+            terms["pruned"] = pruned_transducer_loss(logits, *lattice)
         if teacher_decoder_out is not None:
             with torch.no_grad():
                 teacher_logits = self._band_logits(self.teacher, teacher_out, teacher_decoder_out, ranges)
@@ -142,7 +145,7 @@ class Objective:
                 node_weights=weights,
                 blank_id=model.blank_id,
             )
-        return {name: value for name, value in terms.items() if name in self.scales}
+        return terms
 
     def _simple_loss(
         self, model: TwoPassModel, encoder_out: Tensor, decoder_out: Tensor, symbols: Tensor, boundary: Tensor

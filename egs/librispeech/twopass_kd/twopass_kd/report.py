@@ -11,23 +11,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from twopass_kd.config import Config
 from twopass_kd.files import write_text_atomically
-from twopass_kd.results import Results, find_system, load_results
+from twopass_kd.results import Results, dev_set_mark, find_system, load_results
 from twopass_kd.wer import WordPair, align_words, read_recogs
 
 NUM_WORST = 10
-STAGE_NAMES = (
-    "corpus",
-    "manifests",
-    "features, BPE",
-    "teacher RNN-T",
-    "teacher LAS",
-    "student RNN-T KD",
-    "student LAS KD",
-    "deep fine-tuning",
-    "decoding",
-    "scoring, report",
-    "export, benchmark",
-)
 
 
 @dataclass
@@ -152,11 +139,11 @@ def main_system(results: Results) -> Dict[str, Any]:
 
 
 def stage_rows(results: Results) -> List[Tuple[str, float]]:
-    """(`3 teacher RNN-T`, seconds) of every finished stage."""
+    """(`3 teacher RNN-T`, seconds) of every finished stage; `stage 3` where its marker has no title."""
     rows = []
     for done in results["stages"]:
-        n = done["stage"]
-        rows.append((f"{n} {STAGE_NAMES[n]}" if n < len(STAGE_NAMES) else f"stage {n}", float(done["seconds"])))
+        stage, title = done["stage"], done["title"]
+        rows.append((title if title == f"stage {stage}" else f"{stage} {title}", float(done["seconds"])))
     return rows
 
 
@@ -173,8 +160,23 @@ def corpus_line(results: Results) -> str:
     corpus = results["corpus"]
     kind = "synthetic speech" if corpus["synthetic"] else "speech"
     system = results["systems"][0]
-    sets = ", ".join(f"{s} ({system['wer'][s]['ref_words']:,} words)" for s in corpus["test_parts"])
-    return f"Corpus: {corpus['kind']} ({kind}); test sets {sets}."
+    sets = (f"{s} ({system['wer'][s]['ref_words']:,} words){dev_set_mark(results, s)}" for s in corpus["test_parts"])
+    return f"Corpus: {corpus['kind']} ({kind}); test sets {', '.join(sets)}."
+
+
+def only_dev_parts(results: Results) -> List[str]:
+    """The dev sets that are not shown among the test sets."""
+    corpus = results["corpus"]
+    return [s for s in corpus["dev_parts"] if s not in corpus["test_parts"]]
+
+
+def rtf_note(results: Results) -> str:
+    """How the real-time factors shown were measured."""
+    first_set = results["corpus"]["test_parts"][0]
+    return (
+        f"real-time factors from features to text in batches, {first_set}, "
+        "each on one thread, other systems decoding beside it"
+    )
 
 
 def scan_at_chosen_reward(system: Dict[str, Any]) -> List[Tuple[float, float]]:

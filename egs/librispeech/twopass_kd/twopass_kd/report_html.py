@@ -13,13 +13,25 @@ from twopass_kd.report import (
     environment_rows,
     fewer,
     format_duration,
+    only_dev_parts,
+    rtf_note,
     scan_at_chosen_reward,
     stage_rows,
 )
 from twopass_kd.report_style import CSS
-from twopass_kd.results import PARTS, PASSES, Results, comparisons, find_system, format_p, judge, verdict
+from twopass_kd.results import (
+    PARTS,
+    PASS_TITLES,
+    PASSES,
+    Results,
+    comparisons,
+    dev_set_mark,
+    find_system,
+    format_p,
+    judge,
+    verdict,
+)
 
-PASS_TITLES = {"greedy_search": "greedy", "first_pass": "first pass", "two_pass": "two-pass"}
 # Nothing may be fetched or run, whatever the transcripts hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -161,14 +173,14 @@ def _wer_section(results: Results) -> str:
         '<p class="note">Hollow: first pass, without the attention decoder. Filled: two-pass. '
         "Bars: 95% intervals. Systems of one size are drawn side by side.</p>"
     )
-    blocks.append(
-        f"<h3>Dev sets, on which the rescoring weight was chosen</h3>{_wer_table(results, corpus['dev_parts'])}"
-    )
+    dev_parts = only_dev_parts(results)
+    if dev_parts:
+        blocks.append(f"<h3>Dev sets, on which the rescoring weight was chosen</h3>{_wer_table(results, dev_parts)}")
     return "\n".join(blocks)
 
 
 def _wer_table(results: Results, sets: Sequence[str]) -> str:
-    top = _span("system", 0) + "".join(_span(s, len(PASSES)) for s in sets)
+    top = _span("system", 0) + "".join(_span(s + dev_set_mark(results, s), len(PASSES)) for s in sets)
     header = f"<tr>{top}</tr><tr>{_heads([PASS_TITLES[p] for p in PASSES]) * len(sets)}</tr>"
     rows = []
     for system in results["systems"]:
@@ -198,7 +210,7 @@ def _size_section(results: Results) -> str:
     header = f"<tr>{top}</tr><tr>{heads}</tr>"
     return _table(header, rows) + (
         '<p class="note">Heads used in training only are not counted; “fewer” is against '
-        f"the teacher; real-time factors from features to text in batches on one thread, {escape(first_set)}.</p>"
+        f"the teacher; {escape(rtf_note(results))}.</p>"
     )
 
 

@@ -9,12 +9,14 @@ from twopass_kd.report import (
     environment_rows,
     fewer,
     format_duration,
+    only_dev_parts,
+    rtf_note,
     scan_at_chosen_reward,
     stage_rows,
 )
-from twopass_kd.results import PARTS, PASSES, Results, format_wer, verdicts
+from twopass_kd.results import PARTS, PASS_TITLES, PASSES, Results, dev_set_mark, format_wer, verdicts
 
-PASS_TITLES = {"greedy_search": "greedy search", "first_pass": "first pass (beam search)", "two_pass": "two-pass"}
+_WER_UNIT = "WER in %, with 95% bootstrap intervals; the first pass is the transducer's beam search"
 
 
 def render_markdown(report: Report) -> str:
@@ -22,7 +24,7 @@ def render_markdown(report: Report) -> str:
     results = report.results
     lines = [f"# {_text(results['conf'])}: two-pass compression by distillation", "", _text(corpus_line(results)), ""]
     lines += _compression_lines(results)
-    lines += ["## Word error rate", "", *_wer_table(results, with_dev=True), ""]
+    lines += ["## Word error rate", "", f"{_WER_UNIT}.", "", *_wer_table(results, with_dev=True), ""]
     lines += ["## Significance", "", *_verdict_lines(results), ""]
     lines += ["## Size, speed, training time", "", *_size_table(results), ""]
     lines += ["## Losses", "", *_loss_table(report), ""]
@@ -53,7 +55,7 @@ def render_results_md(report: Report) -> str:
             lines.append(f"Number of model parameters, {system['name']}: {system['params']['total']:,}  ")
     lines += ["", *_compression_lines(results)]
     lines += _command_lines(report)[:4]
-    lines += ["WER in %, with 95% bootstrap intervals:", "", *_wer_table(results, with_dev=False), ""]
+    lines += [f"{_WER_UNIT}:", "", *_wer_table(results, with_dev=False), ""]
     lines += [*_verdict_lines(results), "", *_size_table(results), "", *_environment_lines(results)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -80,12 +82,12 @@ def _compression_lines(results: Results) -> List[str]:
 
 
 def _wer_table(results: Results, with_dev: bool) -> List[str]:
-    corpus = results["corpus"]
     rows = []
-    for set_name in [*corpus["test_parts"], *(corpus["dev_parts"] if with_dev else [])]:
+    for set_name in [*results["corpus"]["test_parts"], *(only_dev_parts(results) if with_dev else [])]:
+        title = _text(set_name + dev_set_mark(results, set_name))
         for system in results["systems"]:
             scored = system["wer"][set_name]
-            rows.append([_text(set_name), _text(system["name"]), *(format_wer(scored[p]) for p in PASSES)])
+            rows.append([title, _text(system["name"]), *(format_wer(scored[p]) for p in PASSES)])
     lines = _table(["set", "system", *(PASS_TITLES[p] for p in PASSES)], rows)
     if results["not_decoded"]:
         lines += ["", f"Not decoded, so not scored: {', '.join(map(_text, results['not_decoded']))}."]
@@ -112,10 +114,9 @@ def _size_table(results: Results) -> List[str]:
                 format_duration(system["train_seconds"]),
             ]
         )
-    header = ["system", *(part.replace("_", " ") for part in PARTS), "fewer", "MB", "RTF greedy", "RTF first pass"]
-    lines = _table([*header, "RTF two-pass", "training"], rows)
-    how = f"real-time factors from features to text in batches on one thread, {_text(first_set)}"
-    return [*lines, "", f"Parameters by part, deployed ones only; {how}."]
+    header = ["system", *(part.replace("_", " ") for part in PARTS), "fewer", "MB"]
+    header += [*(f"RTF {PASS_TITLES[p]}" for p in PASSES), "training"]
+    return [*_table(header, rows), "", f"Parameters by part, deployed ones only; {_text(rtf_note(results))}."]
 
 
 def _number(value: Optional[float], pattern: str) -> str:

@@ -15,7 +15,8 @@ from twopass_kd.files import write_text_atomically
 from twopass_kd.wer import Transcript, bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs
 
 SYSTEM_ORDER = ("teacher", "student_scratch", "student_stage1", "student_stage2", "student")
-PASSES = ("greedy_search", "first_pass", "two_pass")
+PASS_TITLES = {"greedy_search": "greedy", "first_pass": "first pass", "two_pass": "two-pass"}
+PASSES = tuple(PASS_TITLES)
 PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "total")
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -23,7 +24,7 @@ Results = Dict[str, Any]
 
 
 def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Results:
-    """Score every decoded system of an experiment.
+    """Score the systems that the config reports and stage 8 decoded; `ignored_systems` are the others.
 
     Args:
       cfg: its config; gives the test sets, the seed and the number of bootstrap samples.
@@ -34,11 +35,11 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
       compression, significance, significance_scratch, stages. WER and their differences are in percent,
       times in seconds, sizes in parameters and bytes. A system without a second pass has `two_pass` null.
     Raises:
-      ValueError: if a file of stage 8 is missing or malformed, naming file and stage.
+      ValueError: if a file of stage 8 is missing, malformed or from another checkpoint than the one that is there
+        now, naming file and stage.
     """
     experiment = Path(experiment)
-    decoded = _find_systems(experiment)
-    expected = [phase.report_as for phase in cfg.phases.values() if phase.report_as]
+    decoded = _find_systems(cfg, experiment)
     sets = list(dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts]))
     transcripts = {
         name: {s: _read_passes(experiment / "decode" / name, s, meta) for s in sets} for name, meta in decoded.items()
@@ -58,7 +59,7 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
         "bootstrap_samples": cfg.decode.bootstrap_samples,
         "environment": describe_environment(),
         "systems": systems,
-        "not_decoded": [name for name in _in_order(expected) if name not in decoded],
+        "not_decoded": [name for name in _in_order(list(_reported(cfg))) if name not in decoded],
         "compression": _compression(systems),
         "significance": _compare(cfg, transcripts, "teacher", ["two_pass"]).get("two_pass", {}),
         "significance_scratch": _by_set(_compare(cfg, transcripts, "student_scratch", ["first_pass", "two_pass"])),
@@ -85,14 +86,16 @@ def find_system(results: Results, name: str) -> Optional[Dict[str, Any]]:
 
 
 def read_stages(experiment: Path) -> List[Dict[str, Any]]:
-    """Wall time of the finished stages of run.sh: [{"stage", "seconds", "finished"}], in order."""
+    """Wall time of the finished stages of run.sh: [{"stage", "title", "seconds", "finished"}], in order."""
     found = []
     for path in Path(experiment).glob(".stages/*.done"):
         marker = _load_json(path, stage=None)
         try:
-            found.append({k: marker[k] for k in ("stage", "seconds", "finished")})
+            stage, seconds, finished = (marker[k] for k in ("stage", "seconds", "finished"))
+            title = marker.get("title", f"stage {stage}")
         except (KeyError, TypeError) as e:
             raise ValueError(f"{path} must hold stage, seconds and finished; remove it to rerun that stage") from e
+        found.append({"stage": stage, "title": title, "seconds": seconds, "finished": finished})
     return sorted(found, key=lambda s: s["stage"])
 
 
@@ -101,13 +104,29 @@ def _in_order(names: Sequence[str]) -> List[str]:
     return sorted(names, key=lambda n: (rank.get(n, len(rank)), n))
 
 
-def _find_systems(experiment: Path) -> Dict[str, Dict[str, Any]]:
-    paths = {p.parent.name: p for p in (experiment / "decode").glob("*/decode.json")}
-    if not paths:
+def ignored_systems(cfg: Config, experiment: Path) -> List[str]:
+    """Decoded systems that are not scored, since the config has no such `report_as` (any more)."""
+    return sorted(set(_decode_paths(experiment)) - set(_reported(cfg)))
+
+
+def _decode_paths(experiment: Path) -> Dict[str, Path]:
+    return {p.parent.name: p for p in (Path(experiment) / "decode").glob("*/decode.json")}
+
+
+def _reported(cfg: Config) -> Dict[str, str]:
+    """`report_as` -> phase."""
+    return {phase.report_as: name for name, phase in cfg.phases.items() if phase.report_as}
+
+
+def _find_systems(cfg: Config, experiment: Path) -> Dict[str, Dict[str, Any]]:
+    paths, phases = _decode_paths(experiment), _reported(cfg)
+    names = _in_order([name for name in paths if name in phases])
+    if not names:
         raise ValueError(
-            f"{experiment / 'decode'} must hold decoded systems, but has none; decode them first (stage 8)"
+            f"{experiment / 'decode'} must hold decoded systems of the config ({', '.join(_in_order(list(phases)))}), "
+            "but has none; decode them first (stage 8)"
         )
-    return {name: _load_decode(paths[name]) for name in _in_order(list(paths))}
+    return {name: _load_decode(paths[name], experiment / phases[name] / "identity") for name in names}
 
 
 def _load_json(path: Path, stage: Optional[int]) -> Dict[str, Any]:
@@ -118,15 +137,24 @@ def _load_json(path: Path, stage: Optional[int]) -> Dict[str, Any]:
         raise ValueError(f"{path} must be JSON, but is not ({e}); {remedy}") from e
 
 
-def _load_decode(path: Path) -> Dict[str, Any]:
+def _load_decode(path: Path, identity_path: Path) -> Dict[str, Any]:
+    """Read a decode.json; `identity_path` tells which checkpoint the system has now."""
     meta = _load_json(path, stage=8)
-    required = ("phase", "params", "bytes", "train_seconds", "rescore_weight", "length_reward", "weight_scan", "rtf")
+    required = ("phase", "identity", "params", "bytes", "train_seconds")
+    required += ("rescore_weight", "length_reward", "weight_scan", "rtf")
     missing = [key for key in required if key not in meta]
     missing += [
         f"{key}.{part}" for key in ("params", "bytes") if key in meta for part in PARTS if part not in meta[key]
     ]
     if missing:
         raise ValueError(f"{path} must have {', '.join(missing)}; decode again (stage 8)")
+    # Without the file (a checkpoint brought from elsewhere) there is nothing to compare with.
+    present = identity_path.read_text(encoding="utf-8").strip() if identity_path.is_file() else meta["identity"]
+    if meta["identity"] != present:
+        raise ValueError(
+            f"{path} (identity {meta['identity']}) must be of the checkpoint in {identity_path.parent} (identity "
+            f"{present}), which was trained with other settings since; decode again (stage 8)"
+        )
     return meta
 
 
@@ -240,6 +268,13 @@ def verdicts(results: Results) -> List[Tuple[str, str]]:
     return [(set_name, verdict(baseline, suffix, r)) for set_name, baseline, suffix, r in comparisons(results)]
 
 
+def dev_set_mark(results: Results, set_name: str) -> str:
+    """What is said after the name of a test set that is a dev set as well; empty for the others."""
+    corpus = results["corpus"]
+    both = set_name in corpus["test_parts"] and set_name in corpus["dev_parts"]
+    return " (dev set: the rescoring weight was chosen on it)" if both else ""
+
+
 def summary_text(results: Results) -> str:
     """The table and the verdicts as plain text, for the end of stage 9."""
     corpus = results["corpus"]
@@ -249,10 +284,10 @@ def summary_text(results: Results) -> str:
     teacher = find_system(results, "teacher")
     for set_name in corpus["test_parts"]:
         words = next((s["wer"][set_name]["ref_words"] for s in results["systems"]), 0)
-        rows = [("system", "params", "fewer", "greedy", "first pass", "two-pass", "RTF")]
+        rows = [("system", "params", "fewer", *PASS_TITLES.values(), "RTF")]
         for system in results["systems"]:
             rows.append(_summary_row(system, teacher, set_name))
-        lines += ["", f"{set_name} ({words} words)", *_columns(rows)]
+        lines += ["", f"{set_name} ({words} words){dev_set_mark(results, set_name)}", *_columns(rows)]
         lines += [sentence for name, sentence in verdicts(results) if name == set_name]
     if results["not_decoded"]:
         lines += ["", f"not decoded, so not scored: {', '.join(results['not_decoded'])}"]

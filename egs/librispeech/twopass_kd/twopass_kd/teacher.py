@@ -7,8 +7,8 @@ from typing import Any, Dict, List
 import torch
 from torch import nn
 
-from twopass_kd.checkpoint import load_model
-from twopass_kd.config import Config, ConfigError, config_from_dict
+from twopass_kd.checkpoint import build_model, load_model
+from twopass_kd.config import Config, ConfigError, PhaseConfig, config_from_dict
 from twopass_kd.model import TwoPassModel
 
 
@@ -31,8 +31,24 @@ def load_teacher(path: Path) -> Teacher:
     return Teacher(model.requires_grad_(False), Path(path), content)
 
 
-def check_teacher(teacher: Teacher, student: TwoPassModel, cfg: Config, tokens_digest: str) -> None:
-    """Distillation needs equal tokens, frame rate and features on both sides, and a student that is small enough.
+def check_sizes(cfg: Config, vocab_size: int) -> None:
+    """The student of a config must be as small as its `min_reduction` promises; known before anything is trained.
+
+    Raises:
+      ConfigError: with both sizes.
+    """
+    big, small = (
+        build_model(cfg, which, vocab_size).deployed_parameters()["total"] for which in ("teacher", "student")
+    )
+    if small > (1 - cfg.min_reduction) * big:
+        raise ConfigError(
+            f"`student` ({small:,} deployed parameters) must be at least {cfg.min_reduction:.0%} smaller than the "
+            f"teacher ({big:,}), but is {1 - small / big:.1%} smaller; shrink `student` or lower `min_reduction`"
+        )
+
+
+def check_teacher(teacher: Teacher, student: TwoPassModel, cfg: Config, phase: PhaseConfig, tokens_digest: str) -> None:
+    """Distillation needs equal tokens, frame rate and features on both sides, and a teacher that was trained.
 
     Raises:
       ConfigError: saying what both sides have.
@@ -50,11 +66,16 @@ def check_teacher(teacher: Teacher, student: TwoPassModel, cfg: Config, tokens_d
     for name, (theirs, ours) in sides.items():
         if theirs != ours:
             raise ConfigError(f"`{name}`: teacher {teacher.path} has {theirs}, the student {ours}; they must be equal")
-    big, small = teacher.model.deployed_parameters()["total"], student.deployed_parameters()["total"]
-    if small > (1 - cfg.min_reduction) * big:
+    needed = []
+    if phase.loss_scales.get("transducer_kd", 0) > 0:
+        needed += ["encoder", "decoder", "joiner"] + (["simple_heads"] if cfg.kd.band == "teacher" else [])
+    if phase.loss_scales.get("attention_kd", 0) > 0:
+        needed += ["encoder", "attention_decoder"]
+    untrained = [part for part in needed if part not in teacher.content["trained_parts"]]
+    if untrained:
         raise ConfigError(
-            f"`student` ({small:,} deployed parameters) must be at least {cfg.min_reduction:.0%} smaller than its "
-            f"teacher ({big:,}), but is {1 - small / big:.1%} smaller; shrink `student` or lower `min_reduction`"
+            f"teacher {teacher.path} was never trained in {', '.join(untrained)}, which this phase distils from; "
+            "name a later phase of the teacher"
         )
 
 

@@ -8,8 +8,8 @@ same parameters, bit for bit, as one that was not.
 import json
 import logging
 import math
+import os
 import random
-import shutil
 import signal
 import sys
 import time
@@ -27,9 +27,20 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from twopass_kd.asr_datamodule import Batch
-from twopass_kd.checkpoint import average_checkpoints, epoch_paths, find_latest, remove_old, save_checkpoint
+from twopass_kd.checkpoint import (
+    average_checkpoints,
+    epoch_paths,
+    find_latest,
+    remove_old,
+    save_checkpoint,
+    weights_digest,
+)
 from twopass_kd.config import PhaseConfig, TrainConfig
+from twopass_kd.files import write_text_atomically
 from twopass_kd.objective import Losses, Objective
+
+# What of a trainer's state is saved in each checkpoint, beside model and optimizer.
+PROGRESS = ("epoch", "batch", "step", "consumed", "train_seconds", "best_valid", "best_epoch")
 
 
 class Interrupted(Exception):
@@ -105,6 +116,7 @@ class Trainer:
         self.exp_dir = Path(exp_dir)
         self.seed = seed
         self.metadata = metadata
+        self.device = next(model.parameters()).device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = AdamW(
             self.parameters, lr=phase.base_lr, betas=tuple(train.betas), weight_decay=train.weight_decay
@@ -118,6 +130,7 @@ class Trainer:
         self.consumed = 0.0  # seconds of audio seen
         self.train_seconds = 0.0  # wall time spent, over all resumptions
         self.best_valid = float("inf")
+        self.best_epoch = 0
         self._stop_signal: Optional[int] = None
 
     def run(self, data: Data) -> Path:
@@ -147,7 +160,7 @@ class Trainer:
                 self._validate(data)
                 self.epoch, self.batch = self.epoch + 1, 0
                 self._save(self.exp_dir / f"epoch-{self.epoch - 1}.pt")
-                self._keep_best()
+                self._keep_best(self.epoch - 1)
         finally:
             bar.close()
             self.writer.close()
@@ -161,8 +174,9 @@ class Trainer:
         total_seconds = data.train_seconds * self.phase.num_epochs
         for batch in data.train_loader(self.epoch, self.batch):
             fix_random_seed(self.seed, self.step)
+            batch = batch.to(self.device)
             if self.spec_augment is not None:
-                batch.feature = self.spec_augment(batch.feature)
+                self._augment(batch)
             lr = learning_rate(
                 (self.consumed + batch.duration) / total_seconds, self.phase.base_lr, self.cfg.warmup_fraction
             )
@@ -186,6 +200,12 @@ class Trainer:
             if self.step % self.cfg.save_every_n == 0:
                 self._save(self.exp_dir / f"checkpoint-{self.step}.pt")
                 remove_old(self.exp_dir, self.cfg.keep_last_k)
+
+    def _augment(self, batch: Batch) -> None:
+        """SpecAugment on each utterance's own frames: warping time across padding would push speech out of it."""
+        lens = batch.feature_lens
+        segments = torch.stack([torch.arange(len(lens), device=lens.device), torch.zeros_like(lens), lens], dim=1)
+        batch.feature = self.spec_augment(batch.feature, segments.int())
 
     def _step(self, batch: Batch) -> Losses:
         losses = self.objective(batch)
@@ -212,11 +232,11 @@ class Trainer:
         self.model.eval()
         means = Means()
         for batch in data.valid_loader():
-            means.add(self.objective(batch))
+            means.add(self.objective(batch.to(self.device)))
         result = means.result()
         self._log("valid", result, self.optimizer.param_groups[0]["lr"])
-        self.improved = result["loss"] < self.best_valid
-        self.best_valid = min(self.best_valid, result["loss"])
+        if result["loss"] < self.best_valid:
+            self.best_valid, self.best_epoch = result["loss"], self.epoch
 
     def _set_train_mode(self) -> None:
         """Only modules that learn are in train mode: a frozen part has no dropout."""
@@ -226,14 +246,13 @@ class Trainer:
                 module.eval()
 
     def _state(self) -> Dict[str, Any]:
-        progress = ("epoch", "batch", "step", "consumed", "train_seconds", "best_valid")
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"base_lr": self.phase.base_lr, "consumed": self.consumed},
             "sampler": {"epoch": self.epoch, "batch": self.batch},
             "grad_scaler": None,
-            **{name: getattr(self, name) for name in progress},
+            **{name: getattr(self, name) for name in PROGRESS},
             **self.metadata,
         }
 
@@ -248,22 +267,26 @@ class Trainer:
         path, content = found
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        for name in ("epoch", "batch", "step", "consumed", "train_seconds", "best_valid"):
+        for name in PROGRESS:
             setattr(self, name, content[name])
+        self._keep_best(self.best_epoch)  # in case that the run was killed before it could
         self._drop_metrics_after(self.step)
         logging.info("resuming from %s: epoch %d, step %d", path, self.epoch, self.step)
 
     def _drop_metrics_after(self, step: int) -> None:
         path = self.exp_dir / "metrics.jsonl"
         if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            path.write_text("".join(line + "\n" for line in lines))
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_text_atomically(path, "".join(line + "\n" for line in lines))
 
-    def _keep_best(self) -> None:
-        if self.improved:
-            temporary = self.exp_dir / "best-valid-loss.pt.tmp"
-            shutil.copyfile(self.exp_dir / f"epoch-{self.epoch - 1}.pt", temporary)
-            temporary.replace(self.exp_dir / "best-valid-loss.pt")
+    def _keep_best(self, epoch: int) -> None:
+        """`best-valid-loss.pt` is the checkpoint of `epoch`, if that is the best one so far."""
+        source, target = self.exp_dir / f"epoch-{epoch}.pt", self.exp_dir / "best-valid-loss.pt"
+        if epoch == self.best_epoch and source.is_file():
+            temporary = target.with_suffix(".tmp")
+            temporary.unlink(missing_ok=True)
+            os.link(source, temporary)  # takes no space
+            temporary.replace(target)
 
     def _finish(self) -> Path:
         paths = epoch_paths(self.exp_dir, self.phase.num_epochs, self.phase.average)
@@ -274,7 +297,9 @@ class Trainer:
             "averaged": [path.name for path in paths],
             **self.metadata,
         }
+        content["weights_digest"] = weights_digest(content["model"])
         content["train_seconds"] = self.train_seconds + self.metadata["train_seconds_before"]
+        write_text_atomically(self.exp_dir / "identity", content["identity"] + "\n")
         save_checkpoint(content, final)
         remove_old(self.exp_dir, 0)
         logging.info("%s: average of %s, %d steps, %.0f s", final, content["averaged"], self.step, self.train_seconds)
@@ -305,6 +330,14 @@ class Trainer:
         if self._stop_signal is not None:
             raise KeyboardInterrupt  # asked twice: do not wait for the step
         self._stop_signal = number
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite for a line that a crash cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def fix_random_seed(seed: int, step: int) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from twopass_kd.asr_datamodule import AsrDataModule, cut_text
-from twopass_kd.bin.train import final_path
-from twopass_kd.checkpoint import CheckpointError, load_model
+from twopass_kd.checkpoint import final_checkpoint, load_model
 from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.encoder import Conv2dSubsampling
 from twopass_kd.environment import log_environment, log_to_file, setup_logging
 from twopass_kd.files import write_text_atomically
 from twopass_kd.model import TwoPassModel
@@ -69,8 +70,12 @@ def decode_set(
         return result
 
     bar = tqdm(desc=part, unit="utt", disable=not sys.stderr.isatty())
+    device = next(model.parameters()).device
     with torch.no_grad():
         for batch in data.decode_loader(part):
+            batch = batch.to(device)
+            missing = max(0, Conv2dSubsampling.receptive_field - batch.feature.size(1))
+            batch.feature = F.pad(batch.feature, (0, 0, 0, missing))  # a cut too short for one frame decodes to nothing
             encoder_out, lens, _ = timed("encoder", model.encoder, batch.feature, batch.feature_lens)
             out.greedy += timed("greedy_search", greedy_search, model, encoder_out, lens)
             nbests = timed("beam", modified_beam_search, model, encoder_out, lens, cfg.decode.beam, cfg.decode.nbest)
@@ -123,13 +128,9 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
     if system not in by_name:
         raise ConfigError(f"`--system` ({system}) must be one of {', '.join(by_name)}")
     phase = by_name[system]
-    path = final_path(cfg, exp_dir, phase)
-    if not path.is_file():
-        stage = cfg.phases[phase].stage
-        raise FileNotFoundError(
-            f"{path} is missing; stage {stage} makes it: ./run.sh --stage {stage} --stop-stage {stage}"
-        )
+    path = final_checkpoint(cfg, exp_dir, phase)
     model, content = load_model(path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}")
     if content["tokens_digest"] != tokenizer.digest():
         raise ConfigError(
@@ -160,6 +161,7 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
             logging.info("%s, %s, %s: WER %.2f%% of %d words", system, part, name, stats.wer, stats.ref_words)
     summary = {
         "system": system,
+        "identity": content["identity"],
         "phase": phase,
         "checkpoint": str(path),
         "params": model.deployed_parameters(),
@@ -195,7 +197,7 @@ def main() -> int:
         decode(load_config(args.conf, args.overrides), args.system, args.data_dir, args.exp_dir)
     except KeyboardInterrupt:
         return 130
-    except (ConfigError, CheckpointError, FileNotFoundError, ValueError) as e:
+    except (ValueError, OSError) as e:
         logging.error("%s", e)
         return 1
     return 0

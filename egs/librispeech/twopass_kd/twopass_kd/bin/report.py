@@ -31,6 +31,8 @@ def main() -> None:
         paths = write_reports(report, experiment, args.results_md)
     except ValueError as e:
         sys.exit(f"report: error: {e}")
+    except OSError as e:
+        sys.exit(f"report: error: {e}; check that path or free disk space, run the same command again")
     for path in paths:
         print(f"wrote {path}")
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from twopass_kd.config import load_config
-from twopass_kd.results import build_results, summary_text, write_results
+from twopass_kd.results import build_results, ignored_systems, summary_text, write_results
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -25,10 +25,15 @@ def main() -> None:
     try:
         cfg = load_config(args.conf, args.overrides)
         experiment = args.exp_dir / cfg.name
+        ignored = ignored_systems(cfg, experiment)
+        if ignored:
+            print(f"ignored: {', '.join(ignored)} (decoded, but not a `report_as` of {args.conf})")
         results = build_results(cfg, experiment)
+        write_results(results, experiment / "results.json")
     except ValueError as e:
         sys.exit(f"score: error: {e}")
-    write_results(results, experiment / "results.json")
+    except OSError as e:
+        sys.exit(f"score: error: {e}; check that path or free disk space, run the same command again")
     print(summary_text(results))
 
 

@@ -13,7 +13,8 @@ from typing import Any, List, Optional, Sequence
 
 from omegaconf import OmegaConf
 
-from twopass_kd.config import Config, ConfigError, config_to_dict, fingerprint, load_config, phases_of_stage
+from twopass_kd.config import Config, ConfigError, config_to_dict, load_config, phases_of_stage
+from twopass_kd.fingerprint import fingerprint
 
 BASELINE = "student_scratch"
 STAGES = range(10)

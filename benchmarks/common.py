@@ -1,0 +1,46 @@
+"""What the benchmarks share. Imported before `twopass_kd`: it makes the recipe importable where it is not installed."""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List
+
+from tqdm import tqdm
+
+RECIPE = Path(__file__).resolve().parent.parent / "egs/librispeech/twopass_kd"
+sys.path.insert(0, str(RECIPE))
+
+import torch  # noqa: E402
+
+from twopass_kd.asr_datamodule import Batch  # noqa: E402
+from twopass_kd.model import TwoPassModel  # noqa: E402
+from twopass_kd.objective import Objective  # noqa: E402
+
+Step = Callable[[], object]
+
+
+def training_step(model: TwoPassModel, objective: Objective, batch: Batch, clip_grad_norm: float) -> Step:
+    """A function that takes one step of the trainer's kind on `batch`, with an optimizer of its own."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+
+    def step() -> None:
+        losses = objective(batch)
+        optimizer.zero_grad()
+        (losses.total.sum() / losses.num_frames).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        optimizer.step()
+
+    return step
+
+
+def median_seconds(variants: Dict[str, Step], repeats: int) -> Dict[str, float]:
+    """Median wall time of each variant; they take turns, after one round that is not counted."""
+    times: Dict[str, List[float]] = {name: [] for name in variants}
+    for _ in tqdm(range(repeats + 1), desc="timing", unit="round", file=sys.stderr):
+        for name, step in variants.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}

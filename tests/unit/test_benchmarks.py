@@ -1,0 +1,61 @@
+"""The benchmarks run as the README says, from anywhere, on small sizes."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests/conf/tiny.yaml"
+HEADS = "--batch-size 2 --num-frames 24 --num-positions 6 --vocab-size 20 --joiner-dim 16 --repeats 1".split()
+
+
+def run(name: str, folder: Path, *args: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, ROOT / "benchmarks" / name, "--conf", TINY, *args]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_lattice_kd_prints_all_ratios(tmp_path: Path):
+    text = run("lattice_kd.py", tmp_path, *HEADS, "--utterances", "4", "--step-repeats", "1")
+    assert "rnnt_type=modified" in text
+    assert "| time, band with its simple loss / full lattice, which needs no simple loss | " in text
+    assert "| memory, band / full lattice | " in text and "| KD step / (student step + teacher forward) | " in text
+
+
+def test_train_step_prints_steps_and_parts(tmp_path: Path):
+    text = run("train_step.py", tmp_path, "--repeats", "1", "train.max_duration=5")
+    for name in ("teacher, RNN-T", "student, RNN-T + KD", "pruned loss", "simple loss", "optimizer"):
+        assert any(line.startswith(f"{name} ") for line in text.splitlines()), name
+
+
+def test_median_seconds_takes_turns_and_leaves_the_first_round_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    common, order = importlib.import_module("common"), []
+    found = common.median_seconds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=2)
+    assert order == ["a", "b"] * 3 and set(found) == {"a", "b"} and all(v > 0 for v in found.values())
+
+
+def test_lattice_kd_uses_the_topology_it_is_given(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    lattice_kd = importlib.import_module("lattice_kd")
+    args = lattice_kd.get_parser().parse_args(HEADS)
+
+    def gradient(variant: str, rnnt_type: str) -> torch.Tensor:
+        heads = lattice_kd.Heads(args, rnnt_type)
+        heads.variants()[variant]()
+        return heads.student[0].grad
+
+    for variant in ("band", "full lattice"):
+        modified, regular = gradient(variant, "modified"), gradient(variant, "regular")
+        assert torch.isfinite(modified).all() and not torch.allclose(modified, regular, atol=1e-3)
+    # The closed-form gradient is that of the plain one, so both rows time the same work.
+    for variant in ("band", "full lattice"):
+        torch.testing.assert_close(gradient(variant, "modified"), gradient(f"{variant}, plain", "modified"))
