@@ -78,7 +78,7 @@ def test_download_corpus_unpacks_marks_and_does_nothing_the_second_time(server, 
     requests.clear()
     capsys.readouterr()
     assert download_corpus(cfg, corpus_dir, url, sums(files)) == [] and requests == []
-    assert capsys.readouterr().out.splitlines() == [f"{part}: already complete" for part in PARTS]
+    assert capsys.readouterr().out.splitlines() == [f"{part}: there already" for part in PARTS]
 
 
 def test_download_corpus_goes_on_where_it_stopped_and_uses_archives_put_there(server, tmp_path):
@@ -119,3 +119,15 @@ def test_main_wrong_kind_part_or_folder(tmp_path, capsys):
 
 def test_md5_known_for_every_part_of_lhotses_recipe():
     assert set(MD5) == {*LIBRISPEECH, *MINI_LIBRISPEECH} and all(len(value) == 32 for value in MD5.values())
+
+
+def test_download_corpus_takes_parts_unpacked_by_hand_as_they_are(tmp_path, capsys):
+    """They used to be deleted, since they lack Lhotse's marker, and downloaded again."""
+    for part in PARTS:
+        folder = tmp_path / "LibriSpeech" / part / "1" / "2"
+        folder.mkdir(parents=True)
+        (folder / "1-2.trans.txt").write_text("1-2-0000 MINE")
+    cfg = small_config(*CONFIG)
+    assert download_corpus(cfg, tmp_path / "LibriSpeech", base_url="http://127.0.0.1:9") == []
+    assert all((tmp_path / "LibriSpeech" / part / "1" / "2" / "1-2.trans.txt").read_text() for part in PARTS)
+    assert capsys.readouterr().out.count("there already") == 2

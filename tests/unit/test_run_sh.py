@@ -1,5 +1,6 @@
 """run.sh's options, checks and markers. The stages themselves: tests/integration/test_all_stages.py."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -223,3 +224,13 @@ def test_path_sh_without_k2_says_what_to_do(tmp_path):
 
 def test_run_sh_needs_no_environment_for_help():
     assert run("--help", PATH="/usr/bin:/bin").returncode == 0
+
+
+def test_run_sh_second_run_in_the_same_folders_is_an_error(tmp_path):
+    (tmp_path / "e" / "tiny").mkdir(parents=True)
+    with open(tmp_path / "e" / "tiny" / ".lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        message = error("--conf", TINY, "--stop-stage", 0, "--exp-dir", tmp_path / "e", "--data-dir", tmp_path / "d",
+                        "--corpus-dir", tmp_path / "c")  # fmt: skip
+    assert "another run.sh works on" in message
+    assert not (tmp_path / "c").exists()

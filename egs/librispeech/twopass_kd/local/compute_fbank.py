@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import random
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -85,7 +86,8 @@ def utterance_cuts(data_dir: Path, part: str, sampling_rate: int, speed_perturb:
     """One cut per supervision of a part: first channel, at `sampling_rate` Hz, the cut's id being the supervision's.
 
     Args:
-      speed_perturb: factors of further copies of each cut, whose ids end in `_sp<factor>`.
+      speed_perturb: factors of further copies of each cut, whose ids end in `_sp<factor>`; all are shuffled, always
+        in the same way.
     Raises:
       ConfigError: the manifests of stage 1 are missing.
     """
@@ -104,7 +106,11 @@ def utterance_cuts(data_dir: Path, part: str, sampling_rate: int, speed_perturb:
         trimmed.append(cut)
     single = CutSet.from_cuts(trimmed)
     copies = [single.perturb_speed(factor) for factor in speed_perturb]
-    return CutSet.from_cuts([cut for cut_set in [single, *copies] for cut in cut_set])
+    every = [cut for cut_set in [single, *copies] for cut in cut_set]
+    if copies:
+        # A sampler mixes cuts only within its buffer, so the copies must not follow each other as blocks.
+        random.Random(0).shuffle(every)
+    return CutSet.from_cuts(every)
 
 
 def _source_digest(data_dir: Path, part: str, settings: Dict) -> str:

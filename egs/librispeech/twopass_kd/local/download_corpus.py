@@ -37,9 +37,13 @@ MD5: Dict[str, str] = {
 }
 
 
-def is_complete(corpus_dir: Path, part: str) -> bool:
-    """Whether a part was unpacked to its end."""
-    return (corpus_dir / part / ".completed").is_file()
+def is_there(corpus_dir: Path, part: str) -> bool:
+    """Whether a part is there: unpacked by us (Lhotse's marker), or by hand (it has transcripts).
+
+    Ours gets its name only when all of it is unpacked, so a folder with transcripts is never half of one.
+    """
+    folder = corpus_dir / part
+    return (folder / ".completed").is_file() or next(folder.glob("*/*/*.trans.txt"), None) is not None
 
 
 def md5_of(path: Path) -> str:
@@ -76,13 +80,21 @@ def fetch_archive(url: str, path: Path, md5: str) -> None:
 
 
 def unpack_archive(archive: Path, corpus_dir: Path, part: str) -> None:
-    """Unpack `LibriSpeech/<part>` beside the archive and leave Lhotse's marker in it when all is there."""
-    shutil.rmtree(corpus_dir / part, ignore_errors=True)
+    """Unpack `LibriSpeech/<part>` of an archive; the part gets its name, and Lhotse's marker, when all is there."""
+    partial = corpus_dir.parent / f".partial-{part}"
+    shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(archive) as tar:
-        safe_extract(tar, path=corpus_dir.parent)
-    if not (corpus_dir / part).is_dir():
+        safe_extract(tar, path=partial)
+    unpacked = partial / "LibriSpeech" / part
+    if not unpacked.is_dir():
+        shutil.rmtree(partial)
         raise ValueError(f"`{archive}` must contain LibriSpeech/{part}")
-    (corpus_dir / part / ".completed").touch()
+    (unpacked / ".completed").touch()
+    corpus_dir.mkdir(exist_ok=True)
+    if (corpus_dir / part).is_dir():
+        (corpus_dir / part).rmdir()  # an empty one; anything else is not ours to remove
+    unpacked.rename(corpus_dir / part)
+    shutil.rmtree(partial)
 
 
 def parts_to_download(cfg: Config) -> List[str]:
@@ -123,9 +135,9 @@ def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5
     target.mkdir(parents=True, exist_ok=True)
     wanted = []
     for part in parts:
-        complete = is_complete(corpus_dir, part)
-        print(f"{part}: {'already complete' if complete else 'to be downloaded'}", flush=True)
-        if not complete:
+        there = is_there(corpus_dir, part)
+        print(f"{part}: {'there already' if there else 'to be downloaded'}", flush=True)
+        if not there:
             wanted.append(part)
     for part in wanted:
         archive = target / f"{part}.tar.gz"

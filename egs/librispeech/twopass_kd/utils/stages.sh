@@ -7,6 +7,7 @@ titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher 
 
 declare -A plan # answers of show_config --plan
 job_pid=        # of the launcher that is running
+locked=false    # whether this run.sh holds its folders
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -139,6 +140,20 @@ marker() {
   printf '%s\n' "$(marker_dir "$1")/$1.done"
 }
 
+# Two runs in one folder would write over each other's files: holds locks on the folders until run.sh ends. The jobs do
+# not inherit them (see launch).
+lock_folders() {
+  if $locked || ! command -v flock >/dev/null; then return; fi
+  locked=true
+  mkdir -p "$experiment" "$data_dir"
+  exec 9>"$experiment/.lock"
+  flock -n 9 || fail "another run.sh works on $experiment; wait for it, or choose another --exp-dir"
+  if [ "$stage" -le 2 ]; then
+    exec 8>"$data_dir/.lock"
+    flock -n 8 || fail "another run.sh works on $data_dir; wait for it, or choose another --data-dir"
+  fi
+}
+
 # The value of key $2 in marker file $1; nothing where there is no such file.
 marker_value() {
   [ ! -f "$1" ] || sed -n 's/.*"'"$2"'": "\{0,1\}\([^",}]*\).*/\1/p' "$1"
@@ -176,8 +191,8 @@ write_marker() {
   local file
   file=$(marker "$1")
   mkdir -p "$(dirname "$file")" "$experiment/.stages"
-  printf '{"stage": %d, "fingerprint": "%s", "seconds": %d, "finished": "%s"}\n' \
-    "$1" "$(stage_fingerprint "$1")" "$2" "$(date +%Y-%m-%dT%H:%M:%S%z)" >"$file.tmp"
+  printf '{"stage": %d, "title": "%s", "fingerprint": "%s", "seconds": %d, "finished": "%s"}\n' \
+    "$1" "${titles[$1]}" "$(stage_fingerprint "$1")" "$2" "$(date +%Y-%m-%dT%H:%M:%S%z)" >"$file.tmp"
   mv "$file.tmp" "$file"
 }
 
@@ -223,7 +238,7 @@ launch() {
     return
   fi
   # In the background, because a shell handles no signal while it waits for a command in the foreground.
-  "${launch_cmd[@]}" --log "$log" --max-jobs "$max_jobs" --threads "$threads_each" -- "$@" &
+  "${launch_cmd[@]}" --log "$log" --max-jobs "$max_jobs" --threads "$threads_each" -- "$@" 8>&- 9>&- &
   job_pid=$!
   while true; do
     status=0
@@ -232,7 +247,7 @@ launch() {
   done
   job_pid=
   if [ "$status" -eq 130 ]; then
-    echo "Stage $current_stage stopped; the same command goes on from here" >&2
+    echo "Stage $current_stage stopped; the same command$($force && echo ', without --force,') goes on from here" >&2
     exit 130
   fi
   [ "$status" -eq 0 ] || fail "stage $current_stage (${titles[current_stage]}) failed; its log: $log"
@@ -258,6 +273,7 @@ run_stage() {
     echo "Stage $n runs again: $why"
   fi
   check_inputs "$n"
+  lock_folders
   needs=$(inputs "$n" | cut -f2 | summarize)
   echo "Stage $n: ${titles[n]}${plan[phases.$n]:+ (${plan[phases.$n]// /, })}${needs:+; needs $needs}"
   mkdir -p "$experiment/log"
