@@ -71,7 +71,7 @@ def test_run_sh_training_leaves_checkpoints_config_and_metrics(finished):
         cfg = yaml.safe_load((folder / "config.yaml").read_text())
         assert cfg["name"] == "tiny" and cfg["phases"]["teacher/rnnt"]["num_epochs"] == 12
         last_epoch = cfg["phases"][phase]["num_epochs"]
-        content = torch.load(folder / f"epoch-{last_epoch}.pt", map_location="cpu")
+        content = torch.load(folder / f"epoch-{last_epoch}.pt", map_location="cpu", weights_only=True)
         assert {"model", "optimizer", "scheduler", "sampler", "config"} <= set(content)
         records = jsonl(folder / "metrics.jsonl")
         assert {r["split"] for r in records} == {"train", "valid"}
