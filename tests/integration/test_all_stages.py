@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from run_sh import TINY, command, environment, ok
+from run_sh import RECIPE, TINY, command, environment, ok
+from twopass_kd.checkpoint import load_checkpoint
 
 SYSTEMS = ("teacher", "student_scratch", "student_stage1", "student_stage2", "student")
 SETS = ("dev-clean", "test-clean", "test-other")
@@ -149,3 +150,16 @@ def test_run_sh_failing_phase_stops_its_neighbour(dirs, finished):
     assert done.returncode == 1
     assert "error: student/rnnt_kd failed" in done.stderr and "stage-5.log" in done.stderr
     assert not (experiment / "student_scratch" / "rnnt" / "final.pt").exists()
+
+
+def test_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(finished, dirs):
+    experiment, _, _, _ = finished
+    root, _ = dirs
+    train = ["python3", "-m", "twopass_kd.bin.train", "--conf", TINY, "--phase", "teacher/rnnt",
+             "--data-dir", root / "data", "--exp-dir", root / "again", "phases.teacher/rnnt.num_epochs=12"]  # fmt: skip
+    in_its_environment = ["bash", "-c", '. ./path.sh && exec "$@"', "-", *map(str, train)]
+    env = {**environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    subprocess.run(in_its_environment, cwd=RECIPE, env=env, check=True, capture_output=True, timeout=120)
+    whole = load_checkpoint(root / "again" / "tiny" / "teacher" / "rnnt" / "final.pt")
+    resumed = load_checkpoint(experiment / "teacher" / "rnnt" / "final.pt")
+    assert whole["weights_digest"] == resumed["weights_digest"]
