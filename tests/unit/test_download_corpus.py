@@ -11,7 +11,7 @@ import threading
 import pytest
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
-from download_corpus import MD5, download_corpus, main
+from download_corpus import MD5, download_corpus, main, unpack_archive
 from small_corpus import TINY_YAML, small_config
 from twopass_kd.config import ConfigError
 
@@ -56,6 +56,7 @@ def server():
             info = tarfile.TarInfo(f"LibriSpeech/{part}/1/2/1-2.trans.txt")
             info.size = 20
             tar.addfile(info, io.BytesIO(b"1-2-0000 HELLO WORLD"))
+            tar.addfile(tarfile.TarInfo("LibriSpeech/LICENSE.TXT"))
         files[f"/31/{part}.tar.gz"] = buffer.getvalue()
     handler = functools.partial(RangeHandler, files, requests)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
@@ -75,10 +76,11 @@ def test_download_corpus_unpacks_marks_and_does_nothing_the_second_time(server, 
     assert download_corpus(cfg, corpus_dir, url, sums(files)) == PARTS
     assert (corpus_dir / "dev-clean-2" / "1" / "2" / "1-2.trans.txt").read_text() == "1-2-0000 HELLO WORLD"
     assert (corpus_dir / "train-clean-5" / ".completed").is_file()
+    assert {p.name for p in corpus_dir.iterdir()} == {*PARTS, "LICENSE.TXT"}
     requests.clear()
     capsys.readouterr()
     assert download_corpus(cfg, corpus_dir, url, sums(files)) == [] and requests == []
-    assert capsys.readouterr().out.splitlines() == [f"{part}: there already" for part in PARTS]
+    assert capsys.readouterr().out.splitlines() == [f"{part}: already complete" for part in PARTS]
 
 
 def test_download_corpus_goes_on_where_it_stopped_and_uses_archives_put_there(server, tmp_path):
@@ -112,7 +114,7 @@ def test_main_wrong_kind_part_or_folder(tmp_path, capsys):
     assert main([*conf, "--corpus-dir", str(tmp_path / "LibriSpeech")]) == 1
     assert "`corpus.kind` (mini) must be librispeech or mini_librispeech" in capsys.readouterr().err
     assert main([*conf, "--corpus-dir", str(tmp_path / "here"), *CONFIG]) == 1
-    assert "must end in /LibriSpeech" in capsys.readouterr().err
+    assert "must hold train-clean-5, dev-clean-2, or end in /LibriSpeech" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="train-claen must be among|train-claen"):
         download_corpus(small_config(*CONFIG, "corpus.train_parts=[train-claen]"), tmp_path / "LibriSpeech")
 
@@ -121,13 +123,53 @@ def test_md5_known_for_every_part_of_lhotses_recipe():
     assert set(MD5) == {*LIBRISPEECH, *MINI_LIBRISPEECH} and all(len(value) == 32 for value in MD5.values())
 
 
-def test_download_corpus_takes_parts_unpacked_by_hand_as_they_are(tmp_path, capsys):
+def test_download_corpus_takes_parts_unpacked_by_hand_as_they_are(server, tmp_path, capsys):
     """They used to be deleted, since they lack Lhotse's marker, and downloaded again."""
+    files, requests, url = server
+    corpus_dir = tmp_path / "LibriSpeech"
+    mine = corpus_dir / "dev-clean-2" / "1" / "2" / "1-2.trans.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("1-2-0000 MINE")
+    (corpus_dir / "train-clean-5").mkdir()  # an empty one is nobody's
+    assert download_corpus(small_config(*CONFIG), corpus_dir, url, sums(files)) == ["train-clean-5"]
+    assert mine.read_text() == "1-2-0000 MINE" and not (corpus_dir / "dev-clean-2" / ".completed").exists()
+    assert [path for path, _ in requests] == ["/31/train-clean-5.tar.gz"]
+    assert capsys.readouterr().out.splitlines() == [
+        "train-clean-5: to be downloaded",
+        "dev-clean-2: found there, used as it is",
+    ]
+
+
+def test_download_corpus_all_found_needs_no_network_and_no_special_name(tmp_path):
     for part in PARTS:
-        folder = tmp_path / "LibriSpeech" / part / "1" / "2"
-        folder.mkdir(parents=True)
-        (folder / "1-2.trans.txt").write_text("1-2-0000 MINE")
-    cfg = small_config(*CONFIG)
-    assert download_corpus(cfg, tmp_path / "LibriSpeech", base_url="http://127.0.0.1:9") == []
-    assert all((tmp_path / "LibriSpeech" / part / "1" / "2" / "1-2.trans.txt").read_text() for part in PARTS)
-    assert capsys.readouterr().out.count("there already") == 2
+        (tmp_path / "my corpus" / part / "1" / "2").mkdir(parents=True)
+        (tmp_path / "my corpus" / part / "1" / "2" / "1-2.trans.txt").write_text("1-2-0000 MINE")
+    assert download_corpus(small_config(*CONFIG), tmp_path / "my corpus", base_url="http://127.0.0.1:9") == []
+
+
+@pytest.mark.parametrize("kind", ["audio only", "file", "dangling link"])
+def test_download_corpus_something_else_of_that_name_is_an_error_before_downloading(server, tmp_path, kind):
+    files, requests, url = server
+    part = tmp_path / "LibriSpeech" / "train-clean-5"
+    part.parent.mkdir()
+    if kind == "audio only":
+        part.mkdir()
+        (part / "1.flac").touch()
+    elif kind == "file":
+        part.touch()
+    else:
+        part.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ConfigError, match="train-clean-5` must hold transcripts .* move it away"):
+        download_corpus(small_config(*CONFIG), tmp_path / "LibriSpeech", url, sums(files))
+    assert requests == [] and (part.is_symlink() or part.exists())
+
+
+def test_unpack_archive_interrupted_leaves_nothing_under_the_parts_name(server, tmp_path):
+    archive = tmp_path / "train-clean-5.tar.gz"
+    archive.write_bytes(server[0]["/31/train-clean-5.tar.gz"][:60])
+    with pytest.raises((EOFError, tarfile.ReadError)):
+        unpack_archive(archive, tmp_path / "LibriSpeech", "train-clean-5")
+    assert not (tmp_path / "LibriSpeech" / "train-clean-5").exists()
+    archive.write_bytes(server[0]["/31/train-clean-5.tar.gz"])
+    unpack_archive(archive, tmp_path / "LibriSpeech", "train-clean-5")
+    assert sorted(p.name for p in (tmp_path / "LibriSpeech").iterdir()) == ["LICENSE.TXT", "train-clean-5"]

@@ -80,6 +80,17 @@ def test_compute_fbank_speed_perturbs_train_only(prepared):
     assert slow.supervisions[0].text == train["10-100-0000"].supervisions[0].text
 
 
+def test_compute_fbank_shuffles_perturbed_copies_among_the_originals(prepared):
+    """They used to follow as a block, out of reach of a sampler's shuffle buffer."""
+    cfg, root = prepared
+    stored = [cut.id for cut in CutSet.from_file(cuts_path(root / "data", "train-clean"))]
+    assert stored == [cut.id for cut in utterance_cuts(root / "data", "train-clean", 16000, [0.9])]  # always the same
+    slow = ["_sp" in name for name in stored]
+    assert sum(slow) == 4 and slow not in (sorted(slow), sorted(slow, reverse=True))
+    dev = [cut.id for cut in CutSet.from_file(cuts_path(root / "data", "dev-clean"))]
+    assert dev == sorted(dev)
+
+
 def test_compute_fbank_finished_part_is_kept_until_its_source_changes(prepared, tmp_path):
     cfg = small_config()
     write_corpus(tmp_path / "corpus", count=1)

@@ -17,31 +17,25 @@ def printed(capsys, *args) -> str:
     return capsys.readouterr().out
 
 
-def test_show_config_phases_of_a_stage(capsys):
-    assert printed(capsys, "--phases", "5").split() == ["student/rnnt_kd", "student_scratch/rnnt"]
-    assert printed(capsys, "--phases", "5", "--no-baseline").split() == ["student/rnnt_kd"]
-    assert printed(capsys, "--phases", "0").split() == []
-
-
-def test_show_config_get(capsys):
-    assert printed(capsys, "--get", "tokens.vocab_size") == "256\n"
-    assert printed(capsys, "--get", "tokens.vocab_size", "tokens.vocab_size=99") == "99\n"
-    assert printed(capsys, "--get", "corpus.test_parts").split() == ["test-clean", "test-other"]
-    assert yaml.safe_load(printed(capsys, "--get", "teacher.encoder"))["subsampling_factor"] == 6
-
-
 def test_show_config_whole_is_yaml_that_loads_again(capsys, tmp_path):
     (tmp_path / "mini.yaml").write_text(printed(capsys))
     assert load_config(tmp_path / "mini.yaml") == load_config(MINI)
 
 
-def test_show_config_fingerprint_is_the_configs(capsys):
-    assert printed(capsys, "--fingerprint", "3").strip() == fingerprint(load_config(MINI), 3)
+def test_show_config_overrides_are_in_what_it_shows(capsys):
+    assert yaml.safe_load(printed(capsys, "tokens.vocab_size=99"))["tokens"]["vocab_size"] == 99
+
+
+def test_show_config_prints_the_plan(capsys):
+    rows = dict(line.split("\t") for line in printed(capsys, "--plan").splitlines())
+    assert rows["vocab_size"] == "256" and rows["test_parts"] == "test-clean test-other"
+    assert rows["phases.5"] == "student/rnnt_kd student_scratch/rnnt" and rows["phases.0"] == ""
+    assert rows["fingerprint.3"] == fingerprint(load_config(MINI), 3)
+    rows = dict(line.split("\t") for line in printed(capsys, "--plan", "--no-baseline").splitlines())
+    assert rows["phases.5"] == "student/rnnt_kd"
 
 
 @pytest.mark.parametrize("args, said", [
-    (["--get", "train.max_durations"], "train has: max_duration"),
-    (["--get", "name.x"], "`--get` (name.x)"),
     (["--plan", "name=my run"], "must not be empty or have spaces"),
     (["--plan", "phases.student/deep.stage=9"], "must be from 3 to 7"),
     (["nonsense"], "must look like key=value"),

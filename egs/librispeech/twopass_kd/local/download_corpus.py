@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Stage 0 for corpora of kind `librispeech` and `mini_librispeech`: download and unpack their parts.
 
-Lhotse's functions download from OpenSLR (resuming where an earlier run stopped) and unpack; each finished part gets
-the marker `.completed` of Lhotse's LibriSpeech recipe, so that either finds what the other has done. Lhotse knows no
-checksums for these archives: those that OpenSLR publishes (md5sum.txt of resources 12 and 31) are checked before
-anything is unpacked.
+Parts that are there are used as they are. Lhotse's functions download the others from OpenSLR (resuming where an
+earlier run stopped) and unpack them; each finished part gets the marker `.completed` of Lhotse's LibriSpeech recipe, so
+that either finds what the other has done. Lhotse knows no checksums for these archives: those that OpenSLR publishes
+(md5sum.txt of resources 12 and 31) are checked before anything is unpacked.
 """
 
 import argparse
 import hashlib
 import logging
+import os
 import shutil
 import sys
 import tarfile
@@ -24,6 +25,7 @@ from prepare_manifests import corpus_parts
 from twopass_kd.config import Config, ConfigError, load_config
 
 BASE_URL = "https://www.openslr.org/resources"
+COMPLETE, FOUND, MISSING = "already complete", "found there, used as it is", "to be downloaded"
 MD5: Dict[str, str] = {
     "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
     "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
@@ -37,13 +39,22 @@ MD5: Dict[str, str] = {
 }
 
 
-def is_there(corpus_dir: Path, part: str) -> bool:
-    """Whether a part is there: unpacked by us (Lhotse's marker), or by hand (it has transcripts).
+def state_of(corpus_dir: Path, part: str) -> str:
+    """Whether a part is there: COMPLETE (it has Lhotse's marker), FOUND (unpacked by hand: transcripts) or MISSING.
 
-    Ours gets its name only when all of it is unpacked, so a folder with transcripts is never half of one.
+    What we unpack gets its name only when all of it is there, so a folder with transcripts is never half of ours.
+
+    Raises:
+      ConfigError: something else bears the part's name; it is not ours to remove.
     """
     folder = corpus_dir / part
-    return (folder / ".completed").is_file() or next(folder.glob("*/*/*.trans.txt"), None) is not None
+    if (folder / ".completed").is_file():
+        return COMPLETE
+    if next(folder.rglob("*.trans.txt"), None) is not None:
+        return FOUND
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None)):
+        raise ConfigError(f"`{folder}` must hold transcripts (*.trans.txt) or not exist; complete it or move it away")
+    return MISSING
 
 
 def md5_of(path: Path) -> str:
@@ -81,8 +92,9 @@ def fetch_archive(url: str, path: Path, md5: str) -> None:
 
 def unpack_archive(archive: Path, corpus_dir: Path, part: str) -> None:
     """Unpack `LibriSpeech/<part>` of an archive; the part gets its name, and Lhotse's marker, when all is there."""
-    partial = corpus_dir.parent / f".partial-{part}"
+    partial = corpus_dir / f".partial-{part}"  # within, since LibriSpeech/ may be a link to another disk
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     with tarfile.open(archive) as tar:
         safe_extract(tar, path=partial)
     unpacked = partial / "LibriSpeech" / part
@@ -90,10 +102,9 @@ def unpack_archive(archive: Path, corpus_dir: Path, part: str) -> None:
         shutil.rmtree(partial)
         raise ValueError(f"`{archive}` must contain LibriSpeech/{part}")
     (unpacked / ".completed").touch()
-    corpus_dir.mkdir(exist_ok=True)
-    if (corpus_dir / part).is_dir():
-        (corpus_dir / part).rmdir()  # an empty one; anything else is not ours to remove
-    unpacked.rename(corpus_dir / part)
+    os.replace(unpacked, corpus_dir / part)  # which fails where that is more than an empty folder
+    for extra in unpacked.parent.glob("*.TXT"):  # the licence, the list of speakers and others
+        os.replace(extra, corpus_dir / extra.name)
     shutil.rmtree(partial)
 
 
@@ -117,29 +128,31 @@ def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5
     """Download, check and unpack what is not there yet.
 
     Args:
-      corpus_dir: must be named `LibriSpeech`, the folder inside the archives; they are kept beside it.
+      corpus_dir: the folder of the parts. To download into it, it must be named `LibriSpeech`, as the folder inside
+        the archives; they are kept beside it.
       base_url: where the resources lie, as `<base_url>/12/dev-clean.tar.gz`.
       md5: part -> MD5 sum of its archive.
     Returns:
       The parts that were downloaded now.
     Raises:
-      ConfigError: `parts_to_download`, or a wrongly named folder.
+      ConfigError: `parts_to_download`, `state_of`, or a wrongly named folder.
       ValueError: a damaged archive.
       ConnectionError: the server cannot be reached; says what to do instead.
     """
     parts = parts_to_download(cfg)
     corpus_dir = Path(corpus_dir)
-    if corpus_dir.name != "LibriSpeech":
-        raise ConfigError(f"`--corpus-dir` ({corpus_dir}) must end in /LibriSpeech, the folder inside the archives")
+    states = {part: state_of(corpus_dir, part) for part in parts}
+    for part, state in states.items():
+        print(f"{part}: {state}", flush=True)
+    wanted = [part for part, state in states.items() if state == MISSING]
+    if wanted and corpus_dir.name != "LibriSpeech":
+        raise ConfigError(
+            f"`--corpus-dir` ({corpus_dir}) must hold {', '.join(wanted)}, or end in /LibriSpeech, the folder inside"
+            " the archives, for them to be downloaded into it"
+        )
     target = corpus_dir.parent
-    target.mkdir(parents=True, exist_ok=True)
-    wanted = []
-    for part in parts:
-        there = is_there(corpus_dir, part)
-        print(f"{part}: {'there already' if there else 'to be downloaded'}", flush=True)
-        if not there:
-            wanted.append(part)
     for part in wanted:
+        target.mkdir(parents=True, exist_ok=True)
         archive = target / f"{part}.tar.gz"
         resource = 12 if part in LIBRISPEECH else 31
         try:
@@ -148,7 +161,7 @@ def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5
             raise ConnectionError(
                 f"`{part}` could not be downloaded from {base_url} ({e}). What has arrived is kept: run again to go on."
                 f" Without network, download {', '.join(f'{p}.tar.gz' for p in wanted)} elsewhere and put them into"
-                f" {target}, or pass a folder that already contains the parts as --corpus-dir and start at --stage 1"
+                f" {target}, or pass a folder that already contains the parts as --corpus-dir"
             ) from e
         logging.info("unpacking %s", archive)
         unpack_archive(archive, corpus_dir, part)

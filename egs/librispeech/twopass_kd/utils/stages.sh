@@ -5,9 +5,10 @@
 titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher LAS" "student RNN-T distillation"
   "student LAS distillation" "deep fine-tuning" "decoding" "scoring and report")
 
-declare -A plan # answers of show_config --plan
-job_pid=        # of the launcher that is running
-locked=false    # whether this run.sh holds its folders
+declare -A plan  # answers of show_config --plan
+job_pid=         # of the launcher that is running
+experiment_lock= # file descriptors of the locks that are held
+data_lock=
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -40,7 +41,6 @@ resolve() {
   path=$(realpath --canonicalize-missing --no-symlinks "$path")
   printf '%s\n' "${path#"$PWD/"}"
 }
-
 
 # The YAML file that --conf means: the name of a file in conf/, a path from the caller's folder or from this one.
 find_conf() {
@@ -140,18 +140,42 @@ marker() {
   printf '%s\n' "$(marker_dir "$1")/$1.done"
 }
 
-# Two runs in one folder would write over each other's files: holds locks on the folders until run.sh ends. The jobs do
-# not inherit them (see launch).
+# Two runs in one folder would write over each other's files: stage $1 keeps others out of the experiment's folder and,
+# where it writes there, the data's; later stages share the data with other experiments. The launcher inherits the locks
+# (its jobs do not), so that after a kill of run.sh alone nobody starts before the launcher has stopped the jobs.
 lock_folders() {
-  if $locked || ! command -v flock >/dev/null; then return; fi
-  locked=true
-  mkdir -p "$experiment" "$data_dir"
-  exec 9>"$experiment/.lock"
-  flock -n 9 || fail "another run.sh works on $experiment; wait for it, or choose another --exp-dir"
-  if [ "$stage" -le 2 ]; then
-    exec 8>"$data_dir/.lock"
-    flock -n 8 || fail "another run.sh works on $data_dir; wait for it, or choose another --data-dir"
+  if ! command -v flock >/dev/null; then
+    [ -n "$experiment_lock" ] ||
+      echo "flock is not installed: see to it that no other run.sh works on $experiment or $data_dir meanwhile"
+    experiment_lock=none
+    return
   fi
+  if [ -z "$experiment_lock" ]; then
+    mkdir -p "$experiment"
+    exec {experiment_lock}<>"$experiment/.lock"
+    lock "$experiment_lock" --exclusive "$experiment" --exp-dir
+  fi
+  if [ "$1" -le 2 ]; then
+    if [ -z "$data_lock" ]; then
+      mkdir -p "$data_dir"
+      exec {data_lock}<>"$data_dir/.lock"
+      lock "$data_lock" --exclusive "$data_dir" --data-dir
+    fi
+  elif [ -f "$data_dir/.lock" ]; then # not in icefall's data, which no run.sh of ours writes
+    [ -n "$data_lock" ] || exec {data_lock}<"$data_dir/.lock"
+    lock "$data_lock" --shared "$data_dir" --data-dir
+  fi
+}
+
+# lock FD MODE FOLDER OPTION
+lock() {
+  local status=0
+  flock --nonblock "$2" "$1" || status=$?
+  case "$status" in
+    0) ;;
+    1) fail "another run.sh works on $3; wait for it, or choose another $4" ;;
+    *) echo "$3 cannot be locked: see to it that no other run.sh works on it meanwhile" ;;
+  esac
 }
 
 # The value of key $2 in marker file $1; nothing where there is no such file.
@@ -238,7 +262,7 @@ launch() {
     return
   fi
   # In the background, because a shell handles no signal while it waits for a command in the foreground.
-  "${launch_cmd[@]}" --log "$log" --max-jobs "$max_jobs" --threads "$threads_each" -- "$@" 8>&- 9>&- &
+  "${launch_cmd[@]}" --log "$log" --max-jobs "$max_jobs" --threads "$threads_each" -- "$@" &
   job_pid=$!
   while true; do
     status=0
@@ -273,7 +297,7 @@ run_stage() {
     echo "Stage $n runs again: $why"
   fi
   check_inputs "$n"
-  lock_folders
+  lock_folders "$n"
   needs=$(inputs "$n" | cut -f2 | summarize)
   echo "Stage $n: ${titles[n]}${plan[phases.$n]:+ (${plan[phases.$n]// /, })}${needs:+; needs $needs}"
   mkdir -p "$experiment/log"

@@ -1,19 +1,19 @@
-"""Answers questions about a config file, for people and for run.sh.
+"""Shows a config file with its base and all defaults filled in, for people, or what run.sh needs of it.
 
-    python -m twopass_kd.bin.show_config --conf conf/mini.yaml                     the resolved config as YAML
-    python -m twopass_kd.bin.show_config --conf conf/mini.yaml --get train.max_duration
-    python -m twopass_kd.bin.show_config --conf conf/mini.yaml --phases 5          phases that stage 5 trains
-    python -m twopass_kd.bin.show_config --conf conf/mini.yaml --plan              all that run.sh asks, at once
+    python -m twopass_kd.bin.show_config --conf conf/mini.yaml            the resolved config as YAML
+    python -m twopass_kd.bin.show_config --conf conf/mini.yaml --plan     lines of key, tab, value
+
+key=value words behind it replace settings of the file.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
 from omegaconf import OmegaConf
 
-from twopass_kd.config import Config, ConfigError, config_to_dict, load_config, phases_of_stage
+from twopass_kd.config import Config, ConfigError, load_config, phases_of_stage
 from twopass_kd.fingerprint import fingerprint
 
 BASELINE = "student_scratch"
@@ -37,22 +37,6 @@ def systems(cfg: Config, baseline: bool = True) -> List[List[str]]:
 def system_of(phase_name: str) -> str:
     """`student` of `student/deep`."""
     return phase_name.split("/")[0]
-
-
-def get_value(cfg: Config, key: str) -> Any:
-    """The value at a dotted key, e.g. `train.max_duration`; a list or dict where it is one.
-
-    Raises:
-      ConfigError: there is no such key; names those there are.
-    """
-    value: Any = config_to_dict(cfg)
-    for i, part in enumerate(key.split(".")):
-        if not isinstance(value, dict) or part not in value:
-            known = ", ".join(value) if isinstance(value, dict) else "none below a value"
-            where = ".".join(key.split(".")[:i]) or "the config"
-            raise ConfigError(f"`--get` ({key}) must be a key of the config; {where} has: {known}")
-        value = value[part]
-    return value
 
 
 def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
@@ -104,13 +88,8 @@ def get_parser() -> argparse.ArgumentParser:
         prog="show_config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--conf", type=Path, required=True, help="the experiment's YAML file")
-    parser.add_argument("--no-baseline", action="store_true", help=f"leave {BASELINE} out of the answers")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--phases", type=int, metavar="N", help="the phases that stage N trains, one a line")
-    what.add_argument("--fingerprint", type=int, metavar="N", help="hash of all settings that stage N depends on")
-    what.add_argument("--get", metavar="KEY", help="the value of one key, e.g. train.max_duration; lists one a line")
-    what.add_argument("--systems", action="store_true", help="what stage 8 decodes: lines of name, tab, phase")
-    what.add_argument("--plan", action="store_true", help="lines of key, tab, value for run.sh")
+    parser.add_argument("--no-baseline", action="store_true", help=f"leave {BASELINE} out of the plan")
+    parser.add_argument("--plan", action="store_true", help="lines of key, tab, value for run.sh, not YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     return parser
 
@@ -118,22 +97,8 @@ def get_parser() -> argparse.ArgumentParser:
 def answer(args: argparse.Namespace) -> str:
     """What the options ask of the config, as text without a newline at its end."""
     cfg = load_config(args.conf, args.overrides)
-    baseline = not args.no_baseline
-    if args.phases is not None:
-        return "\n".join(phases_to_train(cfg, args.phases, baseline))
-    if args.fingerprint is not None:
-        return fingerprint(cfg, args.fingerprint)
-    if args.systems:
-        return "\n".join("\t".join(row) for row in systems(cfg, baseline))
     if args.plan:
-        return "\n".join("\t".join(row) for row in plan(cfg, baseline))
-    if args.get is not None:
-        value = get_value(cfg, args.get)
-        if isinstance(value, dict):
-            return OmegaConf.to_yaml(OmegaConf.create(value)).rstrip()
-        if isinstance(value, list):
-            return "\n".join(map(str, value))
-        return "" if value is None else str(value)
+        return "\n".join("\t".join(row) for row in plan(cfg, not args.no_baseline))
     return OmegaConf.to_yaml(OmegaConf.structured(cfg)).rstrip()
 
 

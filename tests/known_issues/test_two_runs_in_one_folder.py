@@ -1,0 +1,67 @@
+"""Two run.sh at work in one folder wrote over each other's files."""
+
+import fcntl
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+
+from run_sh import RECIPE, TINY, environment, error, ok
+
+
+@contextmanager
+def locked(folder, mode=fcntl.LOCK_EX):
+    """As another run.sh holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as f:
+        fcntl.flock(f, mode)
+        yield
+
+
+def lock_folders(root, *stages, **env):
+    """What lock_folders of utils/stages.sh does in a run of `stages`."""
+    shell = 'set -eu; . utils/stages.sh; experiment=$1 data_dir=$2; shift 2; for n; do lock_folders "$n"; done'
+    return subprocess.run(
+        ["/bin/bash", "-c", shell, "bash", root / "my e", root / "my d", *map(str, stages)],
+        cwd=RECIPE, env={**environment(), **env}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("busy", ["e/tiny", "d"])
+def test_run_sh_says_who_works_there_and_does_nothing(tmp_path, busy):
+    args = ["--conf", TINY, "--stop-stage", 0, "--exp-dir", tmp_path / "e", "--data-dir", tmp_path / "d",
+            "--corpus-dir", tmp_path / "c"]  # fmt: skip
+    with locked(tmp_path / busy):
+        assert f"error: another run.sh works on {tmp_path / busy}; wait for it" in error(*args)
+        assert not (tmp_path / "c").exists()
+        if busy == "d":
+            assert "local/synthesize_corpus.py" in ok("--dry-run", *args)
+
+
+def test_lock_folders_two_experiments_train_on_the_same_data(tmp_path):
+    assert lock_folders(tmp_path, 2, 3, 9).returncode == 0
+    with locked(tmp_path / "my d", fcntl.LOCK_SH):
+        assert lock_folders(tmp_path, 3).returncode == 0
+        done = lock_folders(tmp_path, 2)
+        assert done.returncode == 1 and f"another run.sh works on {tmp_path}/my d" in done.stderr
+    with locked(tmp_path / "my d"):
+        assert lock_folders(tmp_path, 3).returncode == 1
+
+
+def test_lock_folders_leaves_icefalls_data_alone(tmp_path):
+    (tmp_path / "my d").mkdir()
+    assert lock_folders(tmp_path, 3).returncode == 0
+    assert not list((tmp_path / "my d").iterdir()) and (tmp_path / "my e" / ".lock").exists()
+
+
+def test_lock_folders_without_flock_says_so_once_and_goes_on(tmp_path):
+    done = lock_folders(tmp_path, 0, 1, 3, PATH="/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("flock is not installed: ") and done.stdout.count("\n") == 1
+
+
+def test_lock_folders_where_the_file_system_cannot_says_so_and_goes_on(tmp_path):
+    (tmp_path / "flock").write_text("#!/bin/sh\nexit 71\n")  # util-linux: an error of the operating system
+    (tmp_path / "flock").chmod(0o755)
+    done = lock_folders(tmp_path, 3, PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert done.returncode == 0 and "my e cannot be locked" in done.stdout
