@@ -10,7 +10,7 @@ recipe := egs/librispeech/twopass_kd
 py := .venv/bin/python
 
 # Threads that wait must sleep: with the default, two torch threads spin against each other as soon as
-# anything else uses a core (a step of 24 ms took 8.8 s).
+# anything else uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help:  ## list the targets

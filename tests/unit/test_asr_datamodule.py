@@ -129,6 +129,9 @@ def test_cuts_left_out_are_listed_with_the_reason_and_limited(data, tmp_path):
         data.measure_train()
     data.cfg.corpus.max_left_out = 1.0
     data.cfg.corpus.min_duration = 100.0
+    with pytest.raises(ValueError, match="none of the cuts of .'train'."):
+        data.measure_train()
+    data.cfg.corpus.min_duration = max(c.duration for c in data.cuts(["dev"])) + 0.01
     with pytest.raises(ValueError, match="none of the cuts of .'dev'."):
         data.measure_train()
 

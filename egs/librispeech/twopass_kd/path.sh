@@ -48,12 +48,12 @@ export PYTHONPATH=$_twopass_pythonpath${PYTHONPATH:+:$PYTHONPATH}
 unset _twopass_here _twopass_real _twopass_venv _twopass_pythonpath _twopass_root
 
 # Threads that wait must sleep: with the default, two torch threads spin against each other as soon as anything else
-# uses a core (a step of 24 ms took 8.8 s).
+# uses a core.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
-# On AMD processors the MKL inside torch 1.13 takes its slowest code unless told otherwise; with this a training step
-# takes half the time (benchmarks/train_step.py with and without). Newer MKLs ignore it.
+# On AMD processors the MKL inside torch 1.13 takes its slowest code unless told otherwise; what it costs
+# shows benchmarks/train_step.py with and without. Newer MKLs ignore it.
 if grep -qs AuthenticAMD /proc/cpuinfo; then
   export MKL_DEBUG_CPU_TYPE=${MKL_DEBUG_CPU_TYPE:-5}
 fi
-# Keep freed memory instead of handing it back and faulting it in again at every step: 15% of a step on a CPU.
+# Keep freed memory instead of handing it back and faulting it in again at every step (the same benchmark shows it).
 export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:--1}

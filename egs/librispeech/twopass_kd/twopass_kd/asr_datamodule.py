@@ -157,7 +157,7 @@ class AsrDataModule:
         Args:
           left_out_path: where the others are listed with their reasons, if there are any.
         Raises:
-          ValueError: if more than `corpus.max_left_out` of them cannot be used, or no dev cut can.
+          ValueError: if more than `corpus.max_left_out` of them cannot be used, none can, or no dev cut can.
         """
         left_out, count, seconds = [], 0, 0.0
         for cut in self.cuts(self.cfg.corpus.train_parts):
@@ -175,6 +175,8 @@ class AsrDataModule:
                 f"{len(left_out)} of {count + len(left_out)} training cuts cannot be used, e.g. {left_out[0].strip()}; "
                 f"mend them, or raise `corpus.max_left_out` ({self.cfg.corpus.max_left_out})"
             )
+        if count == 0:
+            raise ValueError(f"none of the cuts of {self.cfg.corpus.train_parts} can be used for training")
         if next(iter(self.valid_cuts()), None) is None:
             raise ValueError(f"none of the cuts of {self.cfg.corpus.dev_parts} can be used for validation")
         return count, seconds

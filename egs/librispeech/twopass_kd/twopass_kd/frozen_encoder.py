@@ -13,7 +13,8 @@ class FrozenEncoder:
     """Maps a batch to encoder output and lengths, without gradient.
 
     After `keep`, the training utterances are looked up instead of encoded. That needs features that are the same in
-    every epoch (no augmentation) and memory for the whole corpus: for `mini` 130 MB, for 960 h of speech 200 GB.
+    every epoch (no augmentation) and memory for the whole corpus: 2 bytes times
+    frames times C for each utterance, which suits small corpora only.
 
     Args:
       encoder: frozen; put into eval mode.
