@@ -1,4 +1,4 @@
-"""A made-up experiment folder as stages 3-8 leave it: random transcripts, smooth losses, no model behind them."""
+"""A made-up experiment folder as stages 3-8 (and 10) leave it: random transcripts, smooth losses, no model behind."""
 
 import json
 import math
@@ -52,7 +52,12 @@ def transcripts(num_utts: int, rate: float, seed: int, set_seed: int = 0) -> Lis
 
 
 def write_fake_experiment(
-    exp_dir: Path, cfg: Config, systems: Sequence[str] = SYSTEMS, num_utts: int = 60, curves: bool = True
+    exp_dir: Path,
+    cfg: Config,
+    systems: Sequence[str] = SYSTEMS,
+    num_utts: int = 60,
+    curves: bool = True,
+    on_device: bool = False,
 ) -> Path:
     """Fill `<exp_dir>/<conf name>` and return it."""
     experiment = exp_dir / cfg.name
@@ -66,7 +71,86 @@ def write_fake_experiment(
         marker = {"stage": stage, "title": f"title of {stage}", "fingerprint": "0" * 16, "seconds": seconds}
         marker["finished"] = f"2026-01-01T0{stage}:00:00"
         _write_json(experiment / ".stages" / f"{stage}.done", marker)
+    if on_device:
+        measured = [name for name in ("teacher", "student") if name in systems]
+        _write_json(experiment / "ondevice.json", on_device_measurements(cfg, measured, phase_of))
     return experiment
+
+
+def on_device_measurements(cfg: Config, systems: Sequence[str], phase_of: Dict[str, str]) -> Dict:
+    """What stage 10 measures: int8 smaller, faster and a little worse, sherpa-onnx without a second pass."""
+    sets = [*cfg.corpus.test_parts, *cfg.corpus.dev_parts]
+    runtimes = ("pytorch", "onnx", "onnx-int8", "sherpa-onnx", "sherpa-onnx-int8")
+    rows = [_on_device_row(s, runtime, f"identity of {phase_of[s]}", sets) for s in systems for runtime in runtimes]
+    size = {(row["system"], row["runtime"]): row["bytes"] for row in rows}
+    ratio = size["student", "onnx-int8"] / size["teacher", "onnx"] if len(systems) == 2 else None
+    difference = {"delta_wer": 0.04, "ci95": [-0.21, 0.3], "p": 0.744}
+    counts = {
+        "greedy_search": {"same": 599, "of": 600, "different": ["103-0003-0"]},
+        "modified_beam_search": {"same": 600, "of": 600, "different": []},
+    }
+    return {
+        "set": sets[0],
+        "timed_utterances": 40,
+        "timed_seconds": 131.2,
+        "threads": 1,
+        "chunk_ms": 240,
+        "rows": rows,
+        "agreement": {s: {"fp32": counts, "int8": counts} for s in systems},
+        "int8": {
+            s: {
+                **({"size_ratio": ratio} if s == "student" else {}),
+                **{name: {"first_pass": difference, "two_pass": difference} for name in sets},
+            }
+            for s in systems
+        },
+        "quantization": {
+            s: {
+                "dev_parts": cfg.corpus.dev_parts,
+                "scan": [{"layer": f"encoder/layers.{i}.lstm", "wer": 7.5 + 0.1 * i, "errors": i} for i in range(5)],
+                "left_out": ["encoder/layers.4.lstm"],
+                "wer": {"fp32": 7.5, "all_int8": 8.1, "int8": 7.6},
+            }
+            for s in systems
+        },
+        "decoded_seconds": {name: 890.0 for name in sets},
+        "streaming": {
+            s: {
+                name: {"utterances": 300, "same_greedy": 300, "different": [], "encoder_difference": 3.1e-6}
+                for name in cfg.corpus.test_parts
+            }
+            for s in systems
+        },
+        "long_audio": {"minutes": [1, 60], "peak_mb": [80.1, 80.9]},
+    }
+
+
+def _on_device_row(system: str, runtime: str, identity: str, sets: Sequence[str]) -> Dict:
+    parts = SIZES["teacher" if system == "teacher" else "student"]
+    sherpa, int8 = runtime.startswith("sherpa"), runtime.endswith("int8")
+    speed = (2.6 if runtime == "pytorch" else 0.6 if int8 else 1.0) * sum(parts) / 1e9
+    wer = {}
+    for name in sets:
+        rates = [100 * r * (2 if "other" in name else 1) + (0.04 if int8 else 0) for r in ERROR_RATES[system]]
+        wer[name] = dict(zip(("greedy_search", "first_pass", "two_pass"), rates, strict=True))
+        if sherpa:
+            wer[name]["two_pass"] = None
+    return {
+        "system": system,
+        "runtime": runtime,
+        "identity": identity,
+        "bytes": (1 if int8 else 4) * (sum(parts[:3]) if sherpa else sum(parts)) + 40_000,
+        "rtf": {
+            "greedy_search": speed,
+            "first_pass": 1.2 * speed * (1.05 if sherpa else 1),
+            "two_pass": None if sherpa else 1.4 * speed,
+        },
+        "chunk_ms": {"p50": 400 * speed, "p95": 700 * speed},
+        "final_ms": None if sherpa else {"p50": 900 * speed, "p95": 1500 * speed},
+        "second_pass_share": None if sherpa else 0.17,
+        "peak_mb": 60 + (140 if runtime == "pytorch" else 0) + 4e-6 * sum(parts),
+        "wer": wer,
+    }
 
 
 def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_utts: int, seed: int) -> None:

@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=.venv
 stamp="$venv/installed"
-requirements=(requirements/pip.txt requirements/base.txt requirements/k2.txt requirements/dev.txt)
+requirements=(requirements/pip.txt requirements/base.txt requirements/k2.txt requirements/dev.txt pyproject.toml)
 
 # Prints "3.10" or "3.11" where the interpreter $1 runs and is one of these. Running it is the test: version
 # managers put commands on PATH that exist and fail.
@@ -70,6 +70,7 @@ pip() {
 pip install -r requirements/pip.txt
 pip install -r requirements/base.txt -r requirements/dev.txt
 pip install --no-deps -r requirements/k2.txt
+pip install --no-deps --no-build-isolation --editable . # the commands in .venv/bin, twopass-recognize among them
 
 PYTHONPATH=egs/librispeech/twopass_kd "$venv/bin/python" -m twopass_kd.bin.check_env
 printf '%s\n' "$version $content" >"$stamp"

@@ -50,7 +50,7 @@ def finished(dirs):
     interrupted = {"status": process.returncode, "output": output, "epochs": len(jsonl(metrics)),
                    "done": sorted(p.name for p in (experiment / ".stages").glob("*.done")),
                    "final": (experiment / "teacher" / "rnnt" / "final.pt").exists()}  # fmt: skip
-    return experiment, interrupted, ok(*args, 9, timeout=240), args
+    return experiment, interrupted, ok(*args, 10, timeout=400), args
 
 
 def test_run_sh_ctrl_c_saves_and_goes_on(finished):
@@ -113,16 +113,36 @@ def test_run_sh_results_and_report(finished):
             low, high = system["wer"][part]["first_pass"]["ci95"]
             assert low <= system["wer"][part]["first_pass"]["wer"] <= high
     assert set(results["significance"]) >= {"test-clean", "test-other"}
-    assert [s["stage"] for s in results["stages"]] == list(range(9))  # known while stage 9 runs
+    assert [s["stage"] for s in results["stages"]] == list(range(10))  # known while stage 10 runs
     for name in ("report.md", "report.html"):
         text = (experiment / name).read_text().replace("\\_", "_")
         assert "student_scratch" in text and "./run.sh --conf" in text and "synthetic" in text.lower()
     assert f"{experiment}/report.html" in output and "student_scratch" in output
 
 
+def test_run_sh_exports_and_measures_on_the_device(finished):
+    experiment, _, output, _ = finished
+    for system in ("teacher", "student"):
+        folder = experiment / "export" / system
+        exported = json.loads((folder / "export.json").read_text())
+        assert {"encoder.onnx", "attention_decoder.int8.onnx", "tokens.txt", "cpu_jit.pt"} <= set(exported["files"])
+        for streaming in exported["streaming"].values():
+            assert streaming["same_greedy"] == streaming["utterances"] == 6
+    measured = json.loads((experiment / "results.json").read_text())["on_device"]
+    runtimes = ["pytorch", "onnx", "onnx-int8", "sherpa-onnx", "sherpa-onnx-int8"]
+    assert [(r["system"], r["runtime"]) for r in measured["rows"]] == [
+        (system, runtime) for system in ("teacher", "student") for runtime in runtimes
+    ]
+    for counts in measured["agreement"]["student"]["fp32"].values():
+        assert counts["same"] == counts["of"] == 12
+    assert "student int8 on disk" in output
+    for name in ("report.md", "report.html"):
+        assert "sherpa-onnx" in (experiment / name).read_text()
+
+
 def test_run_sh_marks_and_logs_every_stage(finished):
     experiment = finished[0]
-    for stage in range(10):
+    for stage in range(11):
         assert json.loads((experiment / ".stages" / f"{stage}.done").read_text())["stage"] == stage
         log = (experiment / "log" / f"stage-{stage}.log").read_text()
         assert log.startswith("# ") and "\r" not in log
@@ -131,7 +151,7 @@ def test_run_sh_marks_and_logs_every_stage(finished):
 def test_run_sh_rerun_does_only_what_changed(finished):
     experiment, _, _, args = finished
     before = {p: p.stat().st_mtime_ns for p in experiment.rglob("*.pt")}
-    assert ok(*args, 9).count("done already") == 10
+    assert ok(*args, 10).count("done already") == 11
     output = ok(*args, 9, "--stage", 7, "phases.student/deep.base_lr=1.0e-3", "--baseline", "false")
     assert "Stage 7 runs again: its settings changed" in output
     assert "Stage 8 runs again" in output and "Stage 9 runs again" in output

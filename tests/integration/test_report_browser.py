@@ -17,7 +17,8 @@ from twopass_kd.results import build_results, write_results
 
 CONF = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf/mini.yaml"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-SECTIONS = ["wer", "significance", "size", "weights", "losses", "time", "worst", "environment", "commands"]
+SECTIONS = ["wer", "significance", "size", "ondevice", "weights", "losses", "time", "worst", "environment"]
+SECTIONS += ["commands"]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND"]  # whatever the browser itself wants does not leave the machine
 # The report forbids scripts, so a page around it measures it from outside.
@@ -29,9 +30,12 @@ document.getElementById("page").addEventListener("load", (event) => {
   const sections = [...doc.querySelectorAll("section")].map(
     (e) => ({id: e.id, top: box(e).top, bottom: box(e).bottom, left: box(e).left, right: box(e).right}));
   const figures = [...doc.querySelectorAll("svg")].map((e) => [box(e).width, box(e).height]);
+  const labels = [...doc.querySelectorAll("#ondevice svg")].map((svg) => [...svg.querySelectorAll("text")].map((e) => (
+    {text: e.textContent, left: box(e).left - box(svg).left, right: box(svg).right - box(e).right,
+     x: [box(e).left, box(e).right], y: [box(e).top, box(e).bottom]})));
   const small = [...doc.querySelectorAll("svg text")].map((e) => box(e).height);
   document.getElementById("out").textContent = JSON.stringify({
-    scroll: doc.documentElement.scrollWidth, client: doc.documentElement.clientWidth, sections, figures,
+    scroll: doc.documentElement.scrollWidth, client: doc.documentElement.clientWidth, sections, figures, labels,
     smallest: Math.min(...small), font: getComputedStyle(doc.body).fontFamily});
 });
 </script>"""
@@ -42,7 +46,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     cfg = load_config(CONF, ["decode.bootstrap_samples=100"])
-    experiment = write_fake_experiment(tmp_path_factory.mktemp("exp"), cfg, num_utts=30)
+    experiment = write_fake_experiment(tmp_path_factory.mktemp("exp"), cfg, num_utts=30, on_device=True)
     write_results(build_results(cfg, experiment, progress=False), experiment / "results.json")
     write_reports(collect(cfg, experiment, CONF), experiment)
     return experiment / "report.html"
@@ -100,3 +104,12 @@ def test_report_is_laid_out(page: Path, tmp_path: Path, width: int):
     assert found["figures"] and all(w > 180 and h > 90 for w, h in found["figures"])
     assert found["smallest"] > 8, "text in figures must be readable"
     assert "system-ui" in found["font"], "the style sheet must apply"
+    assert len(found["labels"]) == 4
+    for figure in found["labels"]:
+        assert len(figure) > 15, "ticks, axes and a label for each runtime"
+        for i, one in enumerate(figure):
+            assert one["left"] >= 0 and one["right"] >= 0, f"{one['text']} is cut off"
+            for other in figure[i + 1 :]:
+                inside = [min(one[k][1], other[k][1]) - max(one[k][0], other[k][0]) for k in "xy"]
+                # boxes of text have empty rims above and below the letters
+                assert inside[0] <= 0 or inside[1] <= 3, f"{one['text']} covers {other['text']}"

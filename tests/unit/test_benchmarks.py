@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from small_export import SYSTEM, exportable_experiment
+from twopass_kd.bin.export import export
+
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests/conf/tiny.yaml"
 HEADS = "--batch-size 2 --num-frames 24 --num-positions 6 --vocab-size 20 --joiner-dim 16 --repeats 1".split()
@@ -59,3 +62,15 @@ def test_lattice_kd_uses_the_topology_it_is_given(monkeypatch: pytest.MonkeyPatc
     # The closed-form gradient is that of the plain one, so both rows time the same work.
     for variant in ("band", "full lattice"):
         torch.testing.assert_close(gradient(variant, "modified"), gradient(f"{variant}, plain", "modified"))
+
+
+def test_first_pass_prints_its_ratios(tmp_path: Path):
+    cfg, data_dir, exp_dir = exportable_experiment(tmp_path, utterances=2)
+    command = [sys.executable, ROOT / "benchmarks" / "first_pass.py", export(cfg, SYSTEM, data_dir, exp_dir)]
+    done = subprocess.run(
+        [*command, tmp_path / "audio", "--repeats", "1", "--limit", "3"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 recordings, ")
+    for name in ("ours / sherpa-onnx, greedy_search: ", "ours / sherpa-onnx, modified_beam_search: ", "two-pass / "):
+        assert name in done.stdout

@@ -87,17 +87,18 @@ def test_round_trip_through_dict_and_file(tmp_path):
 def test_fingerprint_changes_only_for_the_stages_concerned():
     def changed(override):
         cfg, other = load_config(MINI), load_config(MINI, [override])
-        return [stage for stage in range(10) if fingerprint(cfg, stage) != fingerprint(other, stage)]
+        return [stage for stage in range(11) if fingerprint(cfg, stage) != fingerprint(other, stage)]
 
-    assert changed("seed=1") == list(range(10))
-    assert changed("corpus.test_parts=[test-clean]") == [0, 1, 2, 8, 9]
+    assert changed("seed=1") == list(range(11))
+    assert changed("corpus.test_parts=[test-clean]") == [0, 1, 2, 8, 9, 10]
     assert changed("train.log_interval=7") == []
-    assert changed("tokens.vocab_size=300") == list(range(2, 10))
-    assert changed("train.max_duration=7") == list(range(3, 10))
-    assert changed("teacher.encoder.dim=300") == list(range(3, 10))
-    assert changed("kd.temperature=2") == list(range(5, 10))
-    assert changed("phases.student/deep.num_epochs=9") == [7, 8, 9]
-    assert changed("decode.beam=8") == [8, 9]
+    assert changed("tokens.vocab_size=300") == list(range(2, 11))
+    assert changed("train.max_duration=7") == list(range(3, 11))
+    assert changed("teacher.encoder.dim=300") == list(range(3, 11))
+    assert changed("kd.temperature=2") == list(range(5, 11))
+    assert changed("phases.student/deep.num_epochs=9") == [7, 8, 9, 10]
+    assert changed("decode.beam=8") == [8, 9, 10]
+    assert changed("export.chunk_size=8") == [10]
 
 
 def test_phases_of_stage():

@@ -30,7 +30,7 @@ def test_run_sh_help_lists_every_option():
     [
         (["--stge", "3"], ["`--stge` is not an option", "--stage --stop-stage --conf"]),
         (["--stage"], ["`--stage` must be followed by a value"]),
-        (["--stage", "10"], ["`--stage` (10) must be a whole number from 0 to 9"]),
+        (["--stage", "11"], ["`--stage` (11) must be a whole number from 0 to 10"]),
         (["--stage", "4", "--stop-stage", "3"], ["`--stop-stage` (3) must not be before `--stage` (4)"]),
         (["--nj", "0"], ["`--nj` (0)"]),
         (["--threads", "two"], ["`--threads` (two)"]),
@@ -62,7 +62,8 @@ def test_run_sh_dry_run_of_everything_calls_each_program():
     data = ("synthesize_corpus", "prepare_manifests", "compute_fbank", "train_bpe")
     assert programs[:4] == [f"local/{name}.py" for name in data]
     bins = [p.split(".")[-1] for p in programs[4:]]
-    assert bins == ["train"] * 8 + ["decode"] * 5 + ["score", "report"]
+    assert bins[:15] == ["train"] * 8 + ["decode"] * 5 + ["score", "report"]
+    assert bins[15:] == ["export", "export", "ondevice", "score", "report"]
     files = {p if p.endswith(".py") else p.replace(".", "/") + ".py" for p in programs}
     assert [f for f in files if not (RECIPE / f).is_file()] == []
 
@@ -89,7 +90,7 @@ def test_run_sh_relative_paths_are_the_callers(tmp_path):
     assert "own.yaml" in first
 
 
-@pytest.mark.parametrize("stage, maker", [(1, 0), (2, 1), (3, 2), (4, 2), (8, 2), (9, 8)])
+@pytest.mark.parametrize("stage, maker", [(1, 0), (2, 1), (3, 2), (4, 2), (8, 2), (9, 8), (10, 2)])
 def test_run_sh_missing_input_names_the_stage_that_makes_it(tmp_path, stage, maker):
     message = error("--conf", TINY, "--stage", stage, "--corpus-dir", tmp_path / "c", "--data-dir", tmp_path / "d",
                     "--exp-dir", tmp_path / "e")  # fmt: skip

@@ -17,10 +17,11 @@ Stages (finished ones are skipped on a rerun, unless their settings changed):
   2  features and BPE       7  deep fine-tuning of the student, and the baseline's
   3  teacher RNN-T          8  decoding of all systems
   4  teacher LAS            9  scoring and report
+ 10  export to ONNX and int8, on-device benchmark (then scoring and report again)
 
 Options:
   --stage N             first stage (default: 0)
-  --stop-stage N        last stage (default: 9)
+  --stop-stage N        last stage (default: 10)
   --conf NAME|FILE      experiment: a name in conf/ or a YAML file (default: mini)
   --corpus-dir DIR      corpus in LibriSpeech's layout, made or found by stage 0
                         (default: download/LibriSpeech for LibriSpeech, else download/<conf>/LibriSpeech)
@@ -42,7 +43,7 @@ EOF
 . utils/stages.sh
 
 stage=0
-stop_stage=9
+stop_stage=10
 conf=mini
 corpus_dir=
 data_dir=
@@ -72,8 +73,8 @@ while [ $# -gt 0 ]; do
     *) fail "\`$1\` must be an option or key=value; see ./run.sh --help" ;;
   esac
 done
-check_integer --stage "$stage" 0 9
-check_integer --stop-stage "$stop_stage" 0 9
+check_integer --stage "$stage" 0 10
+check_integer --stop-stage "$stop_stage" 0 10
 check_integer --nj "$nj" 1 9999
 check_integer --threads "$threads" 1 9999
 [ "$stage" -le "$stop_stage" ] || fail "\`--stop-stage\` ($stop_stage) must not be before \`--stage\` ($stage)"
@@ -159,9 +160,23 @@ stage_9() {
     --command "$(quoted ./run.sh "${given[@]}" "${overrides[@]}")" "${overrides[@]}"
 }
 
+# The benchmark runs alone, since it measures time. The report then tells of it too.
+stage_10() {
+  local system jobs=()
+  for system in ${plan[export_systems]}; do
+    [ "${#jobs[@]}" -eq 0 ] || jobs+=("::")
+    jobs+=("$system" python3 -m twopass_kd.bin.export --conf "$conf" --system "$system"
+      --data-dir "$data_dir" --exp-dir "$exp_dir" "${overrides[@]}")
+  done
+  launch "$nj" 1 "${jobs[@]}"
+  launch 1 1 ondevice python3 -m twopass_kd.bin.ondevice --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+    "${overrides[@]}"
+  stage_9
+}
+
 for ((n = stage; n <= stop_stage; n++)); do
   run_stage "$n"
 done
-if ! $dry_run && [ "$stop_stage" -eq 9 ]; then
+if ! $dry_run && [ "$stop_stage" -ge 9 ]; then
   show_results
 fi

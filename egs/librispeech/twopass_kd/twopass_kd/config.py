@@ -2,193 +2,66 @@
 
 One YAML describes one experiment. A key that is not a field of these dataclasses, a value of the wrong
 type and a reference to a phase that does not exist are errors; nothing is skipped or guessed.
-This module imports neither torch nor k2, so that the shell can ask it questions cheaply.
+The dataclasses are in config_schema.py. Neither imports torch or k2, so that the shell can ask questions cheaply.
 """
 
 import difflib
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-LOSS_TERMS = ("simple", "pruned", "ctc", "transducer_kd", "attention", "attention_kd")
-MODEL_PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "simple_heads", "ctc_head")
+from twopass_kd.config_schema import (
+    LOSS_TERMS,
+    MODEL_PARTS,
+    AttentionDecoderConfig,
+    Config,
+    CorpusConfig,
+    DecodeConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ExportConfig,
+    FeaturesConfig,
+    KdConfig,
+    LossConfig,
+    ModelConfig,
+    PhaseConfig,
+    SynthesisConfig,
+    TokensConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "LOSS_TERMS",
+    "MODEL_PARTS",
+    "ConfigError",
+    "AttentionDecoderConfig",
+    "Config",
+    "CorpusConfig",
+    "DecodeConfig",
+    "DecoderConfig",
+    "EncoderConfig",
+    "ExportConfig",
+    "FeaturesConfig",
+    "KdConfig",
+    "LossConfig",
+    "ModelConfig",
+    "PhaseConfig",
+    "SynthesisConfig",
+    "TokensConfig",
+    "TrainConfig",
+    "config_from_dict",
+    "config_to_dict",
+    "load_config",
+    "phases_of_stage",
+    "reported_systems",
+    "save_config",
+]
 
 
 class ConfigError(ValueError):
     """What the user's YAML or overrides got wrong, and what to do about it."""
-
-
-@dataclass
-class SynthesisConfig:
-    """How stage 0 makes synthetic speech (corpora of kind `mini` only)."""
-
-    grammar: str = "phrases"  # phrases | digits
-    num_sentences: int = 4800  # training sentences
-    num_fragments: int = 1200  # training fragments of 1-4 words; short ones matter for convergence
-    num_dev: int = 300
-    num_test: int = 300  # utterances in each test part
-    num_train_voices: int = 62
-    num_dev_voices: int = 8
-    num_test_voices: int = 8
-
-
-@dataclass
-class CorpusConfig:
-    """A corpus in LibriSpeech's folder layout and the parts of it that are used."""
-
-    kind: str = "folder"  # mini | librispeech | mini_librispeech | folder
-    train_parts: List[str] = MISSING
-    dev_parts: List[str] = MISSING
-    test_parts: List[str] = MISSING
-    max_left_out: float = 0.01  # share of utterances that may be left out as unusable before it is an error
-    min_duration: float = 0.3  # seconds; shorter utterances are left out
-    max_duration: float = 30.0  # seconds; longer utterances are left out
-    speed_perturb: List[float] = field(default_factory=list)  # extra copies of the train cuts, e.g. [0.9, 1.1]
-    synthesis: Optional[SynthesisConfig] = None
-
-
-@dataclass
-class FeaturesConfig:
-    extractor: str = "auto"  # auto | kaldifeat | lhotse; auto takes kaldifeat where it is installed
-    num_mel_bins: int = 80
-    sampling_rate: int = 16000
-
-
-@dataclass
-class TokensConfig:
-    vocab_size: int = 500  # BPE pieces, blank included
-
-
-@dataclass
-class EncoderConfig:
-    subsampling_factor: int = 4  # 4 (40 ms) | 6 (60 ms)
-    dim: int = MISSING  # LSTM hidden size and residual size
-    num_layers: int = MISSING
-    conv_channels: int = 32  # of the convolutional subsampling
-    dropout: float = 0.1
-
-
-@dataclass
-class DecoderConfig:
-    """The RNN-T prediction network."""
-
-    kind: str = "stateless"  # stateless | lstm
-    dim: int = MISSING
-    context_size: int = 2  # stateless only: how many tokens it sees
-    num_layers: int = 1  # lstm only
-    dropout: float = 0.1
-
-
-@dataclass
-class AttentionDecoderConfig:
-    """The LAS second pass."""
-
-    dim: int = MISSING  # LSTM hidden size
-    num_layers: int = 1
-    num_heads: int = 4
-    dropout: float = 0.1
-    encoder_layers: int = 0  # extra LSTM layers on the shared encoder, second pass only
-    encoder_bidirectional: bool = True  # of those extra layers
-
-
-@dataclass
-class ModelConfig:
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    joiner_dim: int = MISSING
-    attention_decoder: AttentionDecoderConfig = field(default_factory=AttentionDecoderConfig)
-
-
-@dataclass
-class LossConfig:
-    """Settings of the task losses, shared by all phases."""
-
-    rnnt_type: str = "modified"  # modified: at most one symbol a frame, as the searches decode | regular
-    prune_range: int = 5
-    lm_only_scale: float = 0.25
-    am_only_scale: float = 0.0
-    label_smoothing: float = 0.1
-
-
-@dataclass
-class KdConfig:
-    """Settings of the distillation losses, shared by all phases."""
-
-    kind: str = "full"  # full | collapsed
-    node_weights: str = "uniform"  # uniform | occupation
-    band: str = "student"  # student | teacher: whose simple loss chooses the pruned band
-    temperature: float = 1.0
-    attention_temperature: float = 1.0
-
-
-@dataclass
-class PhaseConfig:
-    """One training phase of one system. Its key in `phases` is `<system>/<phase>`."""
-
-    stage: int = MISSING  # stage of run.sh that trains it
-    model: str = MISSING  # teacher | student: which architecture
-    report_as: Optional[str] = None  # name under which stages 8 and 9 decode and report it; null: not reported
-    init_from: Optional[str] = None  # phase whose weights it starts from
-    teacher: Optional[str] = None  # phase whose model is the teacher
-    copy_from_teacher: bool = False  # start from the teacher's weights wherever the shapes agree
-    train: List[str] = MISSING  # model parts that learn; the others are frozen
-    loss_scales: Dict[str, float] = MISSING  # loss term -> scale
-    num_epochs: int = MISSING
-    base_lr: float = MISSING
-    sort_first_epoch: bool = False  # first epoch from short to long
-    spec_augment: bool = True
-    average: int = 1  # checkpoints of the last so many epochs are averaged into `final.pt`
-
-
-@dataclass
-class TrainConfig:
-    """Settings of the training loop, shared by all phases."""
-
-    max_duration: float = MISSING  # seconds of audio in a batch
-    num_buckets: int = 10
-    num_workers: int = 0
-    betas: List[float] = field(default_factory=lambda: [0.9, 0.98])
-    weight_decay: float = 1e-6
-    clip_grad_norm: float = 0.5  # the loss is a mean per frame, so its gradients are small
-    warmup_fraction: float = 0.1  # of all steps; then linear decay to zero
-    save_every_n: int = 500  # steps between checkpoints inside an epoch (for resuming)
-    keep_last_k: int = 2  # of those
-    log_interval: int = 50
-    # Encode the training data once with the encoders that do not learn. Needs memory for the whole corpus, and is only
-    # done in phases without SpecAugment.
-    cache_frozen_encoders: bool = False
-
-
-@dataclass
-class DecodeConfig:
-    max_duration: float = 200.0  # seconds of audio in a batch
-    beam: int = 4
-    nbest: int = 4
-    rescore_weights: List[float] = field(
-        default_factory=lambda: [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    )
-    length_rewards: List[float] = field(default_factory=lambda: [0.0])  # per token; scanned on dev with the weights
-    bootstrap_samples: int = 10000
-
-
-@dataclass
-class Config:
-    name: str = MISSING
-    seed: int = 42
-    min_reduction: float = 0.55  # a student must have at least this share of parameters fewer than its teacher
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    tokens: TokensConfig = field(default_factory=TokensConfig)
-    teacher: ModelConfig = field(default_factory=ModelConfig)
-    student: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    kd: KdConfig = field(default_factory=KdConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    phases: Dict[str, PhaseConfig] = field(default_factory=dict)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
 
 
 _CHOICES = {
@@ -217,6 +90,8 @@ _POSITIVE = (
     "decode.max_duration",
     "decode.beam",
     "decode.nbest",
+    "export.chunk_size",
+    "export.timed_utterances",
 )
 
 
@@ -348,6 +223,9 @@ def _validate(cfg: Config) -> None:
                     f"{reported[phase.report_as]} has it too"
                 )
             reported[phase.report_as] = name
+    for system in cfg.export.systems:
+        if cfg.phases and system not in reported:
+            raise ConfigError(f"`export.systems` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
 
 
 def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
@@ -389,6 +267,11 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
         raise ConfigError(f"`{where}.teacher` must name a phase, since `copy_from_teacher` is true")
     if not 1 <= phase.average <= phase.num_epochs:
         raise ConfigError(f"`{where}.average` ({phase.average}) must be from 1 to num_epochs ({phase.num_epochs})")
+
+
+def reported_systems(cfg: Config) -> Dict[str, str]:
+    """`report_as` -> phase, in the YAML's order."""
+    return {phase.report_as: name for name, phase in cfg.phases.items() if phase.report_as}
 
 
 def phases_of_stage(cfg: Config, stage: int) -> List[str]:

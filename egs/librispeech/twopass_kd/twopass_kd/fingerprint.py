@@ -45,4 +45,6 @@ def fingerprint(cfg: Config, stage: int) -> str:
         keep.update({k: full[k] for k in ("student", "kd", "min_reduction")})
     if stage >= 8:
         keep.update(decode=full["decode"], sets=[full["corpus"]["dev_parts"], full["corpus"]["test_parts"]])
+    if stage >= 10:
+        keep.update(export=full["export"])
     return short_hash(keep)

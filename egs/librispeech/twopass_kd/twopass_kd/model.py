@@ -19,10 +19,13 @@ class TwoPassModel(nn.Module):
     `simple_am_proj`, `simple_lm_proj` (which choose k2's pruned band) and `ctc_head` serve training only.
     """
 
-    def __init__(self, cfg: ModelConfig, num_features: int, vocab_size: int, blank_id: int = 0) -> None:
+    def __init__(
+        self, cfg: ModelConfig, num_features: int, vocab_size: int, blank_id: int = 0, unk_id: int = 2
+    ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.blank_id = blank_id
+        self.unk_id = unk_id  # a search never says it: to every search it is a blank
         self.encoder = Encoder(cfg.encoder, num_features)
         self.decoder = build_decoder(cfg.decoder, vocab_size, blank_id)
         self.joiner = Joiner(cfg.encoder.dim, cfg.decoder.dim, cfg.joiner_dim, vocab_size)

@@ -25,8 +25,8 @@ _STYLES = {
     "student": ("#c85200", "o"),
 }
 _OTHER_STYLES = (("#b35c8d", "X"), ("#2e8fc4", "P"), ("#8f6210", "<"), ("#7a5fb0", ">"))
-_INK, _GRID = "#010203", "#040506"  # placeholders, replaced by the page's own colours
-_RC = {
+_INK, _GRID, PAPER = "#010203", "#040506", "#070809"  # placeholders, replaced by the page's own colours
+RC = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -64,7 +64,7 @@ def themed(colour: str) -> str:
 def loss_curve(train: Sequence[Tuple[int, float]], valid: Sequence[Tuple[int, float]], system: str, term: str) -> str:
     """One loss term of one phase against training steps; thin line: train, markers: valid. Returns inline SVG."""
     colour, marker = system_style(system)
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         fig = Figure(figsize=(2.7, 1.85))  # fixed margins: a layout engine would take half of the time of 32 panels
         ax = fig.add_axes((0.25, 0.23, 0.72, 0.65))
         if train:
@@ -77,12 +77,12 @@ def loss_curve(train: Sequence[Tuple[int, float]], valid: Sequence[Tuple[int, fl
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(5))
         _fit_losses(ax, [*train, *valid])
-        return _svg(fig, f"loss {term} against training step")
+        return to_svg(fig, f"loss {term} against training step")
 
 
 def wer_against_size(systems: Sequence[Dict[str, Any]], set_name: str) -> str:
     """WER against deployed parameters, a line from each system's first pass to its two passes. Returns inline SVG."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         fig, ax = _figure(4.6, 3.5)
         width = max(s["params"]["total"] for s in systems) / 1e6
         shift = _side_by_side(systems, width)
@@ -106,12 +106,12 @@ def wer_against_size(systems: Sequence[Dict[str, Any]], set_name: str) -> str:
         ax.set_ylabel("WER (%)")
         ax.set_title(set_name, loc="left")
         _label_points(ax, labels, offset=0.025 * width)
-        return _svg(fig, f"WER on {set_name} against deployed parameters")
+        return to_svg(fig, f"WER on {set_name} against deployed parameters")
 
 
 def weight_scan(systems: Sequence[Dict[str, Any]]) -> str:
     """Dev WER against the weight of the second pass, at the chosen length reward; ring: chosen. Returns inline SVG."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         fig, ax = _figure(4.6, 3.2)
         labels, right = [], 0.0
         for system in systems:
@@ -127,12 +127,12 @@ def weight_scan(systems: Sequence[Dict[str, Any]]) -> str:
         ax.set_xlabel("weight of the attention decoder in rescoring")
         ax.set_ylabel("WER on dev (%)")
         _label_points(ax, labels, offset=0.03 * right)
-        return _svg(fig, "WER on dev against rescoring weight")
+        return to_svg(fig, "WER on dev against rescoring weight")
 
 
 def stage_times(rows: Sequence[Tuple[str, float]]) -> str:
     """Wall time of the stages of run.sh, from (name, seconds). Returns inline SVG."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         fig, ax = _figure(4.6, 0.55 + 0.27 * len(rows))
         minutes = [seconds / 60 for _, seconds in rows]
         ax.barh(range(len(rows)), minutes, color="#0072b2", alpha=0.8, height=0.65)
@@ -144,7 +144,7 @@ def stage_times(rows: Sequence[Tuple[str, float]]) -> str:
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
         ax.set_xlabel("wall time (minutes)")
-        return _svg(fig, "wall time by stage")
+        return to_svg(fig, "wall time by stage")
 
 
 def _figure(width: float, height: float) -> Tuple[Figure, Axes]:
@@ -200,8 +200,8 @@ def _label_points(ax: Axes, labels: Sequence[Tuple[float, float, str]], offset: 
             ax.text(edge, placed, f" {name}", color=colour, va="center", fontweight="bold")
 
 
-def _svg(fig: Figure, description: str) -> str:
-    """The figure as an `<svg>` element without anything that reaches outside the page or clashes inside it."""
+def to_svg(fig: Figure, description: str) -> str:
+    """A figure drawn under `RC` as an `<svg>` element, with nothing that reaches outside the page or clashes inside."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": description}):
         fig.savefig(out, format="svg", transparent=True, metadata={"Date": None})
@@ -217,7 +217,7 @@ def _svg(fig: Figure, description: str) -> str:
         svg = re.sub(rf'(id="|#){re.escape(name)}(?=["\)])', rf"\g<1>{prefix}{name}", svg)
     for colour, _ in (*_STYLES.values(), *_OTHER_STYLES):
         svg = svg.replace(colour, themed(colour))
-    svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)").replace(PAPER, "var(--paper)")
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
     svg = re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-label="LABEL">', svg, count=1

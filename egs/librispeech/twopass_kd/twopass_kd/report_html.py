@@ -1,9 +1,25 @@
 """The report as one self-contained HTML page: style, figures and text inside, nothing loaded from anywhere."""
 
 from html import escape
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from twopass_kd import plots
+from twopass_kd import plots, plots_ondevice
+from twopass_kd.ondevice_results import (
+    COST_GROUPS,
+    METHOD_TITLES,
+    RUNTIME_TITLES,
+    OnDevice,
+    agreements,
+    cost_cells,
+    how_measured,
+    int8_differences,
+    long_audio_line,
+    percent_same,
+    quantization_lines,
+    size_line,
+    streaming_lines,
+    wer_cells,
+)
 from twopass_kd.report import (
     Phase,
     Report,
@@ -27,11 +43,11 @@ from twopass_kd.results import (
     comparisons,
     dev_set_mark,
     find_system,
-    format_p,
-    judge,
     verdict,
 )
+from twopass_kd.significance import format_p, judge
 
+_DIFFERENCE_HEADS = ("difference in WER", "95% interval", "p")
 # Nothing may be fetched or run, whatever the transcripts hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -43,6 +59,7 @@ def render_html(report: Report) -> str:
         ("wer", "Word error rate", _wer_section(results)),
         ("significance", "Significance", _significance_section(results)),
         ("size", "Size, speed, training time", _size_section(results)),
+        *([("ondevice", "On the device", _on_device_section(results))] if results.get("on_device") else []),
         ("weights", "Rescoring weight", _weights_section(results)),
         ("losses", "Losses", _losses_section(report)),
         ("time", "Wall time by stage", _time_section(results)),
@@ -93,6 +110,9 @@ def _facts(results: Results) -> str:
         if teacher and student and len(found) == 2:
             wers = f"{found[0]['wer']:.2f} → {found[1]['wer']:.2f}%"
             facts.append((wers, f"two-pass WER, teacher → student, {set_name}"))
+    ratio = results["on_device"]["int8"].get("student", {}).get("size_ratio") if results.get("on_device") else None
+    if ratio:
+        facts.append((f"1/{1 / ratio:.1f}", "of the teacher’s bytes on disk: student in int8, teacher in fp32"))
     if results["stages"]:
         total = sum(seconds for _, seconds in stage_rows(results))
         facts.append((format_duration(total), f"wall time of {len(results['stages'])} stages"))
@@ -113,16 +133,18 @@ def _significance_section(results: Results) -> str:
         return "<p>No comparison: it takes a student and a teacher, or a student and student_scratch.</p>"
     rows = []
     for set_name, baseline, suffix, result in found:
-        low, high = (_signed(v) for v in result["ci95"])
-        cells = [_name(baseline), PASS_TITLES[suffix], _signed(result["delta_wer"]), f"{low} to {high}"]
-        rows.append((escape(set_name), [*cells, escape(format_p(result)[1:].lstrip("=")), escape(judge(result))]))
-    header = (
-        f"<tr>{_heads(['set', 'student against', 'pass', 'difference in WER', '95% interval', 'p', 'student is'])}</tr>"
-    )
+        rows.append((escape(set_name), [_name(baseline), PASS_TITLES[suffix], *_difference_cells(result)]))
+    header = f"<tr>{_heads(['set', 'student against', 'pass', *_DIFFERENCE_HEADS, 'student is'])}</tr>"
     return _table(header, rows, "mixed") + (
         '<p class="note">Absolute percent, negative where the student is better. Paired bootstrap over utterances, '
         "two-sided p; significant means p &lt; 0.05.</p>"
     )
+
+
+def _difference_cells(result: Dict[str, Any]) -> List[str]:
+    low, high = (_signed(v) for v in result["ci95"])
+    p = escape(format_p(result)[1:].lstrip("="))
+    return [_signed(result["delta_wer"]), f"{low} to {high}", p, escape(judge(result))]
 
 
 def _signed(value: float) -> str:
@@ -216,6 +238,57 @@ def _size_section(results: Results) -> str:
 
 def _number(value: Optional[float]) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def _on_device_section(results: Results) -> str:
+    on_device: OnDevice = results["on_device"]
+    corpus, rows = results["corpus"], on_device["rows"]
+    names = [f"{_name(row['system'])}<small>{RUNTIME_TITLES[row['runtime']]}</small>" for row in rows]
+    top = "".join(_span(name, len(below)) for name, below in [("system", ()), *COST_GROUPS])
+    header = f"<tr>{top}</tr><tr>{_heads([name for _, below in COST_GROUPS for name in below])}</tr>"
+    blocks = [f"<p>{escape(how_measured(on_device))}</p>"]
+    blocks.append(_table(header, [(name, cost_cells(row, "–")) for name, row in zip(names, rows, strict=True)]))
+    facts = [size_line(on_device), long_audio_line(on_device), *streaming_lines(on_device)]
+    blocks += [f"<p>{escape(line)}</p>" for line in facts if line]
+    figures = (
+        f'<figure class="chart">{draw(rows, set_name)}</figure>'
+        for set_name in corpus["test_parts"]
+        for draw in (plots_ondevice.wer_against_bytes, plots_ondevice.wer_against_rtf)
+    )
+    blocks.append(f'<h3>WER against size and speed</h3><div class="charts">{"".join(figures)}</div>')
+    blocks.append(
+        '<p class="note">Filled: two-pass. Hollow: first pass; a line leads from it to the same runtime’s two-pass. '
+        "Runtimes of one system that lie on each other share a label.</p>"
+    )
+    sets = [*corpus["test_parts"], *only_dev_parts(results)]
+    header = f"<tr>{_span('system', 0)}{''.join(_span(s, len(PASSES)) for s in sets)}</tr>"
+    header += f"<tr>{_heads(list(PASS_TITLES.values())) * len(sets)}</tr>"
+    wer = [[cell for s in sets for cell in wer_cells(row, s, "–")] for row in rows]
+    blocks.append(f"<h3>WER by runtime</h3>{_table(header, list(zip(names, wer, strict=True)))}")
+    return "\n".join([*blocks, *_int8_block(on_device), *_agreement_block(on_device)])
+
+
+def _int8_block(on_device: OnDevice) -> List[str]:
+    found = int8_differences(on_device)
+    rows = []
+    for system, set_name, suffix, result in found:
+        cells = [escape(set_name), escape(PASS_TITLES.get(suffix, suffix)), *_difference_cells(result)]
+        rows.append((_name(system), cells))
+    header = f"<tr>{_heads(['system', 'set', 'pass', *_DIFFERENCE_HEADS, 'int8 is'])}</tr>"
+    notes = "".join(f'<p class="note">{escape(line)}.</p>' for line in quantization_lines(on_device))
+    return [f"<h3>WER of int8 minus fp32</h3>{_table(header, rows, 'mixed')}{notes}"] if found else []
+
+
+def _agreement_block(on_device: OnDevice) -> List[str]:
+    rows = []
+    for system, precision, method, counts in agreements(on_device):
+        share = f"{percent_same(counts)} ({counts['same']} of {counts['of']})"
+        different = escape(", ".join(counts["different"])) or "–"
+        title = escape(METHOD_TITLES.get(method, method))
+        rows.append((_name(system), [escape(precision), title, share, f'<div class="ids">{different}</div>']))
+    header = f"<tr>{_heads(['system', 'precision', 'method', 'same text', 'different (at most 10)'])}</tr>"
+    what = "<p>sherpa-onnx on the same files against the recipe’s own search on ONNX Runtime, all test sets.</p>"
+    return [f"<h3>Agreement with sherpa-onnx</h3>{what}{_table(header, rows, 'mixed')}"] if rows else []
 
 
 def _weights_section(results: Results) -> str:

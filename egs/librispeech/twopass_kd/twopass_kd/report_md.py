@@ -2,6 +2,22 @@
 
 from typing import List, Optional, Sequence, Tuple
 
+from twopass_kd.ondevice_results import (
+    COST_GROUPS,
+    METHOD_TITLES,
+    RUNTIME_TITLES,
+    OnDevice,
+    agreements,
+    cost_cells,
+    how_measured,
+    int8_sentences,
+    long_audio_line,
+    percent_same,
+    quantization_lines,
+    size_line,
+    streaming_lines,
+    wer_cells,
+)
 from twopass_kd.report import (
     Report,
     Worst,
@@ -27,6 +43,8 @@ def render_markdown(report: Report) -> str:
     lines += ["## Word error rate", "", f"{_WER_UNIT}.", "", *_wer_table(results, with_dev=True), ""]
     lines += ["## Significance", "", *_verdict_lines(results), ""]
     lines += ["## Size, speed, training time", "", *_size_table(results), ""]
+    if results.get("on_device"):
+        lines += ["## On the device", "", *_on_device_lines(results, with_dev=True), ""]
     lines += ["## Losses", "", *_loss_table(report), ""]
     lines += ["## Rescoring weight on dev", "", *_scan_table(results), ""]
     lines += ["## Wall time by stage", "", *_stage_table(results), ""]
@@ -56,7 +74,10 @@ def render_results_md(report: Report) -> str:
     lines += ["", *_compression_lines(results)]
     lines += _command_lines(report)[:4]
     lines += [f"{_WER_UNIT}:", "", *_wer_table(results, with_dev=False), ""]
-    lines += [*_verdict_lines(results), "", *_size_table(results), "", *_environment_lines(results)]
+    lines += [*_verdict_lines(results), "", *_size_table(results), ""]
+    if results.get("on_device"):
+        lines += ["### On the device", "", *_on_device_lines(results, with_dev=False), ""]
+    lines += _environment_lines(results)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -117,6 +138,36 @@ def _size_table(results: Results) -> List[str]:
     header = ["system", *(part.replace("_", " ") for part in PARTS), "fewer", "MB"]
     header += [*(f"RTF {PASS_TITLES[p]}" for p in PASSES), "training"]
     return [*_table(header, rows), "", f"Parameters by part, deployed ones only; {_text(rtf_note(results))}."]
+
+
+def _on_device_lines(results: Results, with_dev: bool) -> List[str]:
+    """Size, speed and memory, WER, int8 against fp32, agreement with sherpa-onnx, long audio."""
+    on_device: OnDevice = results["on_device"]
+    names = [[_text(row["system"]), RUNTIME_TITLES[row["runtime"]]] for row in on_device["rows"]]
+    header = ["system", "runtime"]
+    for group, below in COST_GROUPS:
+        header += [f"{group} {name}" for name in below] or [group]
+    costs = [[*name, *cost_cells(row)] for name, row in zip(names, on_device["rows"], strict=True)]
+    wer = []
+    for set_name in [*results["corpus"]["test_parts"], *(only_dev_parts(results) if with_dev else [])]:
+        for name, row in zip(names, on_device["rows"], strict=True):
+            wer.append([_text(set_name), *name, *wer_cells(row, set_name)])
+    lines = [_text(how_measured(on_device)), "", *_table(header, costs), "", "WER in %:", ""]
+    lines += [*_table(["set", "system", "runtime", *PASS_TITLES.values()], wer), ""]
+    judged = [size_line(on_device), *quantization_lines(on_device), *streaming_lines(on_device)]
+    judged += [sentence for _, sentence in int8_sentences(on_device)]
+    lines += [*(f"- {_text(line)}" for line in judged if line), ""]
+    found = agreements(on_device)
+    if found:
+        lines += ["Utterances with the same text in sherpa-onnx and in the recipe's own search on ONNX Runtime:", ""]
+        same = []
+        for system, precision, method, counts in found:
+            title = METHOD_TITLES.get(method, method)
+            different = ", ".join(map(_text, counts["different"])) or "-"
+            share = f"{percent_same(counts)} ({counts['same']} of {counts['of']})"
+            same.append([_text(system), _text(precision), _text(title), share, different])
+        lines += [*_table(["system", "precision", "method", "same", "different (at most 10)"], same), ""]
+    return [*lines, _text(long_audio_line(on_device))]
 
 
 def _number(value: Optional[float], pattern: str) -> str:

@@ -51,7 +51,9 @@ tbody tr + tr td, tbody tr + tr th { border-top: 1px solid var(--line); }
 tbody th, thead th:first-child {
   text-align: left; font-weight: 600; position: sticky; left: 0; background: var(--paper); z-index: 1;
 }
-td small { display: block; color: var(--soft); font-size: 0.8rem; }
+td small, tbody th small { display: block; color: var(--soft); font-size: 0.8rem; font-weight: 400; }
+tbody th small { padding-left: 1.15rem; }
+td .ids { min-width: 14rem; max-width: 26rem; white-space: normal; overflow-wrap: anywhere; }
 .mixed td, .mixed th { text-align: left; }
 .plain td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .key { display: inline-block; width: 0.7rem; height: 0.7rem; border-radius: 0.15rem; margin-right: 0.45rem; }

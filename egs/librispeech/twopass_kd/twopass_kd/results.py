@@ -9,16 +9,17 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
-from twopass_kd.config import Config
+from twopass_kd.config import Config, reported_systems
 from twopass_kd.environment import describe_environment
 from twopass_kd.files import write_text_atomically
+from twopass_kd.ondevice_results import check_on_device, sentences, summary_rows
+from twopass_kd.significance import describe
 from twopass_kd.wer import Transcript, bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs
 
 SYSTEM_ORDER = ("teacher", "student_scratch", "student_stage1", "student_stage2", "student")
 PASS_TITLES = {"greedy_search": "greedy", "first_pass": "first pass", "two_pass": "two-pass"}
 PASSES = tuple(PASS_TITLES)
 PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "total")
-SIGNIFICANCE_LEVEL = 0.05
 
 Results = Dict[str, Any]
 
@@ -32,15 +33,17 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
       progress: show a progress bar where stderr is a terminal.
     Returns:
       The content of `results.json`: conf, corpus, seed, bootstrap_samples, environment, systems, not_decoded,
-      compression, significance, significance_scratch, stages. WER and their differences are in percent,
+      compression, significance, significance_scratch, on_device, stages. WER and their differences are in percent,
       times in seconds, sizes in parameters and bytes. A system without a second pass has `two_pass` null.
+      `on_device` is the content of `ondevice.json`; null where stage 10 has not run, or not since the training.
     Raises:
       ValueError: if a file of stage 8 is missing, malformed or from another checkpoint than the one that is there
-        now, naming file and stage.
+        now, or if stage 10's is malformed, naming file and stage.
     """
     experiment = Path(experiment)
     decoded = _find_systems(cfg, experiment)
     sets = list(dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts]))
+    on_device = _read_on_device(experiment, decoded, sets)
     transcripts = {
         name: {s: _read_passes(experiment / "decode" / name, s, meta) for s in sets} for name, meta in decoded.items()
     }
@@ -59,10 +62,11 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
         "bootstrap_samples": cfg.decode.bootstrap_samples,
         "environment": describe_environment(),
         "systems": systems,
-        "not_decoded": [name for name in _in_order(list(_reported(cfg))) if name not in decoded],
+        "not_decoded": [name for name in _in_order(list(reported_systems(cfg))) if name not in decoded],
         "compression": _compression(systems),
         "significance": _compare(cfg, transcripts, "teacher", ["two_pass"]).get("two_pass", {}),
         "significance_scratch": _by_set(_compare(cfg, transcripts, "student_scratch", ["first_pass", "two_pass"])),
+        "on_device": on_device,
         "stages": read_stages(experiment),
     }
 
@@ -106,20 +110,15 @@ def _in_order(names: Sequence[str]) -> List[str]:
 
 def ignored_systems(cfg: Config, experiment: Path) -> List[str]:
     """Decoded systems that are not scored, since the config has no such `report_as` (any more)."""
-    return sorted(set(_decode_paths(experiment)) - set(_reported(cfg)))
+    return sorted(set(_decode_paths(experiment)) - set(reported_systems(cfg)))
 
 
 def _decode_paths(experiment: Path) -> Dict[str, Path]:
     return {p.parent.name: p for p in (Path(experiment) / "decode").glob("*/decode.json")}
 
 
-def _reported(cfg: Config) -> Dict[str, str]:
-    """`report_as` -> phase."""
-    return {phase.report_as: name for name, phase in cfg.phases.items() if phase.report_as}
-
-
 def _find_systems(cfg: Config, experiment: Path) -> Dict[str, Dict[str, Any]]:
-    paths, phases = _decode_paths(experiment), _reported(cfg)
+    paths, phases = _decode_paths(experiment), reported_systems(cfg)
     names = _in_order([name for name in paths if name in phases])
     if not names:
         raise ValueError(
@@ -156,6 +155,16 @@ def _load_decode(path: Path, identity_path: Path) -> Dict[str, Any]:
             f"{present}), which was trained with other settings since; decode again (stage 8)"
         )
     return meta
+
+
+def _read_on_device(
+    experiment: Path, decoded: Dict[str, Dict[str, Any]], sets: Sequence[str]
+) -> Optional[Dict[str, Any]]:
+    path = experiment / "ondevice.json"
+    if not path.is_file():
+        return None
+    identities = {name: meta["identity"] for name, meta in decoded.items()}
+    return check_on_device(_load_json(path, stage=10), path, identities, sets)
 
 
 def _read_passes(folder: Path, set_name: str, meta: Dict[str, Any]) -> Dict[str, Optional[List[Transcript]]]:
@@ -235,24 +244,9 @@ def _by_set(compared: Dict[str, Dict[str, Any]]) -> Dict[str, Dict[str, Any]]:
     return swapped
 
 
-def judge(result: Dict[str, Any]) -> str:
-    """What a paired bootstrap of student minus baseline says at the 5% level."""
-    direction = "worse" if result["delta_wer"] > 0 else "better"
-    return f"{'' if result['p'] < SIGNIFICANCE_LEVEL else 'not '}significantly {direction}"
-
-
-def format_p(result: Dict[str, Any]) -> str:
-    """`p=0.184` or `p<0.001`."""
-    return "p<0.001" if result["p"] < 0.001 else f"p={result['p']:.3f}"
-
-
 def verdict(baseline: str, pass_name: str, result: Dict[str, Any]) -> str:
     """One computed sentence on a paired bootstrap of student minus `baseline`."""
-    low, high = result["ci95"]
-    return (
-        f"student vs {baseline}, {pass_name.replace('_', '-')}: {result['delta_wer']:+.2f} "
-        f"(95% CI {low:+.2f} to {high:+.2f}, {format_p(result)}): {judge(result)}"
-    )
+    return describe(f"student vs {baseline}, {pass_name.replace('_', '-')}", result)
 
 
 def comparisons(results: Results) -> List[Tuple[str, str, str, Dict[str, Any]]]:
@@ -276,7 +270,7 @@ def dev_set_mark(results: Results, set_name: str) -> str:
 
 
 def summary_text(results: Results) -> str:
-    """The table and the verdicts as plain text, for the end of stage 9."""
+    """The tables and the verdicts as plain text, for the end of stages 9 and 10."""
     corpus = results["corpus"]
     lines = [
         f"{results['conf']}: WER in % [95% bootstrap interval]{' on synthetic speech' if corpus['synthetic'] else ''}"
@@ -291,7 +285,14 @@ def summary_text(results: Results) -> str:
         lines += [sentence for name, sentence in verdicts(results) if name == set_name]
     if results["not_decoded"]:
         lines += ["", f"not decoded, so not scored: {', '.join(results['not_decoded'])}"]
+    if results.get("on_device"):  # a results.json from before stage 10 existed has no such key
+        lines += ["", *_on_device_lines(results["on_device"], corpus["test_parts"][0])]
     return "\n".join(lines)
+
+
+def _on_device_lines(on_device: Dict[str, Any], set_name: str) -> List[str]:
+    title = f"on the device: threads {on_device['threads']}, batch 1, WER on {set_name}, times p50/p95"
+    return [title, *_columns(summary_rows(on_device, set_name)), *sentences(on_device)]
 
 
 def _summary_row(system: Dict[str, Any], teacher: Optional[Dict[str, Any]], set_name: str) -> Tuple[str, ...]:

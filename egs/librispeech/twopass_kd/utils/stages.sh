@@ -3,7 +3,7 @@
 # shellcheck shell=bash disable=SC2154
 
 titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher LAS" "student RNN-T distillation"
-  "student LAS distillation" "deep fine-tuning" "decoding" "scoring and report")
+  "student LAS distillation" "deep fine-tuning" "decoding" "scoring and report" "export and on-device benchmark")
 
 declare -A plan  # answers of show_config --plan
 job_pid=         # of the launcher that is running
@@ -82,6 +82,10 @@ outputs() {
       ;;
     8) for name in ${plan[systems]}; do echo "$experiment/decode/$name/decode.json"; done ;;
     9) for name in results.json report.md report.html; do echo "$experiment/$name"; done ;;
+    10)
+      for name in ${plan[export_systems]}; do echo "$experiment/export/$name/export.json"; done
+      echo "$experiment/ondevice.json"
+      ;;
     *) for name in ${plan[phases.$n]}; do echo "$experiment/$name/final.pt"; done ;;
   esac
 }
@@ -94,13 +98,14 @@ inputs() {
     1) outputs 0 | sed 's/^/0\t/' ;;
     2) outputs 1 | sed 's/^/1\t/' ;;
     9) outputs 8 | sed 's/^/8\t/' ;;
-    8)
+    8 | 10)
       read -r -a eval_parts <<<"${plan[dev_parts]} ${plan[test_parts]}"
       outputs 2 "${eval_parts[@]}" | sed 's/^/2\t/'
       for need in ${plan[systems]}; do
         phase=${plan[phase.$need]}
         printf '%s\t%s\n' "${plan[stage.$phase]}" "$experiment/$phase/final.pt"
       done
+      [ "$1" -eq 8 ] || outputs 8 | sed 's/^/8\t/'
       ;;
     *)
       read -r -a eval_parts <<<"${plan[train_parts]} ${plan[dev_parts]}"

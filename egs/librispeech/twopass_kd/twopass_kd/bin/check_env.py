@@ -26,6 +26,12 @@ MODULES = {
     "matplotlib": "matplotlib",
     "tqdm": "tqdm",
     "torch.utils.tensorboard": "tensorboard six",
+    "kaldi_native_fbank": "kaldi-native-fbank",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "safetensors": "safetensors",
+    "sherpa_onnx": "sherpa-onnx",
+    "soxr": "soxr",
 }
 
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from twopass_kd.asr_datamodule import AsrDataModule, cut_text
-from twopass_kd.checkpoint import final_checkpoint, load_model
-from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.cli import exit_status, experiment_parser
+from twopass_kd.config import Config, load_config
 from twopass_kd.encoder import Conv2dSubsampling
 from twopass_kd.environment import log_environment, log_to_file, setup_logging
 from twopass_kd.files import write_text_atomically
@@ -29,6 +29,7 @@ from twopass_kd.search.greedy import greedy_search
 from twopass_kd.search.modified_beam import modified_beam_search
 from twopass_kd.search.nbest import NBest
 from twopass_kd.search.rescoring import attention_log_probs, rescore_with_attention_decoder
+from twopass_kd.systems import load_system
 from twopass_kd.tokenizer import Tokenizer
 from twopass_kd.wer import Transcript, corpus_wer, write_decoding_results
 
@@ -124,18 +125,8 @@ def choose_weights(
 
 def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
     """Decode all dev and test parts with the final checkpoint of `system`; returns the path of decode.json."""
-    by_name = {phase.report_as: name for name, phase in cfg.phases.items() if phase.report_as}
-    if system not in by_name:
-        raise ConfigError(f"`--system` ({system}) must be one of {', '.join(by_name)}")
-    phase = by_name[system]
-    path = final_checkpoint(cfg, exp_dir, phase)
-    model, content = load_model(path)
+    path, model, content, tokenizer = load_system(cfg, system, data_dir, exp_dir)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}")
-    if content["tokens_digest"] != tokenizer.digest():
-        raise ConfigError(
-            f"{path} was trained with other tokens than {data_dir} has; decode with the data it was trained on"
-        )
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
     out_dir = Path(exp_dir) / cfg.name / "decode" / system
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -162,7 +153,7 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
     summary = {
         "system": system,
         "identity": content["identity"],
-        "phase": phase,
+        "phase": content["phase"],
         "checkpoint": str(path),
         "params": model.deployed_parameters(),
         "bytes": model.deployed_bytes(),
@@ -179,28 +170,17 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", type=Path, required=True, help="YAML of the experiment, e.g. conf/mini.yaml")
+    parser = experiment_parser(__doc__, example="decode.beam=8")
     parser.add_argument("--system", required=True, help="a `report_as` name of the YAML, e.g. student")
-    parser.add_argument(
-        "--data-dir", type=Path, default=Path("data"), help="has fbank/ and lang_bpe_<V>/ (default: data)"
-    )
-    parser.add_argument("--exp-dir", type=Path, default=Path("exp"), help="has <conf>/<system>/<phase>/ (default: exp)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decode.beam=8")
     return parser
 
 
 def main() -> int:
     args = get_parser().parse_args()
     setup_logging()
-    try:
-        decode(load_config(args.conf, args.overrides), args.system, args.data_dir, args.exp_dir)
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError) as e:
-        logging.error("%s", e)
-        return 1
-    return 0
+    return exit_status(
+        lambda: decode(load_config(args.conf, args.overrides), args.system, args.data_dir, args.exp_dir)
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from twopass_kd.config import Config, ConfigError, load_config, phases_of_stage
 from twopass_kd.fingerprint import fingerprint
 
 BASELINE = "student_scratch"
-STAGES = range(10)
+STAGES = range(11)
 
 
 def phases_to_train(cfg: Config, stage: int, baseline: bool = True) -> List[str]:
@@ -42,8 +42,8 @@ def system_of(phase_name: str) -> str:
 def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
     """All that run.sh needs to know, as rows of a key and its value (lists joined by spaces).
 
-    Keys: name, kind, vocab_size, parts, train_parts, dev_parts, test_parts, systems; fingerprint.N and phases.N
-    of stage N; stage.P (the stage that trains phase P) and needs.P (the phases whose `final.pt` P reads);
+    Keys: name, kind, vocab_size, parts, train_parts, dev_parts, test_parts, systems, export_systems; fingerprint.N and
+    phases.N of stage N; stage.P (the stage that trains phase P) and needs.P (the phases whose `final.pt` P reads);
     phase.S (the phase that system S is).
 
     Raises:
@@ -60,6 +60,7 @@ def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
         ["dev_parts", *corpus.dev_parts],
         ["test_parts", *corpus.test_parts],
         ["systems", *by_system],
+        ["export_systems", *(name for name in cfg.export.systems if name in by_system)],
     ]
     rows += [[f"phase.{name}", phase] for name, phase in by_system.items()]
     for stage in STAGES:

@@ -106,6 +106,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path) -> Path:
         "phase": phase_name,
         "identity": run_identity,
         "tokens_digest": tokens_digest,
+        "tokens": tokenizer.pieces,
         "vocab_size": tokenizer.vocab_size,
         "trained_parts": sorted({*before["trained_parts"], *phase.train}),
         "train_seconds_before": before["train_seconds"],

@@ -13,6 +13,8 @@ from twopass_kd.search.nbest import Hypothesis, NBest
 def greedy_search(model: TwoPassModel, encoder_out: Tensor, encoder_out_lens: Tensor) -> List[NBest]:
     """The most probable token at each frame, at most one symbol a frame (as icefall's `greedy_search_batch`).
 
+    `<unk>` counts as blank, as it does there.
+
     Args:
       encoder_out: (B, T, C) of the shared encoder.
       encoder_out_lens: (B,) int64, frames after subsampling.
@@ -30,7 +32,7 @@ def greedy_search(model: TwoPassModel, encoder_out: Tensor, encoder_out_lens: Te
         log_probs = joiner(am[:, t], lm, project_input=False).log_softmax(-1)
         best, tokens = log_probs.max(-1)
         valid = t < encoder_out_lens
-        tokens = torch.where(valid, tokens, blank)
+        tokens = torch.where(valid & (tokens != model.unk_id), tokens, blank)
         emitted.append(tokens)
         scores.append(torch.where(valid, best, 0.0))
         emits = (tokens != blank).nonzero().squeeze(1)

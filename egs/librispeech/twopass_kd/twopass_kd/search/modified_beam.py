@@ -19,7 +19,7 @@ def modified_beam_search(
     """Beam search with at most one symbol a frame (the search of icefall's function of that name).
 
     At each frame the `beam` most probable extensions over all hypotheses survive; those that spell the same tokens are
-    merged and their probabilities added.
+    merged and their probabilities added. `<unk>` counts as blank, as it does there.
 
     Args:
       encoder_out: (B, T, C) of the shared encoder.
@@ -53,7 +53,7 @@ def modified_beam_search(
         token = index - parent * vocab
         # A finished utterance keeps its hypotheses as they are.
         parent = torch.where(valid, parent, stay)
-        token = torch.where(valid, token, blank)
+        token = torch.where(valid & (token != model.unk_id), token, blank)
         log_prob = torch.where(valid, top, log_prob)
         parents.append(parent)
         emitted.append(token)

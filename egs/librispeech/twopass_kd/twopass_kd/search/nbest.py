@@ -1,10 +1,7 @@
-"""The n-best type that every search returns and the second pass takes."""
+"""The n-best type that every search returns and the second pass takes. Imports no torch: devices use it too."""
 
 from dataclasses import dataclass
-from typing import List
-
-import torch
-from torch import Tensor
+from typing import List, Sequence
 
 
 @dataclass
@@ -25,7 +22,18 @@ class Hypothesis:
 NBest = List[Hypothesis]  # best first
 
 
-def pad_tokens(rows: List[List[int]], value: int) -> Tensor:
-    """(len(rows), longest) int64, padded with `value`; at least one column."""
-    width = max([1, *(len(r) for r in rows)])
-    return torch.tensor([r + [value] * (width - len(r)) for r in rows], dtype=torch.int64)
+def two_pass_scores(
+    nbest: NBest, attention: Sequence[float], weight: float, length_reward: float = 0.0
+) -> List[float]:
+    """(1 - weight) log P_rnnt + weight log P_att + length_reward * number of tokens of every hypothesis.
+
+    Args:
+      nbest: hypotheses of one utterance.
+      attention: their log P_att(tokens, eos | audio), in nats.
+      weight: of the attention decoder, in [0, 1].
+      length_reward: nats per token.
+    """
+    return [
+        (1 - weight) * hyp.log_prob + weight * log_prob + length_reward * len(hyp.tokens)
+        for hyp, log_prob in zip(nbest, attention)
+    ]

@@ -4,10 +4,11 @@ from typing import List
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.model import TwoPassModel
-from twopass_kd.search.nbest import Hypothesis, NBest, pad_tokens
+from twopass_kd.search.nbest import Hypothesis, NBest, two_pass_scores
 
 
 @torch.no_grad()
@@ -30,8 +31,8 @@ def attention_log_probs(
     """
     width = max(len(nbest) for nbest in nbests)
     rows = [nbest[i].tokens if i < len(nbest) else [] for nbest in nbests for i in range(width)]
-    y_lens = torch.tensor([len(r) for r in rows])
-    inputs, targets = make_attention_targets(pad_tokens(rows, eos_id), y_lens, sos_id, eos_id)
+    y = pad_sequence([torch.tensor(r, dtype=torch.int64) for r in rows], batch_first=True, padding_value=eos_id)
+    inputs, targets = make_attention_targets(y, torch.tensor([len(r) for r in rows]), sos_id, eos_id)
     inputs = inputs.reshape(len(nbests), width, -1).to(encoder_out.device)
     logits = model.attention_decoder(encoder_out, encoder_out_lens, inputs)
     log_probs = -attention_loss(logits.flatten(0, 1), targets.to(logits.device)).reshape(len(nbests), width)
@@ -41,16 +42,9 @@ def attention_log_probs(
 def rescore_with_attention_decoder(
     nbest: NBest, attention: List[float], weight: float, length_reward: float = 0.0
 ) -> Hypothesis:
-    """The hypothesis with the best (1 - weight) log P_rnnt + weight log P_att + length_reward * number of tokens.
+    """The hypothesis with the best of the `two_pass_scores`; ties go to the earlier one.
 
-    Args:
-      nbest: hypotheses of one utterance, best first; ties go to the earlier one.
-      attention: their `attention_log_probs`.
-      weight: of the attention decoder, in [0, 1].
-      length_reward: nats per token.
+    Args: as `two_pass_scores` has them.
     """
-    scores = [
-        (1 - weight) * hyp.log_prob + weight * log_prob + length_reward * len(hyp.tokens)
-        for hyp, log_prob in zip(nbest, attention)
-    ]
+    scores = two_pass_scores(nbest, attention, weight, length_reward)
     return nbest[max(range(len(scores)), key=lambda i: scores[i])]

@@ -1,0 +1,165 @@
+"""Export one system for devices: ONNX (float32 and int8), TorchScript and safetensors, each checked before it is kept.
+
+Reads the final checkpoint of the system and its decode.json of stage 8; chooses the int8 layers on the dev sets. Leaves
+<exp-dir>/<conf>/export/<system>/ whole or, where a check fails, as it was.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from twopass_kd.asr_datamodule import AsrDataModule
+from twopass_kd.cli import exit_status, experiment_parser
+from twopass_kd.config import Config, load_config
+from twopass_kd.environment import log_environment, setup_logging
+from twopass_kd.export.onnx_files import check_finite, chunk_metadata, export_onnx
+from twopass_kd.export.quantization import quantize
+from twopass_kd.export.scan import DevDecoder, choose_layers, log_choice
+from twopass_kd.export.streaming import check_streaming, load_utterances
+from twopass_kd.export.torchscript import export_torchscript
+from twopass_kd.export.weights import export_weights
+from twopass_kd.model import TwoPassModel
+from twopass_kd.ondevice.runtime import OnnxRuntime
+from twopass_kd.systems import load_system
+from twopass_kd.tokenizer import Tokenizer
+
+
+def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
+    """Export the final checkpoint of `system`; returns the folder.
+
+    Raises:
+      ConfigError: if the system does not exist or cannot be exported.
+      FileNotFoundError: naming the stage that makes what is missing.
+      ExportError: if a file does not do what the model does; the folder is as it was before.
+    """
+    _, model, content, tokenizer = load_system(cfg, system, data_dir, exp_dir)
+    decoded = _read_decode_json(Path(exp_dir) / cfg.name / "decode" / system / "decode.json", content["identity"])
+
+    final = Path(exp_dir) / cfg.name / "export" / system
+    partial = final.with_name(f".{system}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _fill(partial, cfg, system, model, content, decoded, tokenizer, Path(data_dir))
+        _replace(final, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    logging.info("exported to %s", final)
+    return final
+
+
+def _replace(final: Path, partial: Path) -> None:
+    """Rename `partial` to `final`; the folder there before comes back if that fails."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    try:
+        partial.rename(final)
+    except OSError:
+        if old.exists():
+            old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_decode_json(path: Path, identity: str) -> Dict[str, Any]:
+    """What stage 8 chose for the checkpoint of that identity."""
+    remedy = "stage 8 makes it: ./run.sh --stage 8 --stop-stage 8"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {remedy}")
+    try:
+        decoded = json.loads(path.read_text(encoding="utf-8"))
+        found = decoded["identity"]
+        weight, reward = decoded["rescore_weight"], decoded["length_reward"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path} must be written by stage 8, but cannot be read ({e!r}); {remedy}") from e
+    if found != identity:
+        raise ValueError(f"{path} (identity {found}) must be of the trained model (identity {identity}); {remedy}")
+    return {"rescore_weight": weight, "length_reward": reward}
+
+
+def _fill(
+    folder: Path,
+    cfg: Config,
+    system: str,
+    model: TwoPassModel,
+    content: Dict[str, Any],
+    decoded: Dict[str, Optional[float]],
+    tokenizer: Tokenizer,
+    data_dir: Path,
+) -> None:
+    """Write and check everything that an export folder has."""
+    tokens = "".join(f"{piece} {i}\n" for i, piece in enumerate(tokenizer.pieces)).encode()
+    (folder / "tokens.txt").write_bytes(tokens)
+    second_pass = decoded["rescore_weight"] is not None
+    common = {"model_id": content["weights_digest"], "tokens_sha256": hashlib.sha256(tokens).hexdigest()}
+    search = {"beam": str(cfg.decode.beam), "nbest": str(cfg.decode.nbest)}
+    encoder = chunk_metadata(model, cfg.export.chunk_size, cfg.features.sampling_rate)
+    metadata = {
+        "encoder": {**encoder, **search, "second_pass": str(int(second_pass)), **common},
+        "decoder": common,
+        "joiner": common,
+        "attention_decoder": {**{key: str(value) for key, value in decoded.items()}, **search, **common},
+    }
+    checks: Dict[str, float] = export_onnx(model, second_pass, folder, metadata)
+    checks["cpu_jit.pt"] = export_torchscript(model, folder / "cpu_jit.pt")
+    export_weights(model, content, folder)
+    checks["weights.safetensors"] = 0.0
+    runtime = OnnxRuntime(folder)
+    logging.info("largest differences from the PyTorch model: %s", {k: float(f"{v:.2g}") for k, v in checks.items()})
+
+    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
+    # Paths of audio that are relative count from the folder that `data_dir` lies in, as those of features do.
+    audio_root = data_dir.resolve().parent
+    streaming = {}
+    for part in cfg.corpus.test_parts:
+        utterances = load_utterances(data.cuts([part]).with_recording_path_prefix(audio_root), runtime.info)
+        streaming[part] = check_streaming(model, runtime, utterances)
+        logging.info("%s, streaming against offline: %s", part, streaming[part])
+    dev = load_utterances(data.cuts(cfg.corpus.dev_parts).with_recording_path_prefix(audio_root), runtime.info)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as work:
+        decoder = DevDecoder(folder, Path(work), dev)
+        choice = choose_layers(decoder.layers, decoder, cfg.seed)
+    log_choice(choice)
+    for path in sorted(folder.glob("*.onnx")):
+        int8_path = path.with_suffix(".int8.onnx")
+        quantize(path, int8_path, set(choice["left_out"]))
+        check_finite(model, int8_path)
+    OnnxRuntime(folder, int8=True)  # reads all metadata back
+    summary = {
+        "system": system,
+        "phase": content["phase"],
+        "identity": content["identity"],
+        "weights_digest": content["weights_digest"],
+        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "checks": checks,
+        "streaming": streaming,
+        "int8": {"dev_parts": cfg.corpus.dev_parts, **choice},
+    }
+    (folder / "export.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = experiment_parser(__doc__, example="export.chunk_size=8")
+    parser.add_argument("--system", required=True, help="a `report_as` name of the YAML, e.g. student")
+    return parser
+
+
+def main() -> int:
+    args = get_parser().parse_args()
+    setup_logging()
+    log_environment()
+    return exit_status(
+        lambda: export(load_config(args.conf, args.overrides), args.system, args.data_dir, args.exp_dir)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Stage 10, second half: measure the exported systems on this machine, one thread each, as a device would run them.
+
+Real-time factor, latency, memory and word error rate on PyTorch, onnxruntime and sherpa-onnx, in float32 and int8;
+whether int8 costs words; whether sherpa-onnx finds the same words as we do; memory over an hour of audio.
+Leaves <exp-dir>/<conf>/ondevice.json, and the texts and recogs files in <exp-dir>/<conf>/export/measured/.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from lhotse import load_manifest_lazy
+
+from twopass_kd.cli import exit_status, experiment_parser
+from twopass_kd.config import Config, load_config
+from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure_all, read_exports, stream_long
+from twopass_kd.device_benchmark.utterances import Utterance, write_utterances
+from twopass_kd.environment import log_environment, setup_logging
+from twopass_kd.files import write_text_atomically
+from twopass_kd.wer import Transcript, paired_bootstrap, write_decoding_results
+
+PASSES = ("greedy_search", "first_pass", "two_pass")
+MINUTES = (1, 60)  # lengths of the long recordings
+MAX_SECONDS = 3600.0  # decoded of each set; all of a mini corpus's, a fifth of LibriSpeech's test-clean
+
+
+def list_utterances(cfg: Config, data_dir: Path, max_seconds: float = MAX_SECONDS) -> List[Utterance]:
+    """The utterances of the test and then the dev parts; of a part longer than `max_seconds` evenly spaced ones.
+
+    Paths of audio that are relative count from the folder that `data_dir` lies in, as those of features do.
+
+    Raises:
+      FileNotFoundError: if cuts are missing, or naming the cut whose audio file is.
+    """
+    found: List[Utterance] = []
+    for part in dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts]):
+        path = Path(data_dir) / "fbank" / f"librispeech_cuts_{part}.jsonl.gz"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; stage 2 makes it: ./run.sh --stage 2 --stop-stage 2")
+        cuts = load_manifest_lazy(path).with_recording_path_prefix(Path(data_dir).resolve().parent)
+        utterances = []
+        for cut in cuts:
+            source = cut.recording.sources[0]
+            if source.type != "file" or not Path(source.source).is_file():
+                raise FileNotFoundError(
+                    f"cut {cut.id} of {part}: its audio ({source.source}) must be a file that is there; "
+                    "bring it back, or run stages 0 to 2 again"
+                )
+            text = cut.supervisions[0].text
+            utterances.append(Utterance(cut.id, part, str(source.source), cut.start, cut.duration, text))
+        found += _evenly_spaced(utterances, max_seconds)
+    return found
+
+
+def _evenly_spaced(utterances: List[Utterance], max_seconds: float) -> List[Utterance]:
+    share = max_seconds / sum(u.duration for u in utterances)
+    if share >= 1:
+        return utterances
+    count = max(1, int(share * len(utterances)))
+    return [utterances[i * len(utterances) // count] for i in range(count)]
+
+
+def measure(cfg: Config, data_dir: Path, exp_dir: Path, max_seconds: float = MAX_SECONDS) -> Path:
+    """Measure all exported systems; returns the path of ondevice.json.
+
+    Raises:
+      ConfigError: naming the export that is missing or old.
+      FileNotFoundError: naming the cut whose audio is.
+      MeasureError: if a measuring process fails.
+    """
+    experiment = Path(exp_dir) / cfg.name
+    out_dir = experiment / "export" / "measured"
+    exports = read_exports(cfg, exp_dir)
+    jobs = find_jobs(cfg, exp_dir, exports)
+    utterances = list_utterances(cfg, data_dir, max_seconds)
+    path = out_dir / "utterances.jsonl"
+    write_utterances(utterances, path)
+
+    sets = list(dict.fromkeys(u.set for u in utterances))
+    first_set = [u for u in utterances if u.set == sets[0]]
+    measured = measure_all(jobs, path, min(cfg.export.timed_utterances, len(first_set)), out_dir)
+    by_name = {job.name: job for job in jobs}
+    smallest = "student" if "student" in cfg.export.systems else cfg.export.systems[-1]
+    long_audio = stream_long(by_name[f"{smallest}-onnx-int8"], path, MINUTES, out_dir)
+    texts = decode_all(jobs, path, cfg.corpus.test_parts, out_dir)
+
+    transcripts = {name: _transcripts(utterances, found["texts"]) for name, found in texts.items()}
+    rows = [_row(job, measured[job.name], transcripts[job.name], out_dir / job.name) for job in jobs]
+    any_timing = measured[jobs[0].name]
+    summary = {
+        "set": sets[0],
+        "timed_utterances": min(cfg.export.timed_utterances, len(first_set)),
+        "timed_seconds": any_timing["seconds"],
+        "threads": 1,
+        "chunk_ms": any_timing["chunk_duration_ms"],
+        "decoded_seconds": {name: sum(u.duration for u in utterances if u.set == name) for name in sets},
+        "rows": rows,
+        "agreement": {system: _agreement(texts, system) for system in cfg.export.systems},
+        "int8": {system: _int8(cfg, system, by_name, transcripts) for system in cfg.export.systems},
+        "long_audio": long_audio,
+        "quantization": {system: exported["int8"] for system, exported in exports.items()},
+        "streaming": {system: exported["streaming"] for system, exported in exports.items()},
+    }
+    write_text_atomically(experiment / "ondevice.json", json.dumps(summary, indent=2) + "\n")
+    return experiment / "ondevice.json"
+
+
+def _transcripts(
+    utterances: Sequence[Utterance], texts: Dict[str, Dict[str, Dict[str, str]]]
+) -> Dict[str, Dict[str, List[Transcript]]]:
+    """set -> pass -> transcripts."""
+    by_id = {(u.set, u.id): u.text.split() for u in utterances}
+    return {
+        name: {
+            pass_name: [(i, by_id[name, i], text.split()) for i, text in found.items()]
+            for pass_name, found in passes.items()
+        }
+        for name, passes in texts.items()
+    }
+
+
+def _row(
+    job: Job, measured: Dict[str, Any], transcripts: Dict[str, Dict[str, List[Transcript]]], folder: Path
+) -> Dict[str, Any]:
+    wer = {
+        name: {p: write_decoding_results(folder, name, p, passes[p]).wer if p in passes else None for p in PASSES}
+        for name, passes in transcripts.items()
+    }
+    kept = ("rtf", "chunk_ms", "final_ms", "second_pass_share", "peak_mb")
+    row = {"system": job.system, "runtime": job.runtime, "identity": job.identity, "bytes": job.bytes()}
+    row.update({key: measured[key] for key in kept}, wer=wer)
+    last = "two_pass" if row["rtf"]["two_pass"] is not None else "first_pass"
+    errors = ", ".join(f"{name} {passes[last]:.2f}%" for name, passes in wer.items())
+    logging.info(
+        "%s: %.2f MB, RTF %.4f, chunk %.2f ms, final %.2f ms, peak %.0f MB; %s WER %s", job.name, row["bytes"] / 1e6,
+        row["rtf"][last], row["chunk_ms"]["p50"], row["final_ms"]["p50"], row["peak_mb"], last, errors,
+    )  # fmt: skip
+    return row
+
+
+def _agreement(texts: Dict[str, Dict[str, Any]], system: str) -> Dict[str, Dict[str, Dict[str, Any]]]:
+    """How many utterances of the test sets sherpa-onnx recognises as our search on onnxruntime does."""
+    result: Dict[str, Dict[str, Dict[str, Any]]] = {}
+    for precision, suffix in (("fp32", ""), ("int8", "-int8")):
+        ours = texts[f"{system}-onnx{suffix}"]["texts_as_sherpa"]
+        theirs = texts[f"{system}-sherpa-onnx{suffix}"]["texts"]
+        result[precision] = {}
+        for pass_name, method in (("greedy_search", "greedy_search"), ("first_pass", "modified_beam_search")):
+            pairs = [(i, t, theirs[s][pass_name][i]) for s, p in ours.items() for i, t in p[pass_name].items()]
+            different = [pair for pair in pairs if pair[1] != pair[2]]
+            for i, our_text, their_text in different[:10]:
+                logging.info(
+                    "%s %s %s, %s: ours %r, sherpa-onnx %r", system, precision, method, i, our_text, their_text
+                )
+            result[precision][method] = {
+                "same": len(pairs) - len(different), "of": len(pairs), "different": [i for i, _, _ in different[:10]],
+            }  # fmt: skip
+    return result
+
+
+def _int8(
+    cfg: Config, system: str, jobs: Dict[str, Job], transcripts: Dict[str, Dict[str, Dict[str, List[Transcript]]]]
+) -> Dict[str, Any]:
+    """Bytes of int8 over those of the teacher in float32 (null without a teacher), and what int8 does to the WER."""
+    teacher = jobs.get("teacher-onnx")
+    result: Dict[str, Any] = {"size_ratio": jobs[f"{system}-onnx-int8"].bytes() / teacher.bytes() if teacher else None}
+    full, small = transcripts[f"{system}-onnx"], transcripts[f"{system}-onnx-int8"]
+    for name, passes in full.items():
+        result[name] = {
+            p: paired_bootstrap(passes[p], small[name][p], cfg.decode.bootstrap_samples, cfg.seed)
+            for p in ("first_pass", "two_pass")
+            if p in passes
+        }
+    return result
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = experiment_parser(__doc__, example="export.timed_utterances=100")
+    parser.add_argument(
+        "--max-seconds", type=_positive, default=MAX_SECONDS, metavar="S",
+        help="audio decoded of each set for the WER, evenly spaced utterances of a longer one (default: %(default)g)",
+    )  # fmt: skip
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"({text}) must be positive")
+    return value
+
+
+def main() -> int:
+    args = get_parser().parse_args()
+    setup_logging()
+    log_environment()
+    return exit_status(
+        lambda: measure(load_config(args.conf, args.overrides), args.data_dir, args.exp_dir, args.max_seconds)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What one runtime recognises in a list of utterances, by every search it has; nothing is timed."""
+
+import argparse
+import json
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+
+from tqdm import tqdm
+
+from twopass_kd.cli import exit_status
+from twopass_kd.device_benchmark.runtimes import RUNTIMES, open_recognizers
+from twopass_kd.device_benchmark.sherpa import pad_for_sherpa
+from twopass_kd.device_benchmark.utterances import Utterance, read_audio, read_utterances
+from twopass_kd.files import write_text_atomically
+
+_BATCH = 16  # utterances decoded side by side in float32
+
+Texts = Dict[str, Dict[str, Dict[str, str]]]  # set -> pass -> utterance id -> text
+
+
+def decode_sets(
+    model: Path,
+    runtime: str,
+    utterances: Sequence[Utterance],
+    as_sherpa_sets: Sequence[str] = (),
+    chunk_size: Optional[int] = None,
+) -> Dict[str, Texts]:
+    """Decode all utterances.
+
+    Args:
+      model, runtime, chunk_size: see `open_recognizers`.
+      as_sherpa_sets: sets that ours decodes once more as sherpa-onnx does (see `twopass_kd.device_benchmark.sherpa`).
+    Returns:
+      `texts`, with the passes greedy_search, first_pass and, where there is one, two_pass; `texts_as_sherpa` of those
+      sets, with greedy_search and first_pass.
+    """
+    recognizers = {name: make() for name, make in open_recognizers(model, runtime, chunk_size).items()}
+    deployed = next(iter(recognizers))
+    texts: Texts = {u.set: {name: {} for name in recognizers} for u in utterances}
+    as_sherpa: Texts = {name: {"greedy_search": {}, "first_pass": {}} for name in as_sherpa_sets}
+    rate = recognizers[deployed].info.sampling_rate
+    # An int8 layer scales its input by the largest value in the batch, so there a stream's company would matter.
+    size = 1 if runtime.endswith("int8") else _BATCH
+    with tqdm(total=len(utterances), desc=f"{runtime}, decoding", unit="utt", disable=None) as bar:
+        for name, batch in _batches(utterances, size):
+            audios = [read_audio(u, rate) for u in batch]
+            prepared = [recognizers[deployed].prepare(samples) for samples in audios]
+            found = {"greedy_search": [first for first, _ in recognizers["greedy_search"].decode(prepared)]}
+            found["first_pass"], found[deployed] = zip(*recognizers[deployed].decode(prepared))
+            for pass_name, batch_texts in found.items():
+                texts[name][pass_name].update(zip((u.id for u in batch), batch_texts))
+            if name in as_sherpa:
+                info = recognizers[deployed].info
+                prepared = [recognizers[deployed].prepare(pad_for_sherpa(samples, info)) for samples in audios]
+                for pass_name, by_id in as_sherpa[name].items():
+                    by_id.update(zip((u.id for u in batch), recognizers[pass_name].decode_as_sherpa(prepared)))
+            bar.update(len(batch))
+    return {"texts": texts, "texts_as_sherpa": as_sherpa}
+
+
+def _batches(utterances: Sequence[Utterance], size: int) -> Iterator[Tuple[str, List[Utterance]]]:
+    """Of one set each, and of similar lengths, so that little is padded."""
+    ordered = sorted(utterances, key=lambda u: (u.set, u.duration))
+    for name, group in groupby(ordered, key=lambda u: u.set):
+        members = list(group)
+        for i in range(0, len(members), size):
+            yield name, members[i : i + size]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m twopass_kd.device_benchmark.decode_sets", description=__doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="export folder; for the runtime pytorch a final.pt")
+    parser.add_argument("--runtime", choices=RUNTIMES, required=True)
+    parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per call, for pytorch only")
+    parser.add_argument("--utterances", type=Path, required=True, metavar="FILE", help="list that stage 10 writes")
+    parser.add_argument(
+        "--as-sherpa", nargs="*", default=[], metavar="SET", help="sets that ours decodes once more as sherpa-onnx does"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    return parser
+
+
+def main() -> int:
+    parser = get_parser()
+    args = parser.parse_args()
+    if args.as_sherpa and args.runtime.startswith("sherpa-onnx"):
+        parser.error(f"--as-sherpa is for ours; {args.runtime} always decodes so")
+
+    def job() -> None:
+        utterances = read_utterances(args.utterances)
+        texts = decode_sets(args.model, args.runtime, utterances, args.as_sherpa, args.chunk_size)
+        write_text_atomically(args.out, json.dumps(texts, ensure_ascii=False) + "\n")
+
+    return exit_status(job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The measuring processes of stage 10: what each runtime needs on disk, and runs whose results are kept and reused."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from tqdm import tqdm
+
+import twopass_kd
+from twopass_kd.config import Config, ConfigError, reported_systems
+from twopass_kd.device_benchmark.runtimes import RUNTIMES
+from twopass_kd.files import write_text_atomically
+
+_PACKAGE = Path(twopass_kd.__file__).parent
+_CODE = ("stream.py", "torch_runtime.py", "ondevice/*.py", "device_benchmark/*.py", "search/nbest.py")
+
+
+class MeasureError(ValueError):
+    """A measuring process that failed; says which and why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A system on a runtime.
+
+    Attributes:
+      identity: of the checkpoint that was exported.
+      model: what the measuring process opens.
+      files: what the runtime needs on disk (bytes count).
+      chunk_size: encoder frames for each call, as the export has them.
+    """
+
+    system: str
+    runtime: str
+    identity: str
+    model: Path
+    files: Sequence[Path]
+    chunk_size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.system}-{self.runtime}"
+
+    def arguments(self, utterances: Path) -> List[str]:
+        """Of the measuring processes."""
+        args = [str(self.model), "--runtime", self.runtime, "--utterances", str(utterances)]
+        return [*args, "--chunk-size", str(self.chunk_size)] if self.runtime == "pytorch" else args
+
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
+
+def read_exports(cfg: Config, exp_dir: Path) -> Dict[str, Dict[str, Any]]:
+    """The export.json of each system of the config.
+
+    Raises:
+      ConfigError: if one is missing or of another checkpoint than the one that is there now.
+    """
+    experiment, exports = Path(exp_dir) / cfg.name, {}
+    for system in cfg.export.systems:
+        path, trained = experiment / "export" / system / "export.json", experiment / reported_systems(cfg)[system]
+        remedy = f"export it again: python -m twopass_kd.bin.export --system {system} (stage 10)"
+        if not path.is_file():
+            raise ConfigError(f"{path} must exist; {remedy}")
+        exports[system] = json.loads(path.read_text(encoding="utf-8"))
+        # Without the file (a checkpoint brought from elsewhere) there is nothing to compare with.
+        marker = trained / "identity"
+        if marker.is_file() and marker.read_text(encoding="utf-8").strip() != exports[system]["identity"]:
+            raise ConfigError(
+                f"{path.parent} must be of the checkpoint in {trained}, which was trained anew; {remedy}"
+            )
+    return exports
+
+
+def find_jobs(cfg: Config, exp_dir: Path, exports: Dict[str, Dict[str, Any]]) -> List[Job]:
+    """All exported systems (`read_exports`) on all runtimes."""
+    experiment, jobs = Path(exp_dir) / cfg.name, []
+    for system, exported in exports.items():
+        folder = experiment / "export" / system
+        for runtime in RUNTIMES:
+            model = experiment / exported["phase"] / "final.pt" if runtime == "pytorch" else folder
+            files = _files(folder, runtime)
+            jobs.append(Job(system, runtime, exported["identity"], model, files, cfg.export.chunk_size))
+    return jobs
+
+
+def _files(folder: Path, runtime: str) -> List[Path]:
+    if runtime == "pytorch":
+        return [folder / "weights.safetensors"]
+    suffix = ".int8.onnx" if runtime.endswith("int8") else ".onnx"
+    parts = ["encoder", "decoder", "joiner"]
+    if not runtime.startswith("sherpa-onnx") and (folder / f"attention_decoder{suffix}").is_file():
+        parts.append("attention_decoder")
+    return [folder / "tokens.txt", *(folder / f"{part}{suffix}" for part in parts)]
+
+
+def digest_of(paths: Sequence[Path]) -> str:
+    """16 hexadecimal digits that identify the contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def run_kept(module: str, args: Sequence[str], out: Path, depends_on: Dict[str, Any], quiet: bool = False) -> Dict:
+    """The JSON that `python -m <module> <args> --out FILE` writes, from a fresh process or kept from an earlier run.
+
+    Args:
+      out: where it is kept, together with `depends_on` and a digest of the code; reused while those stay the same.
+      quiet: no progress bar.
+    Raises:
+      MeasureError: if the process fails.
+    """
+    key = {**depends_on, "args": list(args), "code": digest_of(sorted(p for g in _CODE for p in _PACKAGE.glob(g)))}
+    if out.is_file():
+        try:
+            kept = json.loads(out.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                return kept["result"]
+        except (ValueError, KeyError, TypeError):
+            pass  # not ours or of an older version: measured again
+    fresh = out.with_name(f".{out.name}.tmp")
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _with_package(os.environ.get("PYTHONPATH"))}
+    if quiet:
+        env["TQDM_DISABLE"] = "1"
+    command = [sys.executable, "-m", module, *args, "--out", str(fresh)]
+    try:
+        done = subprocess.run(command, env=env, stderr=subprocess.PIPE if quiet else None, text=True)
+        if done.returncode:
+            said = f": {done.stderr.strip()}" if quiet else ""
+            raise MeasureError(f"`{' '.join(command)}` failed (exit code {done.returncode}){said}")
+        result = json.loads(fresh.read_text(encoding="utf-8"))
+    finally:
+        fresh.unlink(missing_ok=True)
+    write_text_atomically(out, json.dumps({"key": key, "result": result}, ensure_ascii=False) + "\n")
+    return result
+
+
+def _with_package(path: Any) -> str:
+    return os.pathsep.join(filter(None, [str(_PACKAGE.parent), path]))
+
+
+def measure_all(jobs: Sequence[Job], utterances: Path, timed: int, out_dir: Path) -> Dict[str, Dict[str, Any]]:
+    """Speed, latency and memory of each job by its name, one process after the other so that none disturbs another."""
+    found = {}
+    for job in jobs:
+        args = [*job.arguments(utterances), "--timed", str(timed)]
+        out = out_dir / f"{job.name}.json"
+        found[job.name] = run_kept("twopass_kd.device_benchmark.measure", args, out, _depends_on(job, utterances))
+    return found
+
+
+def decode_all(
+    jobs: Sequence[Job], utterances: Path, as_sherpa_sets: Sequence[str], out_dir: Path
+) -> Dict[str, Dict[str, Any]]:
+    """What each job recognises, by its name; as many processes side by side as there are processors."""
+
+    def run(job: Job) -> Dict[str, Any]:
+        args = job.arguments(utterances)
+        if job.runtime.startswith("onnx"):
+            args += ["--as-sherpa", *as_sherpa_sets]
+        out = out_dir / f"{job.name}.texts.json"
+        return run_kept("twopass_kd.device_benchmark.decode_sets", args, out, _depends_on(job, utterances), quiet=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        texts = list(tqdm(pool.map(run, jobs), total=len(jobs), desc="decoding", unit="runtime", disable=None))
+    return {job.name: found for job, found in zip(jobs, texts)}
+
+
+def stream_long(job: Job, utterances: Path, minutes: Sequence[float], out_dir: Path) -> Dict[str, List[float]]:
+    """Peak memory of recordings of several lengths: {"minutes", "peak_mb"}."""
+    peaks = []
+    for length in minutes:
+        args = [str(job.model), "--utterances", str(utterances), "--minutes", str(length)]
+        args += ["--int8"] if job.runtime.endswith("int8") else []
+        out = out_dir / f"{job.name}-{length}-minutes.json"
+        result = run_kept("twopass_kd.device_benchmark.long_audio", args, out, _depends_on(job, utterances))
+        peaks.append(result["peak_mb"])
+    return {"minutes": list(minutes), "peak_mb": peaks}
+
+
+def _depends_on(job: Job, utterances: Path) -> Dict[str, Any]:
+    files = [job.model] if job.model.is_file() else job.files
+    return {"identity": job.identity, "files": digest_of(files), "utterances": digest_of([utterances])}

@@ -1,0 +1,68 @@
+"""The list of utterances that the on-device measurements read, and their audio."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import List, Sequence
+
+import numpy as np
+import soundfile
+import soxr
+
+from twopass_kd.files import write_text_atomically
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Where an utterance's audio is (`start` and `duration` in seconds of the file `audio`) and what is said in it."""
+
+    id: str
+    set: str
+    audio: str
+    start: float
+    duration: float
+    text: str
+
+
+def write_utterances(utterances: Sequence[Utterance], path: Path) -> None:
+    """Write one JSON object on each line."""
+    lines = (json.dumps(asdict(u), ensure_ascii=False) + "\n" for u in utterances)
+    write_text_atomically(path, "".join(lines))
+
+
+def read_utterances(path: Path) -> List[Utterance]:
+    """The inverse of `write_utterances`.
+
+    Raises:
+      ValueError: naming file and line.
+    """
+    utterances = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            utterances.append(Utterance(**json.loads(line)))
+        except (ValueError, TypeError) as e:
+            raise ValueError(f"{path}, line {number}: must be an utterance as JSON ({e})") from e
+    if not utterances:
+        raise ValueError(f"{path} must have at least one utterance")
+    return utterances
+
+
+def read_audio(utterance: Utterance, sampling_rate: int) -> np.ndarray:
+    """The first channel of an utterance, (num_samples,) float32 in [-1, 1] at `sampling_rate`.
+
+    Raises:
+      ValueError: naming utterance and file where the audio cannot be read.
+    """
+    try:
+        with soundfile.SoundFile(utterance.audio) as f:
+            rate = f.samplerate
+            f.seek(round(utterance.start * rate))
+            samples = f.read(round(utterance.duration * rate), dtype="float32", always_2d=True)[:, 0]
+    except (OSError, soundfile.LibsndfileError) as e:
+        raise ValueError(
+            f"utterance {utterance.id}: {utterance.audio} must be readable audio ({e}); bring it back or prepare the "
+            "data again (stage 1)"
+        ) from e
+    if rate != sampling_rate:
+        samples = soxr.resample(samples, rate, sampling_rate)
+    return np.ascontiguousarray(samples)

@@ -1,0 +1,166 @@
+"""Streaming transducer search over the encoder frames of a chunk, many streams at once.
+
+The same search as search/modified_beam.py (at most one symbol a frame, hypotheses of equal spelling merged, `<unk>`
+counts as blank), which takes whole utterances on torch. A beam of 1 is greedy search.
+"""
+
+import math
+from operator import itemgetter
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from twopass_kd.ondevice.runtime import Runtime
+from twopass_kd.search.nbest import Hypothesis, NBest
+
+BLANK, UNK = 0, 2
+_MAX_CACHED_CONTEXTS = 4096  # decoder outputs kept; a stateless decoder sees the same few contexts again and again
+
+Context = Tuple[int, ...]
+Row = Tuple[Sequence[int], Sequence[float]]  # tokens and their log-probs
+
+
+class _Path:
+    """A hypothesis in the beam: a linked list of its tokens, shared with the hypotheses it grew from."""
+
+    __slots__ = ("log_prob", "context", "spelling", "last")
+
+    def __init__(self, log_prob: float, context: Context, spelling: int, last: Optional[tuple]) -> None:
+        self.log_prob = log_prob
+        self.context = context  # its last tokens
+        self.spelling = spelling  # hash of all its tokens
+        self.last = last  # (token, frame, the node before it)
+
+
+class SearchState:
+    """What the search of one stream keeps between chunks."""
+
+    def __init__(self, context: Context) -> None:
+        self.paths = [_Path(0.0, context, 0, None)]
+        self.num_frames = 0
+
+    def best(self) -> Hypothesis:
+        """The most probable hypothesis so far."""
+        return _read_off(max(self.paths, key=lambda p: p.log_prob))
+
+    def nbest(self, count: int) -> NBest:
+        """The `count` most probable hypotheses, best first; merging may have left fewer."""
+        return [_read_off(p) for p in sorted(self.paths, key=lambda p: -p.log_prob)[:count]]
+
+
+def _read_off(path: _Path) -> Hypothesis:
+    tokens, frames, node = [], [], path.last
+    while node is not None:
+        token, frame, node = node
+        tokens.append(token)
+        frames.append(frame)
+    return Hypothesis(tokens[::-1], path.log_prob, frames[::-1])
+
+
+class StreamingSearch:
+    """Advances the beams of streams; holds no stream's state itself.
+
+    Args:
+      runtime: the model.
+      beam: hypotheses kept for each stream; 1 is greedy search.
+    """
+
+    def __init__(self, runtime: Runtime, beam: int) -> None:
+        if beam < 1:
+            raise ValueError(f"`beam` ({beam}) must be at least 1")
+        self._runtime = runtime
+        self._beam = beam
+        self._decoder_out: Dict[Context, np.ndarray] = {}
+
+    def start(self) -> SearchState:
+        """The state of a stream before its first frame."""
+        return SearchState((BLANK,) * self._runtime.info.context_size)
+
+    def advance(self, states: Sequence[SearchState], encoder_outs: Sequence[np.ndarray]) -> None:
+        """Go over the next frames of each stream.
+
+        A context is scored once against all frames that are left of the chunk, when it first occurs: most survive
+        for several frames, so that most frames need no call of the model.
+
+        Args:
+          states: one for each stream; changed in place.
+          encoder_outs: for each stream its new frames, (num_frames, joiner_dim) float32, projected; any number each.
+        """
+        scores: List[Dict[Context, List[Row]]] = [{} for _ in states]  # context -> a row for each frame
+        for t in range(max(map(len, encoder_outs))):
+            active = [i for i, frames in enumerate(encoder_outs) if t < len(frames)]
+            new = [(i, c) for i in active for c in {p.context for p in states[i].paths} if c not in scores[i]]
+            if new:
+                self._score(new, encoder_outs, t, scores)
+            for i in active:
+                self._step(states[i], scores[i], t)
+
+    def _score(
+        self,
+        new: Sequence[Tuple[int, Context]],
+        encoder_outs: Sequence[np.ndarray],
+        t: int,
+        scores: List[Dict[Context, List[Row]]],
+    ) -> None:
+        """Rows of new (stream, context) pairs for frames `t` and later, all in one call of the joiner."""
+        counts = [len(encoder_outs[i]) - t for i, _ in new]
+        frames = np.concatenate([encoder_outs[i][t:] for i, _ in new])
+        decoder_out = self._decode([context for _, context in new])
+        rows = self._best_tokens(self._runtime.join(frames, np.repeat(decoder_out, counts, axis=0)))
+        begin = 0
+        for (i, context), count in zip(new, counts):
+            # Indexed by the frame in the chunk, like the others; the frames before `t` are not looked at again.
+            scores[i][context] = [((), ())] * t + rows[begin : begin + count]
+            begin += count
+
+    def _best_tokens(self, logits: np.ndarray) -> List[Row]:
+        """The `beam` best tokens of each row and their log-probs: no other can be among the best of the whole beam."""
+        if self._beam == 1:
+            tokens = logits.argmax(axis=1)[:, None]
+        elif self._beam < logits.shape[1]:
+            tokens = np.argpartition(logits, -self._beam, axis=1)[:, -self._beam :]
+        else:
+            tokens = np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+        best = logits[np.arange(len(logits))[:, None], tokens]
+        high = best.max(axis=1, keepdims=True)
+        logits -= high
+        best -= high + np.log(np.exp(logits, out=logits).sum(axis=1, keepdims=True))
+        return list(zip(tokens.tolist(), best.tolist()))
+
+    def _decode(self, contexts: Sequence[Context]) -> np.ndarray:
+        """Decoder outputs (len(contexts), joiner_dim), from the cache where they are there."""
+        cache = self._decoder_out
+        missing = list({c for c in contexts if c not in cache})
+        if missing:
+            if len(cache) + len(missing) > _MAX_CACHED_CONTEXTS:
+                cache.clear()
+                missing = list(set(contexts))
+            cache.update(zip(missing, self._runtime.decode(np.array(missing, dtype=np.int64))))
+        return np.stack([cache[c] for c in contexts])
+
+    def _step(self, state: SearchState, scores: Dict[Context, List[Row]], t: int) -> None:
+        """One frame of one stream: extend all paths, keep the best, merge those of equal spelling."""
+        candidates = [
+            (path.log_prob + log_prob, token, path)
+            for path in state.paths
+            for token, log_prob in zip(*scores[path.context][t])
+        ]
+        candidates.sort(key=_log_prob, reverse=True)
+        survivors: Dict[int, _Path] = {}
+        for log_prob, token, path in candidates[: self._beam]:
+            if token == BLANK or token == UNK:
+                spelling, context, last = path.spelling, path.context, path.last
+            else:
+                spelling = hash((path.spelling, token))
+                context = (*path.context[1:], token)
+                last = (token, state.num_frames, path.last)
+            same = survivors.get(spelling)
+            if same is None:
+                survivors[spelling] = _Path(log_prob, context, spelling, last)
+            else:  # sorted, so this one is the less probable
+                same.log_prob += math.log1p(math.exp(log_prob - same.log_prob))
+        state.paths = list(survivors.values())
+        state.num_frames += 1
+
+
+_log_prob = itemgetter(0)

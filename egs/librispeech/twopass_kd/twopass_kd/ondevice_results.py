@@ -1,0 +1,266 @@
+"""On-device measurements (stage 10's `ondevice.json`): checked, then as sentences and table cells for the reports.
+
+Imports neither torch nor k2.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from twopass_kd.significance import describe
+
+OnDevice = Dict[str, Any]
+
+_log = logging.getLogger(__name__)
+
+RUNTIME_TITLES = {
+    "pytorch": "PyTorch",
+    "onnx": "ONNX",
+    "onnx-int8": "ONNX int8",
+    "sherpa-onnx": "sherpa-onnx",
+    "sherpa-onnx-int8": "sherpa-onnx int8",
+}
+METHOD_TITLES = {"greedy_search": "greedy", "modified_beam_search": "beam search"}
+_PASS_TITLES = {"greedy_search": "greedy", "first_pass": "first pass", "two_pass": "two-pass"}
+COST_GROUPS = (  # (heading, headings below it): the columns of `cost_cells`
+    ("MB on disk", ()),
+    ("real-time factor", tuple(_PASS_TITLES.values())),
+    ("chunk, ms", ("p50", "p95")),
+    ("final, ms", ("p50", "p95")),
+    ("second pass", ()),
+    ("peak MB", ()),
+)
+
+# What the file must look like: a type, [items], [this, that], a dict of named fields, {...: value} under any names, or
+# a tuple of alternatives. `float` takes whole numbers too.
+_PERCENTILES = {"p50": float, "p95": float}
+_PASSES = {"greedy_search": float, "first_pass": float, "two_pass": (float, None)}
+_DIFFERENCE = {"delta_wer": float, "ci95": [float, float], "p": float}
+_AGREEMENT = {"same": int, "of": int, "different": [str]}
+_QUANTIZATION = {  # `int8` of a system's export.json
+    "dev_parts": [str],
+    "scan": [{"layer": str}],
+    "left_out": [str],
+    "wer": {"fp32": float, "int8": float, "all_int8": float},
+}
+_STREAMING = {"utterances": int, "same_greedy": int, "different": [str], "encoder_difference": float}
+_SCHEMA = {
+    "set": str,
+    "timed_utterances": int,
+    "timed_seconds": float,
+    "threads": int,
+    "chunk_ms": float,
+    "decoded_seconds": {...: float},
+    "rows": [
+        {
+            "system": str,
+            "runtime": str,
+            "identity": str,
+            "bytes": int,
+            "rtf": _PASSES,
+            "chunk_ms": _PERCENTILES,
+            "final_ms": (_PERCENTILES, None),
+            "second_pass_share": (float, None),
+            "peak_mb": float,
+            "wer": {...: _PASSES},
+        }
+    ],
+    "agreement": {...: {...: {...: _AGREEMENT}}},
+    "int8": {...: {...: (float, None, {...: _DIFFERENCE})}},
+    "long_audio": {"minutes": [float], "peak_mb": [float]},
+    "quantization": {...: _QUANTIZATION},
+    "streaming": {...: {...: _STREAMING}},
+}
+
+
+def check_on_device(content: Any, path: Path, identities: Mapping[str, str], sets: Sequence[str]) -> Optional[OnDevice]:
+    """What stage 10 measured, where it is of what is there now; else None, with one line in the log that says so.
+
+    Args:
+      content: what `path` (an `ondevice.json`) holds.
+      identities: the identity of each decoded system's checkpoint.
+      sets: the test and dev sets of the config.
+    Raises:
+      ValueError: if the content is malformed, naming file, field and stage.
+    """
+    problem = _find_problem(content, _SCHEMA, "")
+    if problem is None:
+        unknown = [row["runtime"] for row in content["rows"] if row["runtime"] not in RUNTIME_TITLES]
+        problem = f"`runtime` ({unknown[0]}) must be one of {', '.join(RUNTIME_TITLES)}" if unknown else None
+        problem = problem or (None if content["rows"] else "`rows` ([]) must have at least one")
+    if problem is not None:
+        raise ValueError(f"{path}: {problem}; run stage 10 again")
+    for row in content["rows"]:
+        if row["identity"] != identities.get(row["system"]):
+            _log.warning("%s: is of another %s than there is now; left out, run stage 10 again", path, row["system"])
+            return None
+        missing = [name for name in sets if name not in row["wer"]]
+        if missing:
+            _log.warning("%s: not measured on %s; left out, run stage 10 again", path, ", ".join(missing))
+            return None
+    return content
+
+
+def _find_problem(value: Any, schema: Any, where: str) -> Optional[str]:
+    """The first place where `value` is not as `schema` has it, or None."""
+    if isinstance(schema, tuple):
+        found = [_find_problem(value, s, where) for s in schema]
+        inside = [p for p in found if p is not None and not p.startswith(f"`{where}` (")]
+        return None if None in found else [*inside, *found][0]
+    if schema is None or isinstance(schema, type):
+        kinds = {None: (type(None),), float: (int, float)}.get(schema, (schema,))
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        return None if fits else f"`{where}` ({value!r:.60}) must be a {getattr(schema, '__name__', 'null')}"
+    kind = list if isinstance(schema, list) else dict
+    if not isinstance(value, kind):
+        return f"`{where or 'content'}` ({value!r:.60}) must be a {kind.__name__}"
+    if kind is list:
+        if len(schema) > 1 and len(value) != len(schema):
+            return f"`{where}` ({value!r:.60}) must have {len(schema)} items"
+        parts = [(f"{where}[{i}]", item, schema[min(i, len(schema) - 1)]) for i, item in enumerate(value)]
+    else:
+        wanted = {key: schema[...] for key in value} if ... in schema else schema
+        missing = [key for key in wanted if key not in value]
+        if missing:
+            return f"`{where or 'content'}` must have {', '.join(missing)}"
+        parts = [(f"{where}.{key}".lstrip("."), value[key], s) for key, s in wanted.items()]
+    problems = (_find_problem(item, s, name) for name, item, s in parts)
+    return next((p for p in problems if p is not None), None)
+
+
+def how_measured(on_device: OnDevice) -> str:
+    """What was measured and how, in one paragraph."""
+    threads = on_device["threads"]
+    decoded = ", ".join(f"{name} ({seconds / 60:.0f} min)" for name, seconds in on_device["decoded_seconds"].items())
+    return (
+        f"{threads} thread{'' if threads == 1 else 's'}, batch 1, on {on_device['timed_utterances']} utterances of "
+        f"{on_device['set']} ({on_device['timed_seconds']:.0f} s of audio), from audio to text in chunks of "
+        f"{on_device['chunk_ms']:g} ms; WER on {decoded}. MB on disk: the files that the runtime needs. "
+        "Chunk: from the arrival of a chunk to its partial text, with the first pass's beam search. Final: from the "
+        "end of speech to the final text. Second pass: its compute against the first pass's. Peak MB: resident memory "
+        "of a fresh process. sherpa-onnx has no second pass, so needs no attention decoder on disk."
+    )
+
+
+def long_audio_line(on_device: OnDevice) -> str:
+    """Peak memory over long audio."""
+    measured = on_device["long_audio"]
+    cells = (f"{peak:.1f} MB for {minutes:g} min" for minutes, peak in zip(measured["minutes"], measured["peak_mb"]))
+    return f"Peak resident memory while streaming one long recording: {', '.join(cells)}."
+
+
+def streaming_lines(on_device: OnDevice) -> List[str]:
+    """How streaming in float32 compares with offline decoding, for each system."""
+    lines = []
+    for system, by_set in on_device["streaming"].items():
+        same = sum(found["same_greedy"] for found in by_set.values())
+        total = sum(found["utterances"] for found in by_set.values())
+        worst = max(found["encoder_difference"] for found in by_set.values())
+        lines.append(
+            f"{system}, streaming ONNX against offline PyTorch: same greedy text for {same} of {total} utterances of "
+            f"{', '.join(by_set)}; encoder outputs differ by {worst:.1e} at most"
+        )
+    return lines
+
+
+def size_line(on_device: OnDevice) -> Optional[str]:
+    """The int8 student's bytes against the teacher's in fp32; None without both."""
+    ratio = on_device["int8"].get("student", {}).get("size_ratio")
+    if not ratio:
+        return None
+    return f"student int8 on disk: {ratio:.3f} of the teacher's fp32 bytes, 1/{1 / ratio:.1f} (aim: at most 1/6)"
+
+
+def quantization_lines(on_device: OnDevice) -> List[str]:
+    """Which layers of each system are not in int8, and what the choice was made on."""
+    lines = []
+    for system, choice in on_device["quantization"].items():
+        wer, left_out = choice["wer"], choice["left_out"]
+        lines.append(
+            f"{system} int8: {len(left_out)} of {len(choice['scan'])} layers left in float32"
+            f"{' (' + ', '.join(left_out) + ')' if left_out else ''}, chosen on {', '.join(choice['dev_parts'])}: WER "
+            f"{wer['fp32']:.2f}% in float32, {wer['all_int8']:.2f}% with all in int8, {wer['int8']:.2f}% as exported"
+        )
+    return lines
+
+
+def int8_differences(on_device: OnDevice) -> List[Tuple[str, str, str, Dict[str, Any]]]:
+    """(system, set, pass, paired bootstrap of int8 minus fp32) of every comparison."""
+    return [
+        (system, set_name, pass_name, result)
+        for system, by_set in on_device["int8"].items()
+        for set_name, by_pass in by_set.items()
+        if isinstance(by_pass, dict)
+        for pass_name, result in by_pass.items()
+    ]
+
+
+def agreements(on_device: OnDevice) -> List[Tuple[str, str, str, Dict[str, Any]]]:
+    """(system, precision, method, {"same", "of", "different"}) of sherpa-onnx against the recipe's own search."""
+    return [
+        (system, precision, method, counts)
+        for system, by_precision in on_device["agreement"].items()
+        for precision, by_method in by_precision.items()
+        for method, counts in by_method.items()
+    ]
+
+
+def percent_same(counts: Mapping[str, Any]) -> str:
+    """`99.8%`, rounded down: 100% is all of them."""
+    return f"{int(1000 * counts['same'] / max(counts['of'], 1)) / 10:.1f}%"
+
+
+def int8_sentences(on_device: OnDevice) -> List[Tuple[str, str]]:
+    """(system, sentence) on the WER of int8 against fp32, in the words of the other verdicts."""
+    return [
+        (system, describe(f"{system} int8 vs fp32, {pass_name.replace('_', '-')}, {set_name}", result))
+        for system, set_name, pass_name, result in int8_differences(on_device)
+    ]
+
+
+def sentences(on_device: OnDevice) -> List[str]:
+    """Size, int8 against fp32, and agreement with sherpa-onnx, one computed sentence each: of the student, for the
+    terminal."""
+    lines = [line for line in (size_line(on_device),) if line is not None]
+    lines += [sentence for system, sentence in int8_sentences(on_device) if system == "student"]
+    for system, precision, method, counts in agreements(on_device):
+        if system == "student":
+            lines.append(
+                f"sherpa-onnx against our search, student {precision}, {METHOD_TITLES.get(method, method)}: same text "
+                f"for {percent_same(counts)} ({counts['same']} of {counts['of']})"
+            )
+    return lines
+
+
+def cost_cells(row: Mapping[str, Any], empty: str = "-") -> List[str]:
+    """Size, speed, delay and memory of a row, in the columns of `COST_GROUPS`."""
+    final, share = row["final_ms"] or {}, row["second_pass_share"]
+    return [
+        f"{row['bytes'] / 1e6:.2f}",
+        *(_number(row["rtf"][p], 4, empty) for p in _PASS_TITLES),
+        *(_number(row["chunk_ms"][p], 1, empty) for p in _PERCENTILES),
+        *(_number(final.get(p), 1, empty) for p in _PERCENTILES),
+        empty if share is None else f"+{100 * share:.0f}%",
+        f"{row['peak_mb']:.1f}",
+    ]
+
+
+def wer_cells(row: Mapping[str, Any], set_name: str, empty: str = "-") -> List[str]:
+    """WER in percent of greedy search, first pass and two-pass."""
+    return [_number(row["wer"][set_name][p], 2, empty) for p in _PASS_TITLES]
+
+
+def summary_rows(on_device: OnDevice, set_name: str) -> List[List[str]]:
+    """The compact table of the terminal, its header first."""
+    rows = [["system", "runtime", "MB", "WER 1st", "WER 2-pass", "RTF 1st", "RTF 2-pass", "chunk ms", "final ms"]]
+    rows[0].append("peak MB")
+    for row in on_device["rows"]:
+        size, _, first, two, *times, _, peak = cost_cells(row)
+        chunk, final = ("-" if "-" in pair else "/".join(pair) for pair in (times[:2], times[2:]))
+        cells = [row["system"], row["runtime"], size, *wer_cells(row, set_name)[1:], first, two, chunk, final, peak]
+        rows.append(cells)
+    return rows
+
+
+def _number(value: Optional[float], digits: int, empty: str) -> str:
+    return empty if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,103 @@
+"""A checkpoint on PyTorch, as the streaming recogniser sees it."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+
+from twopass_kd.checkpoint import load_model
+from twopass_kd.config import config_from_dict
+from twopass_kd.decoder import StatelessDecoder
+from twopass_kd.encoder import Conv2dSubsampling, Encoder
+from twopass_kd.losses.attention import attention_loss
+from twopass_kd.ondevice.runtime import ModelError, ModelInfo, States, attention_inputs
+
+
+def chunk_sizes(encoder: Encoder, chunk_size: int) -> Tuple[int, int]:
+    """Feature frames that a call of the encoder reads for `chunk_size` outputs, and by which the next call moves on."""
+    shift = encoder.subsampling_factor * chunk_size
+    return Conv2dSubsampling.receptive_field - encoder.subsampling_factor + shift, shift
+
+
+class TorchRuntime:
+    """A `Runtime` (ondevice/runtime.py) on a checkpoint of the trainer.
+
+    Args:
+      checkpoint: e.g. `exp/mini/student/deep/final.pt`. How to rescore comes from the decode.json that stage 8 left
+        for it beside; without one the weight is 0.5, which is logged.
+      num_threads: of torch, for the whole process.
+      chunk_size: encoder frames for each call; None: `export.chunk_size` of the config it was trained with.
+    Raises:
+      ModelError: if the model cannot stream (`decoder.kind` lstm).
+      CheckpointError: if the file is no checkpoint.
+    """
+
+    def __init__(self, checkpoint: Path, num_threads: int = 1, chunk_size: Optional[int] = None) -> None:
+        self._model, content = load_model(checkpoint)
+        if not isinstance(self._model.decoder, StatelessDecoder):
+            raise ModelError(f"{checkpoint} must have a stateless decoder to stream; train with decoder.kind=stateless")
+        torch.set_num_threads(num_threads)
+        cfg = config_from_dict(content["config"])
+        chunk_frames, chunk_shift = chunk_sizes(self._model.encoder, chunk_size or cfg.export.chunk_size)
+        second_pass = "attention_decoder" in content["trained_parts"]
+        weight, length_reward = _rescoring(Path(checkpoint), content) if second_pass else (0.0, 0.0)
+        self.info = ModelInfo(
+            num_features=cfg.features.num_mel_bins,
+            sampling_rate=cfg.features.sampling_rate,
+            subsampling_factor=self._model.encoder.subsampling_factor,
+            chunk_frames=chunk_frames,
+            chunk_shift=chunk_shift,
+            context_size=self._model.decoder.context_size,
+            vocab_size=self._model.vocab_size,
+            tokens=tuple(content["tokens"]),
+            second_pass=second_pass,
+            rescore_weight=weight,
+            length_reward=length_reward,
+            beam=cfg.decode.beam,
+            nbest=cfg.decode.nbest,
+        )
+
+    def init_states(self, batch: int) -> States:
+        hidden, cell = self._model.encoder.init_states(batch)
+        return hidden.numpy(), cell.numpy()
+
+    @torch.no_grad()
+    def encode(self, x: np.ndarray, states: States) -> Tuple[np.ndarray, np.ndarray, States]:
+        lens = torch.full((len(x),), x.shape[1])
+        state = tuple(torch.from_numpy(np.ascontiguousarray(s)) for s in states)
+        memory, _, (hidden, cell) = self._model.encoder(torch.from_numpy(x), lens, state)
+        encoder_out = self._model.joiner.encoder_proj(memory)
+        return encoder_out.numpy(), memory.numpy(), (hidden.numpy(), cell.numpy())
+
+    @torch.no_grad()
+    def decode(self, context: np.ndarray) -> np.ndarray:
+        out = self._model.decoder(torch.from_numpy(context), need_pad=False).squeeze(1)
+        return self._model.joiner.decoder_proj(out).numpy()
+
+    @torch.no_grad()
+    def join(self, encoder_out: np.ndarray, decoder_out: np.ndarray) -> np.ndarray:
+        pair = torch.from_numpy(encoder_out), torch.from_numpy(decoder_out)
+        return self._model.joiner(*pair, project_input=False).numpy()
+
+    @torch.no_grad()
+    def attention_log_probs(self, memory: np.ndarray, hyps: Sequence[Sequence[int]]) -> np.ndarray:
+        inputs, targets = (torch.from_numpy(a) for a in attention_inputs(hyps))
+        lens = torch.tensor([len(memory)])
+        logits = self._model.attention_decoder(torch.from_numpy(memory)[None], lens, inputs[None])
+        return -attention_loss(logits[0], targets).numpy()
+
+
+def _rescoring(checkpoint: Path, content: Dict[str, Any]) -> Tuple[float, float]:
+    """Weight and length reward that stage 8 chose on dev for this very checkpoint."""
+    experiment = checkpoint.resolve().parents[2]
+    for path in sorted(experiment.glob("decode/*/decode.json")):
+        decoded = json.loads(path.read_text(encoding="utf-8"))
+        if decoded.get("identity") == content["identity"] and decoded.get("rescore_weight") is not None:
+            return decoded["rescore_weight"], decoded["length_reward"]
+    logging.warning(
+        "no decode.json for %s (stage 8 makes it): the second pass gets weight 0.5, not one chosen on dev", checkpoint
+    )
+    return 0.5, 0.0
