@@ -4,8 +4,8 @@
 
 Recordings go in one after the other by chunks of the encoder's step, with a partial text after each decode; both get
 the same padded audio, so that they decode the same encoder frames. The two take turns within each round; printed are
-medians of the rounds, as real-time factors, their ratio, and the cost of the second pass on top. An AUDIO that is a
-folder stands for the wav and flac files below it.
+medians of the rounds, as real-time factors, their ratio, the wait for the final text after the recording nearest to
+5 s, and the cost of the second pass. An AUDIO that is a folder stands for the wav and flac files below it.
 """
 
 import argparse
@@ -67,6 +67,10 @@ def main() -> None:
         print(f"{name:36}  RTF {value / seconds:.5f}")
     for method in METHODS:
         print(f"ours / sherpa-onnx, {method}: {found[f'ours, {method}'] / found[f'sherpa-onnx, {method}']:.3f}")
+    finals = time_utterances(OwnRecognizer(runtime, METHODS[1], second_pass=True), audios).finals
+    near = min(range(len(audios)), key=lambda i: abs(len(audios[i]) / info.sampling_rate - 5.0))
+    length = len(audios[near]) / info.sampling_rate
+    print(f"final text {1000 * finals[near]:.2f} ms after the end of a recording of {length:.1f} s")
     if info.second_pass:
         print(f"two-pass / first pass: {found['ours, two-pass'] / found[f'ours, {METHODS[1]}']:.3f}")
 

@@ -29,7 +29,7 @@ def log_to_file(path: Path) -> None:
 def describe_environment() -> Dict[str, Any]:
     """Versions, machine and commit, for logs and results."""
     packages = {}
-    for name in ("torch", "k2", "lhotse", "sentencepiece", "kaldialign", "numpy"):
+    for name in ("torch", "k2", "lhotse", "sentencepiece", "kaldialign", "numpy", "onnxruntime", "sherpa-onnx"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
