@@ -113,6 +113,7 @@ def on_device_measurements(cfg: Config, systems: Sequence[str], phase_of: Dict[s
             }
             for s in systems
         },
+        "settings": {s: {"beam": 4, "nbest": 4, "rescore_weight": 0.4, "length_reward": 0.0} for s in systems},
         "decoded_seconds": {name: 890.0 for name in sets},
         "streaming": {
             s: {
@@ -181,6 +182,8 @@ def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_u
         "params": params,
         "bytes": {part: 4 * n for part, n in params.items()},
         "train_seconds": 300.0 + seed,
+        "beam": 4,
+        "nbest": 4,
         "rescore_weight": 0.4 if two_pass else None,
         "length_reward": 0.0 if two_pass else None,
         "weight_scan": scan,

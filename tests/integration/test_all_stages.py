@@ -113,7 +113,7 @@ def test_run_sh_results_and_report(finished):
             low, high = system["wer"][part]["first_pass"]["ci95"]
             assert low <= system["wer"][part]["first_pass"]["wer"] <= high
     assert set(results["significance"]) >= {"test-clean", "test-other"}
-    assert [s["stage"] for s in results["stages"]] == list(range(10))  # known while stage 10 runs
+    assert [s["stage"] for s in results["stages"]] == list(range(11))
     for name in ("report.md", "report.html"):
         text = (experiment / name).read_text().replace("\\_", "_")
         assert "student_scratch" in text and "./run.sh --conf" in text and "synthetic" in text.lower()
@@ -152,8 +152,10 @@ def test_run_sh_rerun_does_only_what_changed(finished):
     experiment, _, _, args = finished
     before = {p: p.stat().st_mtime_ns for p in experiment.rglob("*.pt")}
     assert ok(*args, 10).count("done already") == 11
+    assert "done already" not in ok(*args, 9, "--stage", 9, "--force")
+    assert ok(*args, 10).count("done already") == 11  # stage 10 reads nothing of stage 9
     output = ok(*args, 9, "--stage", 7, "phases.student/deep.base_lr=1.0e-3", "--baseline", "false")
-    assert "Stage 7 runs again: its settings changed" in output
+    assert "Stage 7 runs again: its settings or folders changed" in output
     assert "Stage 8 runs again" in output and "Stage 9 runs again" in output
     changed = [p for p in before if not p.exists() or p.stat().st_mtime_ns != before[p]]
     assert {str(p.parent.relative_to(experiment)) for p in changed} == {"student/deep"}

@@ -5,9 +5,9 @@ import pytest
 from small_export import SYSTEM, exportable_experiment
 from tiny import noise
 from twopass_kd.bin.export import export
-from twopass_kd.device_benchmark.own import OwnRecognizer
-from twopass_kd.device_benchmark.sherpa import METHODS, SherpaRecognizer, best_as_sherpa, pad_for_sherpa
+from twopass_kd.device_benchmark.sherpa import METHODS, SherpaRecognizer, pad_for_sherpa
 from twopass_kd.ondevice.runtime import OnnxRuntime
+from twopass_kd.stream import StreamingRecognizer
 
 pytest.importorskip("sherpa_onnx")
 
@@ -31,18 +31,22 @@ def by_sherpa(folder, info, method, int8, audios=AUDIOS):
 
 
 def by_us(recognizer, audios=AUDIOS):
-    """The same with our search, of the audio that sherpa-onnx decodes and with its choice out of the beam."""
-    info = recognizer.info
-    prepared = [recognizer.prepare(pad_for_sherpa(samples, info)) for samples in audios]
-    beams = [s.search.nbest(info.beam) for s in recognizer.decode_streams(prepared)]
-    tokens = [[info.tokens[k] for k in best_as_sherpa(beam, info.context_size).tokens] for beam in beams]
-    return tokens, recognizer.decode_as_sherpa(prepared)
+    """The same with our search, of the audio that sherpa-onnx decodes."""
+    results = []
+    for samples in audios:
+        stream = recognizer.create_stream()
+        stream.accept_waveform(pad_for_sherpa(samples, recognizer.info))
+        stream.input_finished()
+        while recognizer.is_ready(stream):
+            recognizer.decode([stream])
+        results.append(recognizer.partial(stream))
+    return [r.tokens for r in results], [r.text for r in results]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_sherpa_onnx_finds_our_hypotheses(folder, method):
     runtime = OnnxRuntime(folder)
-    ours = by_us(OwnRecognizer(runtime, method))
+    ours = by_us(StreamingRecognizer(runtime, method))
     assert sum(map(len, ours[0])) > 100 and len({tuple(t) for t in ours[0]}) == len(AUDIOS)  # the models do talk
     assert by_sherpa(folder, runtime.info, method, int8=False) == ours
 
@@ -52,7 +56,7 @@ def test_sherpa_onnx_runs_int8(folder, method):
     # int8 layers scale their input by the largest value in the batch, and ours scores other rows together than
     # sherpa-onnx does, so near ties can fall either way: here one utterance at a time, and nearly all equal.
     runtime = OnnxRuntime(folder, int8=True)
-    recognizer = OwnRecognizer(runtime, method)
+    recognizer = StreamingRecognizer(runtime, method)
     pairs = [(by_us(recognizer, [a]), by_sherpa(folder, runtime.info, method, True, [a])) for a in AUDIOS]
     assert sum(ours == theirs for ours, theirs in pairs) >= 10
     assert any(theirs[1][0] for _, theirs in pairs)

@@ -32,6 +32,8 @@ def exportable_experiment(root, overrides=(), second_pass=True, utterances=4):
     save_checkpoint(content, path)
     decoded = {
         "identity": content["identity"],
+        "beam": cfg.decode.beam,
+        "nbest": cfg.decode.nbest,
         "rescore_weight": 0.5 if second_pass else None,
         "length_reward": 0.25 if second_pass else None,
     }

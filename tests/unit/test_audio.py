@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 import soxr
 
-from twopass_kd.ondevice.audio import AudioError, read_chunks, read_raw_chunks
+from twopass_kd.ondevice.audio import AudioError, at_pace_of_speech, read_chunks, read_raw_chunks
 
 RATE = 16000
 
@@ -265,3 +266,11 @@ def test_read_raw_chunks_refuses_a_sound_file_and_a_terminal(tmp_path):
     with open(slave, "rb") as terminal, pytest.raises(AudioError, match="it is a terminal; pipe audio into it"):
         next(read_raw_chunks(terminal, RATE, 0.1))
     os.close(master)
+
+
+def test_pace_of_speech_waits_until_a_microphone_would_have_the_chunk():
+    begin, heard = time.monotonic(), 0
+    for chunk in at_pace_of_speech(iter([np.zeros(800), np.zeros(1600), np.zeros(10)]), 16000):
+        heard += len(chunk)
+        assert time.monotonic() - begin >= heard / 16000
+    assert heard == 2410 and time.monotonic() - begin < 2

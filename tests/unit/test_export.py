@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -166,7 +167,21 @@ def test_export_metadata_is_sherpa_onnx_s(exported):
     assert {"rescore_weight": "0.5", "length_reward": "0.25"}.items() <= metadata["attention_decoder"].items()
     for part in PARTS:
         int8 = {p.key: p.value for p in onnx.load(str(folder / f"{part}.int8.onnx")).metadata_props}
-        assert metadata[part].items() <= int8.items()
+        assert {**metadata[part], "precision": "int8"}.items() <= int8.items()
+
+
+def test_files_of_the_other_precision_or_of_other_settings_are_told(exported, tmp_path):
+    folder = exported[3]
+    shutil.copytree(folder, tmp_path / "mixed")
+    shutil.copyfile(folder / "joiner.int8.onnx", tmp_path / "mixed" / "joiner.onnx")
+    with pytest.raises(ModelError, match="joiner.onnx must be the float32 file, but it is the int8 one"):
+        OnnxRuntime(tmp_path / "mixed")
+    cfg, data_dir, exp_dir = exportable_experiment(tmp_path, ["export.chunk_size=2"], utterances=1)
+    other = export(cfg, SYSTEM, data_dir, exp_dir)  # the same weights
+    shutil.copyfile(folder / "joiner.onnx", tmp_path / "mixed" / "joiner.onnx")
+    shutil.copyfile(other / "attention_decoder.onnx", tmp_path / "mixed" / "attention_decoder.onnx")
+    with pytest.raises(ModelError, match="attention_decoder.onnx is not of the same export"):
+        OnnxRuntime(tmp_path / "mixed")
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -197,6 +212,10 @@ def test_streaming_that_differs_from_offline_is_found_out(exported):
         assert streaming["same_greedy"] == 0 and len(streaming["different"]) == 4
         model.encoder.norm.bias[0] += 1.0
     with pytest.raises(ExportError, match="encoder.onnx in chunks .* on utt-"):
+        check_streaming(model, runtime, utterances)
+    with torch.no_grad():
+        model.encoder.norm.bias[0] = float("nan")
+    with pytest.raises(ExportError, match="differs by inf"):
         check_streaming(model, runtime, utterances)
 
 
@@ -268,10 +287,12 @@ def test_export_names_what_is_wrong_and_what_to_do(tmp_path):
 def test_export_from_the_command_line(exported, tmp_path):
     cfg, data_dir, exp_dir, _ = exported
     command = [sys.executable, "-m", "twopass_kd.bin.export", "--conf", str(TINY_CONF), "--data-dir", str(data_dir)]
-    command += ["--exp-dir", str(exp_dir), f"tokens.vocab_size={len(PIECES)}", "--system"]
+    command += ["--exp-dir", str(exp_dir), f"tokens.vocab_size={len(PIECES)}", "export.chunk_size=3", "--system"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([*command, SYSTEM], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    again = subprocess.run([*command, SYSTEM], env=env, capture_output=True, text=True, timeout=300)
+    assert "is exported already" in again.stderr and "only this layer int8" not in again.stderr
     assert "only this layer int8" in done.stderr
     assert "Warning" not in done.stderr and "pre-processing" not in done.stderr
     failed = subprocess.run([*command, "nobody"], env=env, capture_output=True, text=True, timeout=300)

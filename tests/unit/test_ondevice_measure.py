@@ -20,10 +20,9 @@ from twopass_kd.device_benchmark.jobs import MeasureError, find_jobs, read_expor
 from twopass_kd.device_benchmark.long_audio import long_recording, stream_long
 from twopass_kd.device_benchmark.measure import Timing, time_utterances
 from twopass_kd.device_benchmark.own import OwnRecognizer
-from twopass_kd.device_benchmark.sherpa import best_as_sherpa, num_feature_frames, padding_for_sherpa
+from twopass_kd.device_benchmark.sherpa import num_feature_frames, padding_for_sherpa
 from twopass_kd.device_benchmark.utterances import Utterance, read_audio, read_utterances, write_utterances
 from twopass_kd.ondevice_results import check_on_device
-from twopass_kd.search.nbest import Hypothesis
 from twopass_kd.stream import open_runtime
 
 SETS = ("test-clean", "test-other", "dev-clean")
@@ -65,7 +64,7 @@ def test_measure_fresh_process_gives_a_row_and_imports_no_torch(exported, tmp_pa
     assert has_onnxruntime == str(not runtime.startswith("sherpa"))  # its memory would count as sherpa-onnx's
     measured = json.loads(out.read_text())
     second_pass = not runtime.startswith("sherpa")
-    assert [name for name, rtf in measured["rtf"].items() if rtf is None] == [] if second_pass else ["two_pass"]
+    assert [name for name, rtf in measured["rtf"].items() if rtf is None] == ([] if second_pass else ["two_pass"])
     assert all(0 < rtf < 5 for rtf in measured["rtf"].values() if rtf is not None)
     assert 0 < measured["chunk_ms"]["p50"] <= measured["chunk_ms"]["p95"]
     assert 0 < measured["final_ms"]["p50"] <= measured["final_ms"]["p95"]
@@ -141,12 +140,6 @@ def test_padding_for_sherpa_leaves_it_the_frames_that_we_decode(factor, chunk_si
         assert padding <= (shift + 1) * 160 or theirs == 1
 
 
-def test_best_as_sherpa_prefers_the_best_log_prob_per_token():
-    short, long = Hypothesis([5], -3.0, [0]), Hypothesis([5, 6, 7, 8], -4.0, [0, 1, 2, 3])
-    assert best_as_sherpa([short, long], context_size=2) is long  # -1 against -0.67
-    assert best_as_sherpa([short, Hypothesis([5, 6], -4.0, [0, 1])], context_size=2) is short  # -1 both: the first
-
-
 def test_own_recognizer_decode_equals_streaming(exported):
     _, _, _, folder, path = exported
     runtime = open_runtime(folder)
@@ -176,8 +169,8 @@ def test_decode_sets_gives_every_utterance_by_every_pass(exported):
         assert {p: set(texts) for p, texts in found["texts"][name].items()} == dict.fromkeys(
             ("two_pass", "first_pass", "greedy_search"), ids
         )
-    assert set(found["texts_as_sherpa"]) == {"test-clean"}
-    assert set(found["texts_as_sherpa"]["test-clean"]) == {"greedy_search", "first_pass"}
+    assert set(found["padded_texts"]) == {"test-clean"}
+    assert set(found["padded_texts"]["test-clean"]) == {"greedy_search", "first_pass"}
 
 
 def test_utterances_bad_list_or_audio_are_named(tmp_path):
@@ -247,9 +240,17 @@ def test_read_exports_missing_or_old_export_is_an_error(exported, tmp_path):
             read_exports(cfg, exp_dir)
     finally:
         marker.unlink()
+    decode_json = exp_dir / cfg.name / "decode" / SYSTEM / "decode.json"
+    kept = decode_json.read_text()
+    decode_json.write_text(kept.replace('"rescore_weight": 0.5', '"rescore_weight": 0.7'))
+    try:
+        with pytest.raises(ConfigError, match="must have the rescore_weight that stage 8 decoded with now"):
+            read_exports(cfg, exp_dir)
+    finally:
+        decode_json.write_text(kept)
     sizes = {job.runtime: job.bytes() for job in find_jobs(cfg, exp_dir, read_exports(cfg, exp_dir))}
     assert sizes["onnx"] - sizes["sherpa-onnx"] == (folder / "attention_decoder.onnx").stat().st_size
-    assert sizes["pytorch"] == (folder / "weights.safetensors").stat().st_size
+    assert sizes["pytorch"] == next(exp_dir.glob("*/student/deep/final.pt")).stat().st_size
 
 
 def test_run_kept_reuses_only_what_has_not_changed(exported, tmp_path):
@@ -273,7 +274,7 @@ def test_ondevice_writes_what_the_report_reads(exported, monkeypatch):
     path = ondevice.measure(cfg, data_dir, exp_dir)
     content = json.loads(path.read_text())
     identity = content["rows"][0]["identity"]
-    assert check_on_device(content, path, {SYSTEM: identity}, SETS) == content
+    assert check_on_device(content, path, {SYSTEM: {"identity": identity}}, SETS) == content
     rows = {row["runtime"]: row for row in content["rows"]}
     assert len(rows) == 5 and content["set"] == "test-clean" and content["timed_utterances"] == 2
     assert rows["onnx"]["wer"] == rows["pytorch"]["wer"]  # the same model

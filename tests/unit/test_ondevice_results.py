@@ -59,8 +59,9 @@ def content(experiment: Path) -> Dict[str, Any]:
     return json.loads((experiment / "ondevice.json").read_text())
 
 
-def identities(content: Dict[str, Any]) -> Dict[str, str]:
-    return {row["system"]: row["identity"] for row in content["rows"]}
+def identities(content: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """What decode.json would say of each system."""
+    return {row["system"]: {"identity": row["identity"], "beam": 4, "rescore_weight": 0.4} for row in content["rows"]}
 
 
 def test_build_results_takes_what_stage_10_measured(experiment: Path, content):
@@ -76,7 +77,7 @@ def test_build_results_without_stage_10(tmp_path: Path, cfg: Config):
     report = collect(cfg, made, CONF)
     assert "on the device" not in summary_text(report.results)
     for text in (render_html(report), render_markdown(report), render_results_md(report)):
-        assert "on the device" not in text.lower() and "sherpa" not in text
+        assert "on the device" not in text.lower() and "sherpa-onnx int8" not in text
 
 
 def test_build_results_of_a_retrained_system_leaves_the_measurements_out(tmp_path: Path, cfg: Config, caplog):
@@ -98,6 +99,10 @@ def test_check_leaves_out_what_lacks_a_set_or_has_an_unknown_system(content, cap
     assert "not measured on dev-other; left out, run stage 10 again" in caplog.messages[-1]
     assert check_on_device(content, PATH, {"student": identities(content)["student"]}, SETS) is None
     assert "teacher" in caplog.messages[-1]
+    other = identities(content)
+    other["student"]["beam"] = 8  # stage 8 ran again with another one
+    assert check_on_device(content, PATH, other, SETS) is None
+    assert "another beam than stage 8 has now" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,8 @@ def test_sentences_are_computed(content):
         in found
     )
     assert sum("int8 vs fp32" in s and "not significantly worse" in s for s in found) == 5
-    assert "sherpa-onnx against our search, student fp32, greedy: same text for 99.8% (599 of 600)" in found
+    agreement = "sherpa-onnx against our search on the same padded audio, student fp32, greedy: "
+    assert agreement + "same text for 99.8% (599 of 600)" in found
     assert not any("teacher int8" in s or "teacher fp32," in s for s in found)
 
 

@@ -265,7 +265,8 @@ def export(tmp_path_factory):
     pieces = ["<blk>", "<sos/eos>", "<unk>", *("\u2581" + c for c in "ABCDEFGHI")]
     tokens = "".join(f"{piece} {i}\n" for i, piece in enumerate(pieces))
     (folder / "tokens.txt").write_text(tokens, encoding="utf-8")
-    common = {"model_id": "tiny", "tokens_sha256": hashlib.sha256(tokens.encode()).hexdigest()}
+    digest = hashlib.sha256(tokens.encode()).hexdigest()
+    common = {"export_id": "tiny", "precision": "float32", "tokens_sha256": digest}
     how = {"beam": "4", "nbest": "4"}
     encoder = {**common, **chunk_metadata(model, 4, RATE), **how, "second_pass": "1"}
     second = {**common, **how, "rescore_weight": "0.5", "length_reward": "0"}
@@ -347,7 +348,8 @@ def test_recognize_names_what_is_wrong_with_an_export_folder(export, talk, tmp_p
     assert "tokens.txt has 11 tokens, but the model 12" in broken(
         "fewer", lambda f: (f / "tokens.txt").write_text("".join(open(f / "tokens.txt").readlines()[:-1]))
     )
-    assert "must be an export folder (stage 10) or a checkpoint" in process(tmp_path / "nowhere", talk).stderr
+    nowhere = process(tmp_path / "nowhere", talk).stderr
+    assert "must be an export folder (stage 10 makes exp/<conf>/export/<system>) or a checkpoint" in nowhere
     assert "encoder.int8.onnx must exist" in process(export, talk, "--int8").stderr
 
 

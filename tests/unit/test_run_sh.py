@@ -137,7 +137,7 @@ def test_run_sh_skips_what_is_done_and_reruns_what_changed(tmp_path):
     assert json.loads((tmp_path / "exp2" / "tiny" / ".stages" / "0.done").read_text())["stage"] == 0
 
     changed = ok(*args, "corpus.max_left_out=0.02")
-    assert "Stage 0 runs again: its settings changed" in changed and "Stage 1 runs again" in changed
+    assert "Stage 0 runs again: its settings or folders changed" in changed and "Stage 1 runs again" in changed
 
     os.utime(marker.with_name("0.done"))
     assert "Stage 1 runs again: stage 0 ran since" in ok(*args, "corpus.max_left_out=0.02")

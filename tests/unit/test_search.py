@@ -9,7 +9,7 @@ import torch
 from tiny import lively, tiny_model
 from twopass_kd.search.greedy import greedy_search
 from twopass_kd.search.modified_beam import modified_beam_search
-from twopass_kd.search.nbest import Hypothesis
+from twopass_kd.search.nbest import Hypothesis, best_first
 from twopass_kd.search.rescoring import attention_log_probs, rescore_with_attention_decoder
 
 KINDS = ("stateless", "lstm")
@@ -44,7 +44,7 @@ def slow_beam(model, encoder_out, beam):
         for score, tokens in sorted(candidates, reverse=True)[:beam]:
             old = hyps.get(tokens, -math.inf)
             hyps[tokens] = float(torch.logaddexp(torch.tensor(old), torch.tensor(score)))
-    return sorted(hyps.items(), key=lambda item: -item[1])
+    return list(hyps.items())
 
 
 @torch.no_grad()
@@ -68,7 +68,8 @@ def test_modified_beam_search_equals_slow_reference(kind, beam):
     encoder_out, lens = torch.randn(3, 9, 16), torch.tensor([9, 6, 1])
     got = modified_beam_search(model, encoder_out, lens, beam=beam, nbest=beam)
     for nbest, x, n in zip(got, encoder_out, lens):
-        want = slow_beam(model, x[:n], beam)
+        context_size = 2 if kind == "stateless" else 1
+        want = sorted(slow_beam(model, x[:n], beam), key=lambda item: -item[1] / (context_size + len(item[0])))
         assert [tuple(h.tokens) for h in nbest] == [tokens for tokens, _ in want]
         assert [h.log_prob for h in nbest] == pytest.approx([score for _, score in want], abs=1e-4)
 
@@ -94,7 +95,7 @@ def test_nbest_is_sorted_distinct_and_emits_in_order():
     model = lively(tiny_model(seed=2), scale=2.0)
     for nbest in modified_beam_search(model, torch.randn(3, 15, 16), torch.tensor([15, 12, 3]), beam=5, nbest=3):
         assert 1 <= len(nbest) <= 3
-        assert nbest == sorted(nbest, key=lambda h: -h.log_prob)
+        assert nbest == best_first(nbest[::-1], context_size=2)
         assert len({tuple(h.tokens) for h in nbest}) == len(nbest)
         for h in nbest:
             assert len(h.frames) == len(h.tokens) and h.frames == sorted(set(h.frames))
@@ -121,3 +122,13 @@ def test_attention_log_probs_equal_one_by_one():
 def test_rescoring_interpolates(weight, length_reward, want):
     nbest = [Hypothesis([1], -1.0, []), Hypothesis([2], -2.0, []), Hypothesis([1, 2, 3], -3.0, [])]
     assert rescore_with_attention_decoder(nbest, [-5.0, -1.0, -9.0], weight, length_reward) is nbest[want]
+
+
+def test_best_first_goes_by_the_log_prob_per_token():
+    short, long, other = (
+        Hypothesis([5], -3.0, [0]),
+        Hypothesis([5, 6, 7, 8], -4.0, [0, 1, 2, 3]),
+        Hypothesis([4, 6], -4.0, [0, 1]),
+    )
+    assert best_first([short, long], context_size=2) == [long, short]  # -0.67 against -1
+    assert best_first([short, other], context_size=2) == [short, other]  # -1 both: as they were

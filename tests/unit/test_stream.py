@@ -1,5 +1,6 @@
 """Streaming recognition against the offline path, for chunks of any size and streams in company."""
 
+import json
 import subprocess
 import sys
 from copy import copy
@@ -190,6 +191,20 @@ def test_is_endpoint_counts_silence_since_the_last_token(tiny):
     assert not StreamingRecognizer(tiny[1]).is_endpoint(stream)
 
 
+def test_audio_after_an_endpoint_is_the_next_utterance_even_at_the_end(tiny):
+    recognizer = StreamingRecognizer(tiny[1], endpoint=EndpointRules(max_length=1.0))
+    stream = recognizer.create_stream()
+    stream.accept_waveform(noise(3.5))
+    stream.input_finished()  # all at once
+    results = []
+    while recognizer.is_ready(stream):
+        results.append(recognizer.finalize(stream))
+        recognizer.reset(stream)
+    assert len(results) == 3 and all(r.end - r.start < 1.3 for r in results[:-1])
+    assert [r.start for r in results[1:]] == [r.end for r in results[:-1]] and results[-1].end > 3.3
+    assert stream.position == 0 and not stream.is_input_finished  # ready for new audio
+
+
 def test_no_audio_is_an_empty_result(tiny):
     recognizer = StreamingRecognizer(tiny[1])
     stream = recognizer.create_stream()
@@ -209,6 +224,10 @@ def test_misuse_is_told(tiny):
     for bad, words in ((np.zeros((2, 5)), "one channel"), (np.array([0.1, np.nan]), "finite")):
         with pytest.raises(ValueError, match=words):
             stream.accept_waveform(bad)
+    with pytest.raises(ValueError, match="`samples` .int16. must be floats in .-1, 1.; divide int16 samples by 32768"):
+        stream.accept_waveform(np.zeros(100, np.int16))
+    with pytest.raises(ValueError, match="has one twice"):
+        recognizer.decode([stream, stream])
     stream.input_finished()
     with pytest.raises(ValueError, match="accept_waveform after input_finished"):
         stream.accept_waveform(noise(0.1))
@@ -256,7 +275,9 @@ def test_open_runtime_says_what_it_cannot_open(tmp_path):
     for path in (tmp_path / "nothing", tmp_path / "x.onnx"):
         with pytest.raises(ModelError, match="must be an export folder .* or a checkpoint"):
             open_runtime(path)
-    with pytest.raises(ModelError, match="encoder.onnx must exist"):
+    (tmp_path / "export" / "student").mkdir(parents=True)
+    (tmp_path / "export" / "student" / "encoder.onnx").touch()
+    with pytest.raises(ModelError, match="did you mean .*export/student"):
         open_runtime(tmp_path)
     path = tmp_path / "final.pt"
     save_tiny_checkpoint(path, overrides=["student.decoder.kind=lstm", "teacher.decoder.kind=lstm"])
@@ -264,6 +285,21 @@ def test_open_runtime_says_what_it_cannot_open(tmp_path):
         open_runtime(path)
     with pytest.raises(ModelError, match="int8 models are in export folders"):
         open_runtime(path, int8=True)
+
+
+def test_checkpoint_takes_how_it_was_decoded_from_decode_json(tmp_path, caplog):
+    path = tmp_path / "tiny" / "student" / "deep" / "final.pt"
+    save_tiny_checkpoint(path)
+    assert open_runtime(path).info.rescore_weight == 0.5 and "not one chosen on dev" in caplog.text
+    decode_json = tmp_path / "tiny" / "decode" / "student" / "decode.json"
+    decode_json.parent.mkdir(parents=True)
+    content = {"identity": "student/deep, 0", "beam": 7, "nbest": 5, "rescore_weight": 0.3, "length_reward": 0.1}
+    decode_json.write_text(json.dumps(content))
+    info = open_runtime(path).info
+    assert (info.beam, info.nbest, info.rescore_weight, info.length_reward) == (7, 5, 0.3, 0.1)
+    decode_json.write_text("[]")
+    with pytest.raises(ModelError, match="decode.json must be written by stage 8"):
+        open_runtime(path)
 
 
 def test_checkpoint_without_a_second_pass_streams_the_first(tmp_path):

@@ -17,7 +17,7 @@ Stages (finished ones are skipped on a rerun, unless their settings changed):
   2  features and BPE       7  deep fine-tuning of the student, and the baseline's
   3  teacher RNN-T          8  decoding of all systems
   4  teacher LAS            9  scoring and report
- 10  export to ONNX and int8, on-device benchmark (then scoring and report again)
+ 10  export to ONNX and int8, on-device benchmark (then stage 9 again, to report it)
 
 Options:
   --stage N             first stage (default: 0)
@@ -160,9 +160,11 @@ stage_9() {
     --command "$(quoted ./run.sh "${given[@]}" "${overrides[@]}")" "${overrides[@]}"
 }
 
-# The benchmark runs alone, since it measures time. The report then tells of it too.
+# The benchmark runs alone, since it measures time.
 stage_10() {
   local system jobs=()
+  [ -n "${plan[export_systems]}" ] || fail "stage 10 has no system to export; name one: export.systems=[...]"
+  if $force; then set_aside "$experiment/export"; fi
   for system in ${plan[export_systems]}; do
     [ "${#jobs[@]}" -eq 0 ] || jobs+=("::")
     jobs+=("$system" python3 -m twopass_kd.bin.export --conf "$conf" --system "$system"
@@ -171,12 +173,15 @@ stage_10() {
   launch "$nj" 1 "${jobs[@]}"
   launch 1 1 ondevice python3 -m twopass_kd.bin.ondevice --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
     "${overrides[@]}"
-  stage_9
 }
 
 for ((n = stage; n <= stop_stage; n++)); do
   run_stage "$n"
 done
+force=false
+if [ "$stop_stage" -eq 10 ] && { $dry_run || [ -n "$(why_again 9)" ]; }; then
+  run_stage 9 # its report tells of stage 10 too
+fi
 if ! $dry_run && [ "$stop_stage" -ge 9 ]; then
   show_results
 fi

@@ -53,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "config_from_dict",
     "config_to_dict",
+    "exported_systems",
     "load_config",
     "phases_of_stage",
     "reported_systems",
@@ -223,9 +224,11 @@ def _validate(cfg: Config) -> None:
                     f"{reported[phase.report_as]} has it too"
                 )
             reported[phase.report_as] = name
-    for system in cfg.export.systems:
-        if cfg.phases and system not in reported:
+    for system in cfg.export.systems or []:
+        if system not in reported:
             raise ConfigError(f"`export.systems` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
+        if cfg.export.systems.count(system) > 1:
+            raise ConfigError(f"`export.systems` ({system}) must be there once")
 
 
 def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
@@ -272,6 +275,13 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
 def reported_systems(cfg: Config) -> Dict[str, str]:
     """`report_as` -> phase, in the YAML's order."""
     return {phase.report_as: name for name, phase in cfg.phases.items() if phase.report_as}
+
+
+def exported_systems(cfg: Config) -> List[str]:
+    """The systems that stage 10 exports; none where neither teacher nor student is reported."""
+    if cfg.export.systems is not None:
+        return cfg.export.systems
+    return [name for name in ("teacher", "student") if name in reported_systems(cfg)]
 
 
 def phases_of_stage(cfg: Config, stage: int) -> List[str]:

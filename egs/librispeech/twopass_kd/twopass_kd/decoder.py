@@ -48,6 +48,8 @@ class StatelessDecoder(nn.Module):
 class LstmDecoder(nn.Module):
     """Embedding and LSTM over all tokens so far, as in the paper."""
 
+    context_size = 1  # blanks before the first token
+
     def __init__(self, cfg: DecoderConfig, vocab_size: int, blank_id: int) -> None:
         super().__init__()
         self.dim = cfg.dim

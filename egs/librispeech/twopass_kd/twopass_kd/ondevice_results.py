@@ -70,15 +70,18 @@ _SCHEMA = {
     "long_audio": {"minutes": [float], "peak_mb": [float]},
     "quantization": {...: _QUANTIZATION},
     "streaming": {...: {...: _STREAMING}},
+    "settings": {...: {"beam": int, "nbest": int, "rescore_weight": (float, None), "length_reward": (float, None)}},
 }
 
 
-def check_on_device(content: Any, path: Path, identities: Mapping[str, str], sets: Sequence[str]) -> Optional[OnDevice]:
+def check_on_device(
+    content: Any, path: Path, decoded: Mapping[str, Mapping[str, Any]], sets: Sequence[str]
+) -> Optional[OnDevice]:
     """What stage 10 measured, where it is of what is there now; else None, with one line in the log that says so.
 
     Args:
       content: what `path` (an `ondevice.json`) holds.
-      identities: the identity of each decoded system's checkpoint.
+      decoded: the decode.json of each decoded system: the identity of its checkpoint, and how it was decoded.
       sets: the test and dev sets of the config.
     Raises:
       ValueError: if the content is malformed, naming file, field and stage.
@@ -91,9 +94,14 @@ def check_on_device(content: Any, path: Path, identities: Mapping[str, str], set
     if problem is not None:
         raise ValueError(f"{path}: {problem}; run stage 10 again")
     for row in content["rows"]:
-        if row["identity"] != identities.get(row["system"]):
+        now = decoded.get(row["system"], {})
+        if row["identity"] != now.get("identity"):
             _log.warning("%s: is of another %s than there is now; left out, run stage 10 again", path, row["system"])
             return None
+        for key, value in content["settings"].get(row["system"], {}).items():
+            if key in now and now[key] != value:
+                _log.warning("%s: is of another %s than stage 8 has now; left out, run stage 10 again", path, key)
+                return None
         missing = [name for name in sets if name not in row["wer"]]
         if missing:
             _log.warning("%s: not measured on %s; left out, run stage 10 again", path, ", ".join(missing))
@@ -138,7 +146,9 @@ def how_measured(on_device: OnDevice) -> str:
         f"{on_device['chunk_ms']:g} ms; WER on {decoded}. MB on disk: the files that the runtime needs. "
         "Chunk: from the arrival of a chunk to its partial text, with the first pass's beam search. Final: from the "
         "end of speech to the final text. Second pass: its compute against the first pass's. Peak MB: resident memory "
-        "of a fresh process. sherpa-onnx has no second pass, so needs no attention decoder on disk."
+        "of a fresh process. sherpa-onnx has no second pass, so needs no attention decoder on disk; its audio ends in "
+        "as much silence as makes it decode everything. Features are computed from the audio; those that stage 8 reads "
+        "are stored with loss, so that its WER differs a little."
     )
 
 
@@ -226,8 +236,9 @@ def sentences(on_device: OnDevice) -> List[str]:
     for system, precision, method, counts in agreements(on_device):
         if system == "student":
             lines.append(
-                f"sherpa-onnx against our search, student {precision}, {METHOD_TITLES.get(method, method)}: same text "
-                f"for {percent_same(counts)} ({counts['same']} of {counts['of']})"
+                f"sherpa-onnx against our search on the same padded audio, student {precision}, "
+                f"{METHOD_TITLES.get(method, method)}: same text for {percent_same(counts)} "
+                f"({counts['same']} of {counts['of']})"
             )
     return lines
 

@@ -236,8 +236,9 @@ def _align(cut_id: str, ref: Sequence[str], hyp: Sequence[str]) -> Utterance:
 def _commands(conf_path: Path, overrides: Sequence[str], command: Optional[str]) -> List[Tuple[str, str]]:
     shipped = conf_path.resolve().parent == Path(__file__).resolve().parents[1] / "conf"
     conf = conf_path.stem if shipped else conf_path.name  # run.sh finds the shipped ones by name
-    run = shlex.join(["./run.sh", "--conf", conf, *overrides])
+    command = command or shlex.join(["./run.sh", "--conf", conf, *overrides])
+    run = command if command.startswith("./run.sh") else f"./run.sh --conf {conf}"
     return [
-        ("everything, from the corpus to this report", command or run),
-        ("decoding, scoring and this report only", f"{run} --stage 8 --stop-stage 9"),
+        ("everything, from the corpus to this report", command),
+        ("only decoding, scoring, the on-device benchmark and this report", f"{run} --stage 8"),
     ]

@@ -287,7 +287,7 @@ def _agreement_block(on_device: OnDevice) -> List[str]:
         title = escape(METHOD_TITLES.get(method, method))
         rows.append((_name(system), [escape(precision), title, share, f'<div class="ids">{different}</div>']))
     header = f"<tr>{_heads(['system', 'precision', 'method', 'same text', 'different (at most 10)'])}</tr>"
-    what = "<p>sherpa-onnx on the same files against the recipe’s own search on ONNX Runtime, all test sets.</p>"
+    what = "<p>sherpa-onnx against the recipe’s own search on ONNX Runtime: all test sets, both on padded audio.</p>"
     return [f"<h3>Agreement with sherpa-onnx</h3>{what}{_table(header, rows, 'mixed')}"] if rows else []
 
 

@@ -159,7 +159,8 @@ def _on_device_lines(results: Results, with_dev: bool) -> List[str]:
     lines += [*(f"- {_text(line)}" for line in judged if line), ""]
     found = agreements(on_device)
     if found:
-        lines += ["Utterances with the same text in sherpa-onnx and in the recipe's own search on ONNX Runtime:", ""]
+        title = "Utterances with the same text in sherpa-onnx and in the recipe's own search, both on padded audio:"
+        lines += [title, ""]
         same = []
         for system, precision, method, counts in found:
             title = METHOD_TITLES.get(method, method)

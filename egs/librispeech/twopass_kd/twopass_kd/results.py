@@ -140,7 +140,7 @@ def _load_decode(path: Path, identity_path: Path) -> Dict[str, Any]:
     """Read a decode.json; `identity_path` tells which checkpoint the system has now."""
     meta = _load_json(path, stage=8)
     required = ("phase", "identity", "params", "bytes", "train_seconds")
-    required += ("rescore_weight", "length_reward", "weight_scan", "rtf")
+    required += ("beam", "nbest", "rescore_weight", "length_reward", "weight_scan", "rtf")
     missing = [key for key in required if key not in meta]
     missing += [
         f"{key}.{part}" for key in ("params", "bytes") if key in meta for part in PARTS if part not in meta[key]
@@ -163,8 +163,7 @@ def _read_on_device(
     path = experiment / "ondevice.json"
     if not path.is_file():
         return None
-    identities = {name: meta["identity"] for name, meta in decoded.items()}
-    return check_on_device(_load_json(path, stage=10), path, identities, sets)
+    return check_on_device(_load_json(path, stage=10), path, decoded, sets)
 
 
 def _read_passes(folder: Path, set_name: str, meta: Dict[str, Any]) -> Dict[str, Optional[List[Transcript]]]:

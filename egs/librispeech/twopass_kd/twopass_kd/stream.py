@@ -11,6 +11,8 @@
                 print(recognizer.finalize(stream).text)
                 recognizer.reset(stream)
         print(recognizer.partial(stream).text)
+    stream.input_finished()
+    print(recognizer.finalize(stream).text)
 
 Imports neither torch, k2 nor lhotse, unless the model is a PyTorch checkpoint.
 """
@@ -34,7 +36,8 @@ METHODS = ("modified_beam_search", "greedy_search")
 class Alternative:
     """An entry of the n-best list; the probabilities are natural logarithms.
 
-    `attention_log_prob` is None without a second pass; `score` is what the list is sorted by.
+    `attention_log_prob` is None where there was no second pass, or nothing to choose from; by `score` a second pass
+    sorts the list, and a first pass alone as `search.nbest.best_first` does.
     """
 
     text: str
@@ -91,13 +94,16 @@ class Stream:
         """More audio.
 
         Args:
-          samples: (num_samples,) in [-1, 1] at the model's sampling rate, any number of them.
+          samples: (num_samples,) float in [-1, 1] at the model's sampling rate, any number of them.
         Raises:
-          ValueError: if the input is finished, or `samples` are not one-dimensional or not finite.
+          ValueError: if the input is finished, or `samples` are integers, not one-dimensional or not finite.
         """
         if self.is_input_finished:
             raise ValueError("accept_waveform after input_finished: call the recognizer's reset for new audio")
-        samples = np.asarray(samples, dtype=np.float32)
+        samples = np.asarray(samples)
+        if not np.issubdtype(samples.dtype, np.floating):
+            raise ValueError(f"`samples` ({samples.dtype}) must be floats in [-1, 1]; divide int16 samples by 32768.0")
+        samples = samples.astype(np.float32, copy=False)
         if samples.ndim != 1:
             raise ValueError(f"`samples` {samples.shape} must be one channel, (num_samples,); take e.g. samples[:, 0]")
         if not np.isfinite(samples).all():
@@ -156,8 +162,10 @@ class StreamingRecognizer:
         """Decode one chunk of each stream, all as one batch; those that are not ready stay as they are.
 
         Raises:
-          ValueError: if a stream was finalized and not reset.
+          ValueError: if a stream was finalized and not reset, or is there twice.
         """
+        if len({id(s) for s in streams}) < len(streams):
+            raise ValueError("`streams` must be different ones, but has one twice; give each once")
         if any(s.is_finalized for s in streams):
             raise ValueError("decode after finalize: call reset first, which begins the next utterance")
         counts = [s.num_outputs_ready() for s in streams]
@@ -195,15 +203,15 @@ class StreamingRecognizer:
     def finalize(self, stream: Stream) -> Result:
         """End the utterance: rescore its n-best list with the attention decoder.
 
-        After `input_finished` all the audio is decoded first; before, the utterance ends with what `decode` has seen,
-        and the audio after that belongs to the next one.
+        The utterance ends with what `decode` has seen; the audio after that belongs to the next one. After
+        `input_finished` the rest of the audio is decoded first, up to an endpoint.
 
         Raises:
           ValueError: if the stream was finalized already and not reset.
         """
         if stream.is_finalized:
             raise ValueError("finalize after finalize: call reset first, which begins the next utterance")
-        while stream.is_input_finished and self.is_ready(stream):
+        while stream.is_input_finished and self.is_ready(stream) and not self.is_endpoint(stream):
             self.decode([stream])
         nbest = stream.search.nbest(self.info.nbest)
         alternatives = self._rescore(stream, nbest)
@@ -215,17 +223,17 @@ class StreamingRecognizer:
         return result
 
     def reset(self, stream: Stream) -> None:
-        """Begin the next utterance: on the audio that follows, or after `input_finished` on new audio at time zero.
+        """Begin the next utterance: on the audio that follows, or on new audio at time zero where none is left.
 
         The encoder begins from zero states as it does in training, so that what was said before has no influence.
         """
-        if stream.is_input_finished:
+        if stream.is_input_finished and not stream.num_outputs_ready():
             stream.start_audio()
         stream.start_utterance(self._runtime.init_states(1), self._search.start())
 
     def _rescore(self, stream: Stream, nbest: NBest) -> List[Alternative]:
         texts = [self._text(hyp) for hyp in nbest]
-        if not (self.info.second_pass and stream.memory):
+        if not self.info.second_pass or not stream.memory or len(nbest) == 1:
             return [Alternative(text, hyp.log_prob, None, hyp.log_prob) for text, hyp in zip(texts, nbest)]
         memory = np.concatenate(stream.memory)
         attention = self._runtime.attention_log_probs(memory, [hyp.tokens for hyp in nbest]).tolist()
@@ -262,10 +270,15 @@ def open_runtime(path: Path, int8: bool = False, num_threads: int = 1) -> Runtim
     path = Path(path)
     if path.is_dir() and (path / "final.pt").is_file():
         path = path / "final.pt"
-    if path.is_dir():
+    if path.is_dir() and any(path.glob("*.onnx")):
         return OnnxRuntime(path, int8, num_threads)
     if path.suffix != ".pt" or not path.is_file():
-        raise ModelError(f"model ({path}) must be an export folder (stage 10) or a checkpoint of ours (final.pt)")
+        patterns = ("*/encoder.onnx", "*/final.pt", "*/*/encoder.onnx", "*/*/final.pt")
+        near = [found.parent for pattern in patterns for found in path.glob(pattern)]
+        raise ModelError(
+            f"model ({path}) must be an export folder (stage 10 makes exp/<conf>/export/<system>) or a checkpoint of "
+            f"ours (final.pt){f'; did you mean {near[0]}?' if near else ''}"
+        )
     if int8:
         raise ModelError(f"{path} is a checkpoint, and int8 models are in export folders; export it (stage 10)")
     from twopass_kd.torch_runtime import TorchRuntime  # late: a device has no torch

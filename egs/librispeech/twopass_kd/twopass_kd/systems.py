@@ -8,6 +8,9 @@ from twopass_kd.config import Config, ConfigError, reported_systems
 from twopass_kd.model import TwoPassModel
 from twopass_kd.tokenizer import Tokenizer
 
+# How stage 8 decoded a system: keys of its decode.json that exports and runtimes take over.
+DECODING = ("beam", "nbest", "rescore_weight", "length_reward")
+
 
 def load_system(
     cfg: Config, system: str, data_dir: Path, exp_dir: Path

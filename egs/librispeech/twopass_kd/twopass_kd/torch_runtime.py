@@ -14,6 +14,7 @@ from twopass_kd.decoder import StatelessDecoder
 from twopass_kd.encoder import Conv2dSubsampling, Encoder
 from twopass_kd.losses.attention import attention_loss
 from twopass_kd.ondevice.runtime import ModelError, ModelInfo, States, attention_inputs
+from twopass_kd.systems import DECODING
 
 
 def chunk_sizes(encoder: Encoder, chunk_size: int) -> Tuple[int, int]:
@@ -26,12 +27,12 @@ class TorchRuntime:
     """A `Runtime` (ondevice/runtime.py) on a checkpoint of the trainer.
 
     Args:
-      checkpoint: e.g. `exp/mini/student/deep/final.pt`. How to rescore comes from the decode.json that stage 8 left
-        for it beside; without one the weight is 0.5, which is logged.
+      checkpoint: e.g. `exp/mini/student/deep/final.pt`. How to search and rescore comes from the decode.json that
+        stage 8 left for it; without one from its config and a weight of 0.5, which is logged.
       num_threads: of torch, for the whole process.
       chunk_size: encoder frames for each call; None: `export.chunk_size` of the config it was trained with.
     Raises:
-      ModelError: if the model cannot stream (`decoder.kind` lstm).
+      ModelError: if the model cannot stream (`decoder.kind` lstm) or is no finished one of ours.
       CheckpointError: if the file is no checkpoint.
     """
 
@@ -39,11 +40,13 @@ class TorchRuntime:
         self._model, content = load_model(checkpoint)
         if not isinstance(self._model.decoder, StatelessDecoder):
             raise ModelError(f"{checkpoint} must have a stateless decoder to stream; train with decoder.kind=stateless")
+        if "tokens" not in content:
+            raise ModelError(f"{checkpoint} has no tokens, since an older version trained it; train it again")
         torch.set_num_threads(num_threads)
         cfg = config_from_dict(content["config"])
         chunk_frames, chunk_shift = chunk_sizes(self._model.encoder, chunk_size or cfg.export.chunk_size)
         second_pass = "attention_decoder" in content["trained_parts"]
-        weight, length_reward = _rescoring(Path(checkpoint), content) if second_pass else (0.0, 0.0)
+        found = _decoding(Path(checkpoint), content, {"beam": cfg.decode.beam, "nbest": cfg.decode.nbest})
         self.info = ModelInfo(
             num_features=cfg.features.num_mel_bins,
             sampling_rate=cfg.features.sampling_rate,
@@ -54,10 +57,10 @@ class TorchRuntime:
             vocab_size=self._model.vocab_size,
             tokens=tuple(content["tokens"]),
             second_pass=second_pass,
-            rescore_weight=weight,
-            length_reward=length_reward,
-            beam=cfg.decode.beam,
-            nbest=cfg.decode.nbest,
+            rescore_weight=found["rescore_weight"] if second_pass else 0.0,
+            length_reward=found["length_reward"] if second_pass else 0.0,
+            beam=found["beam"],
+            nbest=found["nbest"],
         )
 
     def init_states(self, batch: int) -> States:
@@ -90,14 +93,18 @@ class TorchRuntime:
         return -attention_loss(logits[0], targets).numpy()
 
 
-def _rescoring(checkpoint: Path, content: Dict[str, Any]) -> Tuple[float, float]:
-    """Weight and length reward that stage 8 chose on dev for this very checkpoint."""
-    experiment = checkpoint.resolve().parents[2]
+def _decoding(checkpoint: Path, content: Dict[str, Any], defaults: Dict[str, Any]) -> Dict[str, Any]:
+    """beam, nbest, rescore_weight and length_reward with which stage 8 decoded this very checkpoint."""
+    # exp/<conf>/<system>/<phase>/final.pt; a checkpoint that was copied elsewhere has no experiment around it.
+    experiment = (checkpoint.resolve().parents[2:3] or [checkpoint.parent])[0]
     for path in sorted(experiment.glob("decode/*/decode.json")):
-        decoded = json.loads(path.read_text(encoding="utf-8"))
-        if decoded.get("identity") == content["identity"] and decoded.get("rescore_weight") is not None:
-            return decoded["rescore_weight"], decoded["length_reward"]
+        try:
+            decoded = json.loads(path.read_text(encoding="utf-8"))
+            if decoded["identity"] == content["identity"]:
+                return {key: decoded[key] for key in DECODING}
+        except (ValueError, KeyError, TypeError) as e:
+            raise ModelError(f"{path} must be written by stage 8, but cannot be read ({e!r}); decode again") from e
     logging.warning(
         "no decode.json for %s (stage 8 makes it): the second pass gets weight 0.5, not one chosen on dev", checkpoint
     )
-    return 0.5, 0.0
+    return {**defaults, "rescore_weight": 0.5, "length_reward": 0.0}

@@ -1,5 +1,5 @@
 # What the stages of run.sh share: markers of finished stages, checks of inputs, launching. Sourced by run.sh, whose
-# variables it uses: caller_dir, conf, baseline, dry_run, force, overrides, corpus_dir, data_dir, experiment, launch_cmd.
+# variables it uses: caller_dir, conf, baseline, dry_run, force, given, overrides, corpus_dir, data_dir, experiment, launch_cmd.
 # shellcheck shell=bash disable=SC2154
 
 titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher LAS" "student RNN-T distillation"
@@ -132,7 +132,8 @@ check_inputs() {
   local maker path
   while IFS=$'\t' read -r maker path; do
     [ -e "$path" ] || fail "$path is missing, which stage $1 reads; stage $maker makes it:" \
-      "./run.sh --stage $maker --stop-stage $maker"
+      "./run.sh --stage $maker --stop-stage $maker${given[*]:+ $(quoted "${given[@]}")}; where it is elsewhere," \
+      "name the folder (--data-dir, --exp-dir)"
   done < <(inputs "$1")
 }
 
@@ -197,15 +198,25 @@ stage_fingerprint() {
   } | sha256sum | cut -c1-16
 }
 
+# Whether stage $2 uses what stage $1 leaves. The report of stage 9 tells of stage 10 as well, which reads none of it.
+feeds() {
+  case "$1,$2" in
+    10,9) return 0 ;;
+    9,10) return 1 ;;
+    *) [ "$1" -lt "$2" ] ;;
+  esac
+}
+
 # Says why stage $1 has to run again although it has a marker; nothing where it does not have to.
 why_again() {
   local own missing earlier
   own=$(marker "$1")
   if [ "$(marker_value "$own" fingerprint)" != "$(stage_fingerprint "$1")" ]; then
-    echo "its settings changed"
+    echo "its settings or folders changed"
     return
   fi
-  for ((earlier = 0; earlier < $1; earlier++)); do
+  for ((earlier = 0; earlier <= 10; earlier++)); do
+    feeds "$earlier" "$1" || continue
     if [ "$(marker "$earlier")" -nt "$own" ]; then
       echo "stage $earlier ran since"
       return

@@ -12,7 +12,9 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict
+
+from lhotse import CutSet
 
 from twopass_kd.asr_datamodule import AsrDataModule
 from twopass_kd.cli import exit_status, experiment_parser
@@ -24,34 +26,65 @@ from twopass_kd.export.scan import DevDecoder, choose_layers, log_choice
 from twopass_kd.export.streaming import check_streaming, load_utterances
 from twopass_kd.export.torchscript import export_torchscript
 from twopass_kd.export.weights import export_weights
+from twopass_kd.fingerprint import short_hash
 from twopass_kd.model import TwoPassModel
 from twopass_kd.ondevice.runtime import OnnxRuntime
-from twopass_kd.systems import load_system
+from twopass_kd.systems import DECODING, load_system
 from twopass_kd.tokenizer import Tokenizer
 
 
-def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
+def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path, reuse: bool = False) -> Path:
     """Export the final checkpoint of `system`; returns the folder.
 
+    Args:
+      reuse: leave a finished export of the same model, data and settings as it is.
     Raises:
       ConfigError: if the system does not exist or cannot be exported.
       FileNotFoundError: naming the stage that makes what is missing.
       ExportError: if a file does not do what the model does; the folder is as it was before.
     """
     _, model, content, tokenizer = load_system(cfg, system, data_dir, exp_dir)
-    decoded = _read_decode_json(Path(exp_dir) / cfg.name / "decode" / system / "decode.json", content["identity"])
+    settings = _read_decode_json(Path(exp_dir) / cfg.name / "decode" / system / "decode.json", content["identity"])
+    settings["chunk_size"] = cfg.export.chunk_size
+    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
+    # Paths of audio that are relative count from the folder that `data_dir` lies in, as those of features do.
+    audio_root = Path(data_dir).resolve().parent
+    cuts = {
+        part: data.cuts([part]).with_recording_path_prefix(audio_root)
+        for part in dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts])
+    }
+    key = short_hash(
+        [content["weights_digest"], tokenizer.digest(), settings, cfg.seed]
+        + [(part, [cut.id for cut in cut_set]) for part, cut_set in cuts.items()]
+    )
 
     final = Path(exp_dir) / cfg.name / "export" / system
+    if reuse and _is_finished(final, key):
+        logging.info("%s is exported already", final)
+        return final
     partial = final.with_name(f".{system}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _fill(partial, cfg, system, model, content, decoded, tokenizer, Path(data_dir))
+        summary = {"system": system, "phase": content["phase"], "identity": content["identity"], "key": key}
+        summary.update(weights_digest=content["weights_digest"], settings=settings)
+        summary.update(_fill(partial, cfg, model, content, settings, tokenizer, cuts))
+        (partial / "export.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         _replace(final, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     logging.info("exported to %s", final)
     return final
+
+
+def _is_finished(folder: Path, key: str) -> bool:
+    """Whether `folder` holds all files of the export that `key` stands for."""
+    try:
+        summary = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in summary["files"]}
+        return summary["key"] == key and summary["files"] == sizes
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _replace(final: Path, partial: Path) -> None:
@@ -77,36 +110,40 @@ def _read_decode_json(path: Path, identity: str) -> Dict[str, Any]:
     try:
         decoded = json.loads(path.read_text(encoding="utf-8"))
         found = decoded["identity"]
-        weight, reward = decoded["rescore_weight"], decoded["length_reward"]
+        settings = {name: decoded[name] for name in DECODING}
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} must be written by stage 8, but cannot be read ({e!r}); {remedy}") from e
     if found != identity:
         raise ValueError(f"{path} (identity {found}) must be of the trained model (identity {identity}); {remedy}")
-    return {"rescore_weight": weight, "length_reward": reward}
+    return settings
 
 
 def _fill(
     folder: Path,
     cfg: Config,
-    system: str,
     model: TwoPassModel,
     content: Dict[str, Any],
-    decoded: Dict[str, Optional[float]],
+    settings: Dict[str, Any],
     tokenizer: Tokenizer,
-    data_dir: Path,
-) -> None:
-    """Write and check everything that an export folder has."""
+    cuts: Dict[str, CutSet],
+) -> Dict[str, Any]:
+    """Write and check all files of an export; returns what export.json says of them."""
     tokens = "".join(f"{piece} {i}\n" for i, piece in enumerate(tokenizer.pieces)).encode()
     (folder / "tokens.txt").write_bytes(tokens)
-    second_pass = decoded["rescore_weight"] is not None
-    common = {"model_id": content["weights_digest"], "tokens_sha256": hashlib.sha256(tokens).hexdigest()}
-    search = {"beam": str(cfg.decode.beam), "nbest": str(cfg.decode.nbest)}
-    encoder = chunk_metadata(model, cfg.export.chunk_size, cfg.features.sampling_rate)
+    second_pass = settings["rescore_weight"] is not None
+    common = {
+        "export_id": short_hash([content["weights_digest"], settings]),
+        "precision": "float32",
+        "tokens_sha256": hashlib.sha256(tokens).hexdigest(),
+    }
+    search = {key: str(settings[key]) for key in ("beam", "nbest")}
+    encoder = chunk_metadata(model, settings["chunk_size"], cfg.features.sampling_rate)
+    rescoring = {key: str(settings[key]) for key in ("rescore_weight", "length_reward")}
     metadata = {
         "encoder": {**encoder, **search, "second_pass": str(int(second_pass)), **common},
         "decoder": common,
         "joiner": common,
-        "attention_decoder": {**{key: str(value) for key, value in decoded.items()}, **search, **common},
+        "attention_decoder": {**rescoring, **common},
     }
     checks: Dict[str, float] = export_onnx(model, second_pass, folder, metadata)
     checks["cpu_jit.pt"] = export_torchscript(model, folder / "cpu_jit.pt")
@@ -115,15 +152,11 @@ def _fill(
     runtime = OnnxRuntime(folder)
     logging.info("largest differences from the PyTorch model: %s", {k: float(f"{v:.2g}") for k, v in checks.items()})
 
-    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
-    # Paths of audio that are relative count from the folder that `data_dir` lies in, as those of features do.
-    audio_root = data_dir.resolve().parent
     streaming = {}
     for part in cfg.corpus.test_parts:
-        utterances = load_utterances(data.cuts([part]).with_recording_path_prefix(audio_root), runtime.info)
-        streaming[part] = check_streaming(model, runtime, utterances)
+        streaming[part] = check_streaming(model, runtime, load_utterances(cuts[part], runtime.info))
         logging.info("%s, streaming against offline: %s", part, streaming[part])
-    dev = load_utterances(data.cuts(cfg.corpus.dev_parts).with_recording_path_prefix(audio_root), runtime.info)
+    dev = [u for part in cfg.corpus.dev_parts for u in load_utterances(cuts[part], runtime.info)]
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as work:
         decoder = DevDecoder(folder, Path(work), dev)
         choice = choose_layers(decoder.layers, decoder, cfg.seed)
@@ -133,17 +166,12 @@ def _fill(
         quantize(path, int8_path, set(choice["left_out"]))
         check_finite(model, int8_path)
     OnnxRuntime(folder, int8=True)  # reads all metadata back
-    summary = {
-        "system": system,
-        "phase": content["phase"],
-        "identity": content["identity"],
-        "weights_digest": content["weights_digest"],
+    return {
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         "checks": checks,
         "streaming": streaming,
         "int8": {"dev_parts": cfg.corpus.dev_parts, **choice},
     }
-    (folder / "export.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -157,7 +185,7 @@ def main() -> int:
     setup_logging()
     log_environment()
     return exit_status(
-        lambda: export(load_config(args.conf, args.overrides), args.system, args.data_dir, args.exp_dir)
+        lambda: export(load_config(args.conf, args.overrides), args.system, args.data_dir, args.exp_dir, reuse=True)
     )
 
 

@@ -6,6 +6,7 @@ Leaves <exp-dir>/<conf>/ondevice.json, and the texts and recogs files in <exp-di
 """
 
 import argparse
+import importlib.util
 import json
 import logging
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Dict, List, Sequence
 from lhotse import load_manifest_lazy
 
 from twopass_kd.cli import exit_status, experiment_parser
-from twopass_kd.config import Config, load_config
+from twopass_kd.config import Config, ConfigError, load_config
 from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure_all, read_exports, stream_long
 from twopass_kd.device_benchmark.utterances import Utterance, write_utterances
 from twopass_kd.environment import log_environment, setup_logging
@@ -67,12 +68,14 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path, max_seconds: float = MAX
     """Measure all exported systems; returns the path of ondevice.json.
 
     Raises:
-      ConfigError: naming the export that is missing or old.
+      ConfigError: naming the export that is missing or old; if sherpa-onnx is not installed.
       FileNotFoundError: naming the cut whose audio is.
       MeasureError: if a measuring process fails.
     """
     experiment = Path(exp_dir) / cfg.name
     out_dir = experiment / "export" / "measured"
+    if importlib.util.find_spec("sherpa_onnx") is None:
+        raise ConfigError("stage 10 measures sherpa-onnx too, which is not installed; do `pip install sherpa-onnx`")
     exports = read_exports(cfg, exp_dir)
     jobs = find_jobs(cfg, exp_dir, exports)
     utterances = list_utterances(cfg, data_dir, max_seconds)
@@ -83,7 +86,7 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path, max_seconds: float = MAX
     first_set = [u for u in utterances if u.set == sets[0]]
     measured = measure_all(jobs, path, min(cfg.export.timed_utterances, len(first_set)), out_dir)
     by_name = {job.name: job for job in jobs}
-    smallest = "student" if "student" in cfg.export.systems else cfg.export.systems[-1]
+    smallest = "student" if "student" in exports else list(exports)[-1]
     long_audio = stream_long(by_name[f"{smallest}-onnx-int8"], path, MINUTES, out_dir)
     texts = decode_all(jobs, path, cfg.corpus.test_parts, out_dir)
 
@@ -98,9 +101,10 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path, max_seconds: float = MAX
         "chunk_ms": any_timing["chunk_duration_ms"],
         "decoded_seconds": {name: sum(u.duration for u in utterances if u.set == name) for name in sets},
         "rows": rows,
-        "agreement": {system: _agreement(texts, system) for system in cfg.export.systems},
-        "int8": {system: _int8(cfg, system, by_name, transcripts) for system in cfg.export.systems},
+        "agreement": {system: _agreement(texts, system) for system in exports},
+        "int8": {system: _int8(cfg, system, by_name, transcripts) for system in exports},
         "long_audio": long_audio,
+        "settings": {system: exported["settings"] for system, exported in exports.items()},
         "quantization": {system: exported["int8"] for system, exported in exports.items()},
         "streaming": {system: exported["streaming"] for system, exported in exports.items()},
     }
@@ -142,10 +146,13 @@ def _row(
 
 
 def _agreement(texts: Dict[str, Dict[str, Any]], system: str) -> Dict[str, Dict[str, Dict[str, Any]]]:
-    """How many utterances of the test sets sherpa-onnx recognises as our search on onnxruntime does."""
+    """How many utterances of the test sets sherpa-onnx recognises as our search on onnxruntime does.
+
+    Both decode the same audio, padded as sherpa-onnx needs it.
+    """
     result: Dict[str, Dict[str, Dict[str, Any]]] = {}
     for precision, suffix in (("fp32", ""), ("int8", "-int8")):
-        ours = texts[f"{system}-onnx{suffix}"]["texts_as_sherpa"]
+        ours = texts[f"{system}-onnx{suffix}"]["padded_texts"]
         theirs = texts[f"{system}-sherpa-onnx{suffix}"]["texts"]
         result[precision] = {}
         for pass_name, method in (("greedy_search", "greedy_search"), ("first_pass", "modified_beam_search")):

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 PROG = "twopass-recognize"
 STDIN = "-"
@@ -20,6 +20,9 @@ examples:
     %(prog)s exp/mini/student/deep/final.pt --stream a.wav
   a microphone, until Ctrl-C
     arecord -q -f S16_LE -r 16000 -c 1 -t raw | %(prog)s exp/mini/export/student --stream -
+
+In JSON, times are seconds from the beginning of the file, log-probs natural logarithms, `score` is what the second pass
+sorts the n-best list by; `timestamps` are when each of `tokens` was recognised, `time` is how much audio went in.
 
 Files are read by soundfile: wav, flac, ...; any sampling rate (resampled) and number of channels (the first is
 used). Speech is cut into segments where the speaker pauses (1.2 s of silence) or after 20 s; each gets its second
@@ -42,13 +45,25 @@ def get_parser() -> argparse.ArgumentParser:
         "model", type=Path, metavar="MODEL", help="an export folder (stage 10) or a checkpoint (.pt file or its folder)"
     )
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="recordings; `-` is raw 16-bit mono audio on standard input"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="recordings; `-` is standard input: raw 16-bit mono samples at the model's rate, 16 kHz",
     )
-    parser.add_argument("--stream", action="store_true", help="show hypotheses while the audio goes in, in chunks")
     parser.add_argument(
-        "--chunk-ms", type=_at_least_one, metavar="MS", help="with --stream: length of a chunk (default: 100)"
+        "--stream",
+        action="store_true",
+        help="show hypotheses while the audio goes in; on a terminal at the pace of speech",
     )
-    parser.add_argument("--nbest", type=_at_least_one, metavar="N", help="show the N best of each segment, with scores")
+    parser.add_argument(
+        "--chunk-ms",
+        type=_whole_number(60000),
+        metavar="MS",
+        help="with --stream: audio that goes in at once (default: 100); the model has steps of its own (mini: 240)",
+    )
+    parser.add_argument(
+        "--nbest", type=_whole_number(1000), metavar="N", help="show the N best of each segment, with scores"
+    )
     parser.add_argument("--json", action="store_true", help="JSON: an object per file; with --stream one per change")
     parser.add_argument("--int8", action="store_true", help="the export folder's 8-bit model")
     parser.add_argument(
@@ -58,15 +73,18 @@ def get_parser() -> argparse.ArgumentParser:
         help="of the first pass (default: %(default)s)",
     )
     parser.add_argument(
-        "--num-threads", type=_at_least_one, default=1, metavar="N", help="threads of the model (default: 1)"
+        "--num-threads", type=_whole_number(1024), default=1, metavar="N", help="threads of the model (default: 1)"
     )
     return parser
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"({text}) must be a whole number from 1")
-    return int(text)
+def _whole_number(most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"({text}) must be a whole number from 1 to {most}")
+        return int(text)
+
+    return parse
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -76,10 +94,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         parser.error("argument --chunk-ms: must come with --stream; add it")
     if args.files.count(STDIN) > 1:
         parser.error("argument FILE: `-` (standard input) must be given once; remove the others")
+    if sys.stdout is None or sys.stderr is None:
+        return 1  # closed by the caller: nowhere to print, not even this
     if STDIN in args.files and sys.stdin is None:
         parser.error("argument FILE: `-` (standard input) must be open; pipe audio into it")
     try:
-        sys.stdout.reconfigure(errors="surrogateescape")  # names that are not UTF-8 are printed as they are
+        # UTF-8 whatever the locale; names of files that are not are printed as they are.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+        sys.stderr.reconfigure(encoding="utf-8", errors="surrogateescape")
         return _recognize(args, parser)
     except KeyboardInterrupt:
         return 130
@@ -95,7 +117,7 @@ def _recognize(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     interrupt = signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # imports that are interrupted raise anything
     try:
         # Imported here: --help and a wrong option answer at once.
-        from twopass_kd.ondevice.audio import Chunks, Note, read_chunks, read_raw_chunks
+        from twopass_kd.ondevice.audio import Chunks, Note, at_pace_of_speech, read_chunks, read_raw_chunks
         from twopass_kd.ondevice.endpoint import EndpointRules
         from twopass_kd.ondevice.features import FRAME_SHIFT
         from twopass_kd.ondevice.printing import make_printer
@@ -123,7 +145,8 @@ def _recognize(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     def open_chunks(name: str, note: Note) -> Chunks:
         if name == STDIN:
             return read_raw_chunks(sys.stdin.buffer, info.sampling_rate, seconds, note)
-        return read_chunks(name, info.sampling_rate, seconds, note)
+        chunks = read_chunks(name, info.sampling_rate, seconds, note)
+        return at_pace_of_speech(chunks, info.sampling_rate) if args.stream and sys.stdout.isatty() else chunks
 
     # 8-bit runtimes scale activations by the largest of the batch, so that a file's text would depend on its company.
     at_once = 1 if args.stream or args.int8 else FILES_AT_ONCE

@@ -13,7 +13,7 @@ from typing import List, Optional, Sequence
 
 from omegaconf import OmegaConf
 
-from twopass_kd.config import Config, ConfigError, load_config, phases_of_stage
+from twopass_kd.config import Config, ConfigError, exported_systems, load_config, phases_of_stage
 from twopass_kd.fingerprint import fingerprint
 
 BASELINE = "student_scratch"
@@ -51,6 +51,9 @@ def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
     """
     corpus = cfg.corpus
     by_system = dict(systems(cfg, baseline))
+    for name in exported_systems(cfg):
+        if name not in by_system:
+            raise ConfigError(f"`export.systems` ({name}) must not be the baseline's where that is left out")
     rows = [
         ["name", cfg.name],
         ["kind", corpus.kind],
@@ -60,7 +63,7 @@ def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
         ["dev_parts", *corpus.dev_parts],
         ["test_parts", *corpus.test_parts],
         ["systems", *by_system],
-        ["export_systems", *(name for name in cfg.export.systems if name in by_system)],
+        ["export_systems", *exported_systems(cfg)],
     ]
     rows += [[f"phase.{name}", phase] for name, phase in by_system.items()]
     for stage in STAGES:

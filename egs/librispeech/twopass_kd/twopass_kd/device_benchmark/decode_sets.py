@@ -24,22 +24,22 @@ def decode_sets(
     model: Path,
     runtime: str,
     utterances: Sequence[Utterance],
-    as_sherpa_sets: Sequence[str] = (),
+    padded_sets: Sequence[str] = (),
     chunk_size: Optional[int] = None,
 ) -> Dict[str, Texts]:
     """Decode all utterances.
 
     Args:
       model, runtime, chunk_size: see `open_recognizers`.
-      as_sherpa_sets: sets that ours decodes once more as sherpa-onnx does (see `twopass_kd.device_benchmark.sherpa`).
+      padded_sets: sets that ours decodes once more, padded as sherpa-onnx needs it (`device_benchmark.sherpa`).
     Returns:
-      `texts`, with the passes greedy_search, first_pass and, where there is one, two_pass; `texts_as_sherpa` of those
+      `texts`, with the passes greedy_search, first_pass and, where there is one, two_pass; `padded_texts` of those
       sets, with greedy_search and first_pass.
     """
     recognizers = {name: make() for name, make in open_recognizers(model, runtime, chunk_size).items()}
     deployed = next(iter(recognizers))
     texts: Texts = {u.set: {name: {} for name in recognizers} for u in utterances}
-    as_sherpa: Texts = {name: {"greedy_search": {}, "first_pass": {}} for name in as_sherpa_sets}
+    padded: Texts = {name: {"greedy_search": {}, "first_pass": {}} for name in padded_sets}
     rate = recognizers[deployed].info.sampling_rate
     # An int8 layer scales its input by the largest value in the batch, so there a stream's company would matter.
     size = 1 if runtime.endswith("int8") else _BATCH
@@ -51,13 +51,14 @@ def decode_sets(
             found["first_pass"], found[deployed] = zip(*recognizers[deployed].decode(prepared))
             for pass_name, batch_texts in found.items():
                 texts[name][pass_name].update(zip((u.id for u in batch), batch_texts))
-            if name in as_sherpa:
+            if name in padded:
                 info = recognizers[deployed].info
                 prepared = [recognizers[deployed].prepare(pad_for_sherpa(samples, info)) for samples in audios]
-                for pass_name, by_id in as_sherpa[name].items():
-                    by_id.update(zip((u.id for u in batch), recognizers[pass_name].decode_as_sherpa(prepared)))
+                for pass_name, by_id in padded[name].items():
+                    found_padded = recognizers[pass_name].decode(prepared)
+                    by_id.update((u.id, first) for u, (first, _) in zip(batch, found_padded))
             bar.update(len(batch))
-    return {"texts": texts, "texts_as_sherpa": as_sherpa}
+    return {"texts": texts, "padded_texts": padded}
 
 
 def _batches(utterances: Sequence[Utterance], size: int) -> Iterator[Tuple[str, List[Utterance]]]:
@@ -76,7 +77,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per call, for pytorch only")
     parser.add_argument("--utterances", type=Path, required=True, metavar="FILE", help="list that stage 10 writes")
     parser.add_argument(
-        "--as-sherpa", nargs="*", default=[], metavar="SET", help="sets that ours decodes once more as sherpa-onnx does"
+        "--padded", nargs="*", default=[], metavar="SET", help="sets to decode once more, padded for sherpa-onnx"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     return parser
@@ -85,12 +86,12 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> int:
     parser = get_parser()
     args = parser.parse_args()
-    if args.as_sherpa and args.runtime.startswith("sherpa-onnx"):
-        parser.error(f"--as-sherpa is for ours; {args.runtime} always decodes so")
+    if args.padded and args.runtime.startswith("sherpa-onnx"):
+        parser.error(f"--padded is for ours; {args.runtime} always pads")
 
     def job() -> None:
         utterances = read_utterances(args.utterances)
-        texts = decode_sets(args.model, args.runtime, utterances, args.as_sherpa, args.chunk_size)
+        texts = decode_sets(args.model, args.runtime, utterances, args.padded, args.chunk_size)
         write_text_atomically(args.out, json.dumps(texts, ensure_ascii=False) + "\n")
 
     return exit_status(job)

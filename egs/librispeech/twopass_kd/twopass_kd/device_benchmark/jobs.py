@@ -2,23 +2,26 @@
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Set
 
 from tqdm import tqdm
 
 import twopass_kd
-from twopass_kd.config import Config, ConfigError, reported_systems
+from twopass_kd.config import Config, ConfigError, exported_systems, reported_systems
 from twopass_kd.device_benchmark.runtimes import RUNTIMES
+from twopass_kd.environment import describe_environment
 from twopass_kd.files import write_text_atomically
+from twopass_kd.systems import DECODING
 
+_running: Set[subprocess.Popen] = set()
 _PACKAGE = Path(twopass_kd.__file__).parent
-_CODE = ("stream.py", "torch_runtime.py", "ondevice/*.py", "device_benchmark/*.py", "search/nbest.py")
 
 
 class MeasureError(ValueError):
@@ -33,7 +36,7 @@ class Job:
       identity: of the checkpoint that was exported.
       model: what the measuring process opens.
       files: what the runtime needs on disk (bytes count).
-      chunk_size: encoder frames for each call, as the export has them.
+      settings: of the export: chunk_size, beam, nbest, rescore_weight, length_reward.
     """
 
     system: str
@@ -41,7 +44,7 @@ class Job:
     identity: str
     model: Path
     files: Sequence[Path]
-    chunk_size: int
+    settings: Dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -50,7 +53,7 @@ class Job:
     def arguments(self, utterances: Path) -> List[str]:
         """Of the measuring processes."""
         args = [str(self.model), "--runtime", self.runtime, "--utterances", str(utterances)]
-        return [*args, "--chunk-size", str(self.chunk_size)] if self.runtime == "pytorch" else args
+        return [*args, "--chunk-size", str(self.settings["chunk_size"])] if self.runtime == "pytorch" else args
 
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files)
@@ -60,10 +63,13 @@ def read_exports(cfg: Config, exp_dir: Path) -> Dict[str, Dict[str, Any]]:
     """The export.json of each system of the config.
 
     Raises:
-      ConfigError: if one is missing or of another checkpoint than the one that is there now.
+      ConfigError: if there is no system to export, or an export is missing, or of another checkpoint or other decoding
+        than those that are there now.
     """
     experiment, exports = Path(exp_dir) / cfg.name, {}
-    for system in cfg.export.systems:
+    if not exported_systems(cfg):
+        raise ConfigError(f"`export.systems` must have at least one of {', '.join(reported_systems(cfg))}")
+    for system in exported_systems(cfg):
         path, trained = experiment / "export" / system / "export.json", experiment / reported_systems(cfg)[system]
         remedy = f"export it again: python -m twopass_kd.bin.export --system {system} (stage 10)"
         if not path.is_file():
@@ -75,6 +81,10 @@ def read_exports(cfg: Config, exp_dir: Path) -> Dict[str, Dict[str, Any]]:
             raise ConfigError(
                 f"{path.parent} must be of the checkpoint in {trained}, which was trained anew; {remedy}"
             )
+        decoded = json.loads((experiment / "decode" / system / "decode.json").read_text(encoding="utf-8"))
+        old = [key for key in DECODING if exports[system]["settings"][key] != decoded[key]]
+        if old:
+            raise ConfigError(f"{path.parent} must have the {old[0]} that stage 8 decoded with now; {remedy}")
     return exports
 
 
@@ -85,19 +95,19 @@ def find_jobs(cfg: Config, exp_dir: Path, exports: Dict[str, Dict[str, Any]]) ->
         folder = experiment / "export" / system
         for runtime in RUNTIMES:
             model = experiment / exported["phase"] / "final.pt" if runtime == "pytorch" else folder
-            files = _files(folder, runtime)
-            jobs.append(Job(system, runtime, exported["identity"], model, files, cfg.export.chunk_size))
+            files = _files(model, runtime)
+            jobs.append(Job(system, runtime, exported["identity"], model, files, exported["settings"]))
     return jobs
 
 
-def _files(folder: Path, runtime: str) -> List[Path]:
+def _files(model: Path, runtime: str) -> List[Path]:
     if runtime == "pytorch":
-        return [folder / "weights.safetensors"]
+        return [model]
     suffix = ".int8.onnx" if runtime.endswith("int8") else ".onnx"
     parts = ["encoder", "decoder", "joiner"]
-    if not runtime.startswith("sherpa-onnx") and (folder / f"attention_decoder{suffix}").is_file():
+    if not runtime.startswith("sherpa-onnx") and (model / f"attention_decoder{suffix}").is_file():
         parts.append("attention_decoder")
-    return [folder / "tokens.txt", *(folder / f"{part}{suffix}" for part in parts)]
+    return [model / "tokens.txt", *(model / f"{part}{suffix}" for part in parts)]
 
 
 def digest_of(paths: Sequence[Path]) -> str:
@@ -117,7 +127,7 @@ def run_kept(module: str, args: Sequence[str], out: Path, depends_on: Dict[str, 
     Raises:
       MeasureError: if the process fails.
     """
-    key = {**depends_on, "args": list(args), "code": digest_of(sorted(p for g in _CODE for p in _PACKAGE.glob(g)))}
+    key = {**depends_on, "args": list(args), "code": digest_of(sorted(_PACKAGE.rglob("*.py")))}
     if out.is_file():
         try:
             kept = json.loads(out.read_text(encoding="utf-8"))
@@ -132,10 +142,15 @@ def run_kept(module: str, args: Sequence[str], out: Path, depends_on: Dict[str, 
         env["TQDM_DISABLE"] = "1"
     command = [sys.executable, "-m", module, *args, "--out", str(fresh)]
     try:
-        done = subprocess.run(command, env=env, stderr=subprocess.PIPE if quiet else None, text=True)
-        if done.returncode:
-            said = f": {done.stderr.strip()}" if quiet else ""
-            raise MeasureError(f"`{' '.join(command)}` failed (exit code {done.returncode}){said}")
+        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE if quiet else None, text=True)
+        _running.add(process)
+        try:
+            said = process.communicate()[1]
+        finally:
+            _running.discard(process)
+        if process.returncode:
+            said = f": {said.strip()}" if said else ""
+            raise MeasureError(f"`{' '.join(command)}` failed (exit code {process.returncode}){said}")
         result = json.loads(fresh.read_text(encoding="utf-8"))
     finally:
         fresh.unlink(missing_ok=True)
@@ -154,23 +169,33 @@ def measure_all(jobs: Sequence[Job], utterances: Path, timed: int, out_dir: Path
         args = [*job.arguments(utterances), "--timed", str(timed)]
         out = out_dir / f"{job.name}.json"
         found[job.name] = run_kept("twopass_kd.device_benchmark.measure", args, out, _depends_on(job, utterances))
+        logging.info("timed %s: RTF of the first pass %.4f", job.name, found[job.name]["rtf"]["first_pass"])
     return found
 
 
 def decode_all(
-    jobs: Sequence[Job], utterances: Path, as_sherpa_sets: Sequence[str], out_dir: Path
+    jobs: Sequence[Job], utterances: Path, padded_sets: Sequence[str], out_dir: Path
 ) -> Dict[str, Dict[str, Any]]:
     """What each job recognises, by its name; as many processes side by side as there are processors."""
 
     def run(job: Job) -> Dict[str, Any]:
         args = job.arguments(utterances)
         if job.runtime.startswith("onnx"):
-            args += ["--as-sherpa", *as_sherpa_sets]
+            args += ["--padded", *padded_sets]
         out = out_dir / f"{job.name}.texts.json"
-        return run_kept("twopass_kd.device_benchmark.decode_sets", args, out, _depends_on(job, utterances), quiet=True)
+        module = "twopass_kd.device_benchmark.decode_sets"
+        texts = run_kept(module, args, out, _depends_on(job, utterances), quiet=True)
+        logging.info("decoded by %s", job.name)
+        return texts
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        texts = list(tqdm(pool.map(run, jobs), total=len(jobs), desc="decoding", unit="runtime", disable=None))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        try:
+            texts = list(tqdm(pool.map(run, jobs), total=len(jobs), desc="decoding", unit="runtime", disable=None))
+        except BaseException:  # Ctrl-C, or one of them failed
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_running):
+                process.terminate()
+            raise
     return {job.name: found for job, found in zip(jobs, texts)}
 
 
@@ -187,5 +212,6 @@ def stream_long(job: Job, utterances: Path, minutes: Sequence[float], out_dir: P
 
 
 def _depends_on(job: Job, utterances: Path) -> Dict[str, Any]:
-    files = [job.model] if job.model.is_file() else job.files
-    return {"identity": job.identity, "files": digest_of(files), "utterances": digest_of([utterances])}
+    machine = {key: value for key, value in describe_environment().items() if key != "git_commit"}
+    content = {"files": digest_of(job.files), "utterances": digest_of([utterances])}
+    return {"identity": job.identity, "settings": job.settings, "machine": machine, **content}

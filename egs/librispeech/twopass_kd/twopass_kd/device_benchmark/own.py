@@ -7,10 +7,9 @@ from typing import Any, Callable, List, Sequence, Tuple
 
 import numpy as np
 
-from twopass_kd.device_benchmark.sherpa import best_as_sherpa
 from twopass_kd.ondevice.features import OnlineFeatures
 from twopass_kd.ondevice.runtime import Runtime
-from twopass_kd.stream import Stream, StreamingRecognizer, detokenize
+from twopass_kd.stream import Stream, StreamingRecognizer
 
 
 class OwnRecognizer:
@@ -75,24 +74,14 @@ class OwnRecognizer:
 
     def decode(self, prepared: Sequence[np.ndarray]) -> List[Tuple[str, str]]:
         """Decode whole utterances side by side: of each the first pass's text and the final one."""
-        results = [self._recognizer.finalize(s) for s in self.decode_streams(prepared)]
-        return [(r.first_pass_text, r.text) for r in results]
-
-    def decode_as_sherpa(self, prepared: Sequence[np.ndarray]) -> List[str]:
-        """The same with sherpa-onnx's choice out of the beam; of audio that `pad_for_sherpa` padded."""
-        info = self.info
-        best = [best_as_sherpa(s.search.nbest(info.beam), info.context_size) for s in self.decode_streams(prepared)]
-        return [detokenize([info.tokens[k] for k in hyp.tokens]) for hyp in best]
-
-    def decode_streams(self, prepared: Sequence[np.ndarray]) -> List[Stream]:
-        """The same; returns the streams, not finalized, from which to take the beam."""
         streams = [self.create_stream() for _ in prepared]
         for stream, frames in zip(streams, prepared):
             stream.features = _StoredFeatures(frames)
             stream.input_finished()
         while ready := [s for s in streams if self._recognizer.is_ready(s)]:
             self._recognizer.decode(ready)
-        return streams
+        results = [self._recognizer.finalize(s) for s in streams]
+        return [(result.first_pass_text, result.text) for result in results]
 
 
 class _StoredFeatures:

@@ -1,25 +1,18 @@
 """The real sherpa-onnx on an export folder: its features, its search and its text, for comparison with ours.
 
-Four things differ between `sherpa_onnx.OnlineRecognizer` and `twopass_kd.stream.StreamingRecognizer`; a comparison
-evens out the first two:
+It decodes a chunk only once a further feature frame is there, and never a shorter last chunk, so it drops the end of an
+utterance: `padding_for_sherpa` appends as much silence as makes it decode everything. Ours, given the same padded
+audio, sees exactly the same encoder frames.
 
-- it decodes a chunk only once a further feature frame is there, and never a shorter last chunk, so it drops the end
-  of an utterance: `padding_for_sherpa` appends as much silence as makes it decode everything. Ours, given the same
-  padded audio, sees exactly the same encoder frames.
-- its modified beam search returns the hypothesis with the best log-prob per token, context included, ours (as
-  icefall's) that with the best log-prob: `best_as_sherpa` chooses from our beam the way it does.
-- it adds up log-probs in other steps than ours (float32 within a frame, float64 between frames), so exact ties can
-  fall either way.
-- it calls the joiner for one frame of the beam, ours for several frames. In float32 that is the same; an int8 layer
-  scales its input by the largest value in the call, so near ties of int8 models can fall either way.
+Two differences are left. It adds up log-probs in other steps (float32 within a frame, ours float64 between frames), so
+exact ties can fall either way. And it calls the joiner for one frame of the beam, ours for several frames: the same in
+float32, but an int8 layer scales its input by the largest value in the call, so near ties of int8 models can change.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Sequence, Tuple
 
 import numpy as np
-
-from twopass_kd.search.nbest import Hypothesis, NBest
 
 if TYPE_CHECKING:
     import sherpa_onnx
@@ -56,11 +49,6 @@ def padding_for_sherpa(num_samples: int, info: "ModelInfo") -> int:
 def pad_for_sherpa(samples: np.ndarray, info: "ModelInfo") -> np.ndarray:
     """`samples` (num_samples,) float32 with the zeros that `padding_for_sherpa` asks for after them."""
     return np.concatenate([samples, np.zeros(padding_for_sherpa(len(samples), info), dtype=np.float32)])
-
-
-def best_as_sherpa(nbest: NBest, context_size: int) -> Hypothesis:
-    """What sherpa-onnx returns out of a whole beam: the best log_prob / (context_size + number of tokens)."""
-    return max(nbest, key=lambda hyp: hyp.log_prob / (context_size + len(hyp.tokens)))
 
 
 class SherpaRecognizer:

@@ -196,7 +196,7 @@ def export_onnx(
         path = Path(folder) / f"{name}.onnx"
         _write(module, name, _inputs(model, name, batch=1, length=2), path)
         entries = {**{k: str(v) for k, v in shapes[name].items()}, **metadata[name]}
-        _add_metadata(path, entries)
+        set_metadata(path, entries)
         differences[path.name] = check_onnx(model, module, path)
     return differences
 
@@ -246,9 +246,12 @@ def _write(module: nn.Module, name: str, inputs: Tuple[Tensor, ...], path: Path)
         )
 
 
-def _add_metadata(path: Path, entries: Dict[str, str]) -> None:
+def set_metadata(path: Path, entries: Dict[str, str]) -> None:
+    """Add entries to the metadata of an ONNX file, or replace those of the same name."""
     proto = onnx.load(str(path))
-    for key, value in entries.items():
+    kept = {prop.key: prop.value for prop in proto.metadata_props}
+    del proto.metadata_props[:]
+    for key, value in {**kept, **entries}.items():
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto)
     onnx.save(proto, str(path))

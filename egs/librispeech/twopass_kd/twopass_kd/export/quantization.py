@@ -9,6 +9,8 @@ from typing import AbstractSet, Dict, Iterator, List
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from twopass_kd.export.onnx_files import set_metadata
+
 # Operators whose weights become int8, and which of their inputs those are. The two small convolutions stay in float32:
 # onnxruntime has no CPU kernel for convolutions with int8 weights.
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "LSTM": 1, "Gather": 0}
@@ -40,13 +42,14 @@ def quantize(source: Path, target: Path, keep: AbstractSet[str]) -> None:
 
     Args:
       source: a float32 file of `onnx_files.export_onnx`.
-      target: where to; it has the metadata, inputs and outputs of `source`.
-      keep: layers of `quantizable_layers` to leave in float32; with all of them left out, the file is copied.
+      target: where to; it has the metadata, inputs and outputs of `source`, but says that its precision is int8.
+      keep: layers of `quantizable_layers` to leave in float32; with all of them left out, the rest is copied.
     """
     layers = quantizable_layers(source)
     chosen = [node for layer, nodes in layers.items() if layer not in keep for node in nodes]
     if not chosen:
         shutil.copyfile(source, target)
+        set_metadata(target, {"precision": "int8"})
         return
     with _without_known_hints():
         quantize_dynamic(
@@ -59,6 +62,7 @@ def quantize(source: Path, target: Path, keep: AbstractSet[str]) -> None:
             # The quantizer turns each Gemm into a MatMul of another name before it looks at the list.
             nodes_to_quantize=[name for node in chosen for name in (node, node + "_MatMul")],
         )
+    set_metadata(target, {"precision": "int8"})
 
 
 # Said of every model that is quantised dynamically. The graph optimiser asked for is not needed, constants are folded.

@@ -68,7 +68,11 @@ class ScriptedDecoder(nn.Module):
         self.blank_id: int = model.decoder.blank_id
 
     def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
-        """y: (N, U) int64 tokens, blank first. Returns (N, U, dim), or (N, U - context_size + 1, dim) unpadded."""
+        """y: (N, U) int64 tokens, blank first. Returns (N, U, dim), or (N, U - context_size + 1, dim) unpadded.
+
+        -1, with which some of icefall's searches begin, counts as blank.
+        """
+        y = y.clamp(min=0)
         if need_pad:
             blanks = torch.full((y.size(0), self.context_size - 1), self.blank_id, dtype=y.dtype, device=y.device)
             y = torch.cat([blanks, y], dim=1)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import BinaryIO, Callable, Iterator, Optional, Tuple
 
@@ -16,6 +17,7 @@ _BLOCK_SECONDS = 0.1  # read at once; at most this much is lost before the place
 _UNKNOWN_LENGTH = 0x7FFF0000  # bytes; programs that write wav into a pipe claim this much or more
 _FULL_SCALE = 2.0  # lossy codecs overshoot 1 a little; integers kept as floats are far above
 _LARGEST_HEADER = 8192  # bytes; a file larger than this has something in it
+_READ_BYTES = 65536  # at once from standard input
 _HEADERS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"ID3")
 
 
@@ -71,7 +73,7 @@ def read_raw_chunks(
         )
     size = 2 * _chunk_size(chunk_seconds, sampling_rate)
     held, samples, peak, begin = b"", 0, 0.0, b""
-    while data := stream.read1(size):
+    while data := stream.read1(min(size, _READ_BYTES)):
         if len(begin) < 4:
             begin += data[:4]
             if begin.startswith(_HEADERS):
@@ -93,6 +95,15 @@ def read_raw_chunks(
         note("no samples")
     elif not peak:
         note("all zeros (digital silence)")
+
+
+def at_pace_of_speech(chunks: Chunks, sampling_rate: int) -> Chunks:
+    """Hand each chunk on when a microphone would: not before as much time has passed as it and those before it last."""
+    begin, samples = time.monotonic(), 0
+    for chunk in chunks:
+        samples += len(chunk)
+        time.sleep(max(0.0, begin + samples / sampling_rate - time.monotonic()))
+        yield chunk
 
 
 def _open(path: str) -> soundfile.SoundFile:

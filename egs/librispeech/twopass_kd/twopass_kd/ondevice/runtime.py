@@ -153,7 +153,11 @@ def read_tokens(path: Path) -> Tuple[str, ...]:
     if not Path(path).is_file():
         raise ModelError(f"{path} must exist; export the model again (stage 10)")
     pieces: List[str] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as e:
+        raise ModelError(f"{path} must be UTF-8 text, but is not ({e}); export the model again (stage 10)") from e
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
         piece, _, index = line.rpartition(" ")
         if index != str(len(pieces)) or not piece:
             raise ModelError(f"{path}, line {number} ({line!r}) must be a token and its id {len(pieces)}")
@@ -193,7 +197,14 @@ def _read_info(folder: Path, suffix: str, metadata: Dict[str, Dict[str, str]]) -
 
     for part, key in (("encoder", "decode_chunk_len"), ("decoder", "context_size"), ("joiner", "joiner_dim")):
         get(part, key)  # a file under another's name is told as that
-    same("model_id", get("encoder", "model_id"), f"encoder{suffix}")
+    same("export_id", get("encoder", "export_id"), f"encoder{suffix}")
+    precision = "int8" if suffix.startswith(".int8") else "float32"
+    for part in metadata:
+        if get(part, "precision") != precision:
+            raise ModelError(
+                f"{folder / (part + suffix)} must be the {precision} file, but it is the {get(part, 'precision')} one "
+                "under its name; copy the whole folder, or export again"
+            )
     second_pass = "attention_decoder" in metadata
     if get("encoder", "second_pass") == "1" and not second_pass:
         raise ModelError(f"{folder / ('attention_decoder' + suffix)} must exist; export the model again (stage 10)")

@@ -11,7 +11,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from twopass_kd.ondevice.runtime import Runtime
-from twopass_kd.search.nbest import Hypothesis, NBest
+from twopass_kd.search.nbest import Hypothesis, NBest, best_first
 
 BLANK, UNK = 0, 2
 _MAX_CACHED_CONTEXTS = 4096  # decoder outputs kept; a stateless decoder sees the same few contexts again and again
@@ -40,12 +40,13 @@ class SearchState:
         self.num_frames = 0
 
     def best(self) -> Hypothesis:
-        """The most probable hypothesis so far."""
-        return _read_off(max(self.paths, key=lambda p: p.log_prob))
+        """The best hypothesis so far."""
+        return self.nbest(1)[0]
 
     def nbest(self, count: int) -> NBest:
-        """The `count` most probable hypotheses, best first; merging may have left fewer."""
-        return [_read_off(p) for p in sorted(self.paths, key=lambda p: -p.log_prob)[:count]]
+        """The `count` best hypotheses, best first (`best_first`); merging may have left fewer."""
+        context_size = len(self.paths[0].context)
+        return best_first([_read_off(path) for path in self.paths], context_size)[:count]
 
 
 def _read_off(path: _Path) -> Hypothesis:

@@ -144,6 +144,9 @@ class Transcriber:
         """The end of a file's audio."""
         job.stream.input_finished()
         result = self._finalize(job)
+        while job.stream.num_outputs_ready():  # an endpoint came before the end
+            self._recognizer.reset(job.stream)
+            result = self._finalize(job)
         transcript, info = job.transcript, self._recognizer.info
         if not transcript.num_segments:
             shortest = info.receptive_field * FRAME_SHIFT
@@ -152,7 +155,7 @@ class Transcriber:
                 self._printer.note(f"{transcript.file}: {reason}")
             elif transcript.heard:
                 self._printer.note(f"{transcript.file}: nothing was recognised in {transcript.heard:.1f} s")
-            self._printer.segment(transcript, replace(result, start=0.0))
+            self._printer.segment(transcript, replace(result, start=0.0, nbest=[]))
         self._close(job, transcript)
 
     def _close(self, job: _Job, transcript: Optional[Transcript]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from twopass_kd.model import TwoPassModel
-from twopass_kd.search.nbest import Hypothesis, NBest
+from twopass_kd.search.nbest import Hypothesis, NBest, best_first
 
 # Hypotheses with the same tokens are found by a rolling hash of them (int64, wraps around).
 _HASH_FACTOR = 6364136223846793005
@@ -27,7 +27,7 @@ def modified_beam_search(
       beam: hypotheses kept for each utterance.
       nbest: how many to return at most; merging may leave fewer.
     Returns:
-      For each utterance its hypotheses, by log-prob, best first (not normalised by length).
+      For each utterance its hypotheses, best first (`best_first`); their log-probs are not normalised by length.
     """
     batch, num_frames = encoder_out.shape[:2]
     device = encoder_out.device
@@ -73,7 +73,8 @@ def modified_beam_search(
             for old, new in zip(state, new_state):
                 old[moved] = new
         lm = lm.reshape(batch, beam, -1)
-    return _read_off(torch.stack(parents), torch.stack(emitted), log_prob, blank, nbest)
+    beams = _read_off(torch.stack(parents), torch.stack(emitted), log_prob, blank)
+    return [best_first(hyps, decoder.context_size)[:nbest] for hyps in beams]
 
 
 def _merge(log_prob: Tensor, spelling: Tensor) -> Tensor:
@@ -84,8 +85,8 @@ def _merge(log_prob: Tensor, spelling: Tensor) -> Tensor:
     return summed.masked_fill((same & earlier).any(2), float("-inf"))
 
 
-def _read_off(parents: Tensor, emitted: Tensor, log_prob: Tensor, blank: int, nbest: int) -> List[NBest]:
-    """Follow the back-pointers. parents, emitted: (T, B, K); log_prob: (B, K)."""
+def _read_off(parents: Tensor, emitted: Tensor, log_prob: Tensor, blank: int) -> List[List[Hypothesis]]:
+    """Follow the back-pointers of what is in the beams. parents, emitted: (T, B, K); log_prob: (B, K)."""
     score, slot = log_prob.sort(dim=1, descending=True)
     path = []
     for parent, token in zip(parents.flip(0), emitted.flip(0)):
@@ -95,7 +96,7 @@ def _read_off(parents: Tensor, emitted: Tensor, log_prob: Tensor, blank: int, nb
     return [
         [
             Hypothesis([k for k in row if k != blank], s, [t for t, k in enumerate(row) if k != blank])
-            for row, s in list(zip(rows_of_utterance, scores))[:nbest]
+            for row, s in zip(rows_of_utterance, scores)
             if s != float("-inf")
         ]
         for rows_of_utterance, scores in zip(rows, score.tolist())

@@ -22,6 +22,16 @@ class Hypothesis:
 NBest = List[Hypothesis]  # best first
 
 
+def best_first(hyps: Sequence[Hypothesis], context_size: int) -> NBest:
+    """Sorted by `log_prob / (context_size + number of tokens)`, by which icefall and sherpa-onnx choose out of a beam.
+
+    Args:
+      hyps: what a beam search has kept for one utterance; ties stay in their order.
+      context_size: of the decoder; the blanks before the first token count as tokens.
+    """
+    return sorted(hyps, key=lambda hyp: -hyp.log_prob / (context_size + len(hyp.tokens)))
+
+
 def two_pass_scores(
     nbest: NBest, attention: Sequence[float], weight: float, length_reward: float = 0.0
 ) -> List[float]:
