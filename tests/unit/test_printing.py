@@ -2,21 +2,8 @@ import os
 import pty
 import sys
 
-import pytest
-
-from counting import CountingRuntime, bursts, write, write_talk
-from twopass_kd import stream
+from counting import bursts, write
 from twopass_kd.bin import recognize
-
-
-@pytest.fixture
-def counting(monkeypatch):
-    monkeypatch.setattr(stream, "open_runtime", lambda path, int8, num_threads: CountingRuntime())
-
-
-@pytest.fixture
-def talk(tmp_path):
-    return write_talk(tmp_path / "talk.wav")
 
 
 def screen(text: str, columns: int):

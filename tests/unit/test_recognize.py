@@ -13,21 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from counting import RATE, WORDS, CountingRuntime, bursts, write, write_talk
+from counting import RATE, WORDS, CountingRuntime, bursts, write
 from tiny import VOCAB_SIZE, tiny_model
-from twopass_kd import stream
 from twopass_kd.bin import recognize
 from twopass_kd.export.onnx_files import chunk_metadata, export_onnx
-
-
-@pytest.fixture
-def counting(monkeypatch):
-    monkeypatch.setattr(stream, "open_runtime", lambda path, int8, num_threads: CountingRuntime())
-
-
-@pytest.fixture
-def talk(tmp_path):
-    return write_talk(tmp_path / "talk.wav")
 
 
 def run(*args, status=0, capsys=None):

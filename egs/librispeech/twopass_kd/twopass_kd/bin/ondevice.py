@@ -5,7 +5,6 @@ whether int8 costs words; whether sherpa-onnx finds the same words as we do; mem
 Leaves <exp-dir>/<conf>/ondevice.json, and the texts and recogs files in <exp-dir>/<conf>/export/measured/.
 """
 
-import argparse
 import importlib.util
 import json
 import logging
@@ -64,7 +63,7 @@ def _evenly_spaced(utterances: List[Utterance], max_seconds: float) -> List[Utte
     return [utterances[i * len(utterances) // count] for i in range(count)]
 
 
-def measure(cfg: Config, data_dir: Path, exp_dir: Path, max_seconds: float = MAX_SECONDS) -> Path:
+def measure(cfg: Config, data_dir: Path, exp_dir: Path) -> Path:
     """Measure all exported systems; returns the path of ondevice.json.
 
     Raises:
@@ -78,7 +77,7 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path, max_seconds: float = MAX
         raise ConfigError("stage 10 measures sherpa-onnx too, which is not installed; do `pip install sherpa-onnx`")
     exports = read_exports(cfg, exp_dir)
     jobs = find_jobs(cfg, exp_dir, exports)
-    utterances = list_utterances(cfg, data_dir, max_seconds)
+    utterances = list_utterances(cfg, data_dir)
     path = out_dir / "utterances.jsonl"
     write_utterances(utterances, path)
 
@@ -184,29 +183,11 @@ def _int8(
     return result
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = experiment_parser(__doc__, example="export.timed_utterances=100")
-    parser.add_argument(
-        "--max-seconds", type=_positive, default=MAX_SECONDS, metavar="S",
-        help="audio decoded of each set for the WER, evenly spaced utterances of a longer one (default: %(default)g)",
-    )  # fmt: skip
-    return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"({text}) must be positive")
-    return value
-
-
 def main() -> int:
-    args = get_parser().parse_args()
+    args = experiment_parser(__doc__, example="export.timed_utterances=100").parse_args()
     setup_logging()
     log_environment()
-    return exit_status(
-        lambda: measure(load_config(args.conf, args.overrides), args.data_dir, args.exp_dir, args.max_seconds)
-    )
+    return exit_status(lambda: measure(load_config(args.conf, args.overrides), args.data_dir, args.exp_dir))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 from tqdm import tqdm
 
 from twopass_kd.cli import exit_status
-from twopass_kd.device_benchmark.runtimes import RUNTIMES, open_recognizers
+from twopass_kd.device_benchmark.runtimes import open_recognizers, runtime_parser
 from twopass_kd.device_benchmark.sherpa import pad_for_sherpa
 from twopass_kd.device_benchmark.utterances import Utterance, read_audio, read_utterances
 from twopass_kd.files import write_text_atomically
@@ -71,15 +71,10 @@ def _batches(utterances: Sequence[Utterance], size: int) -> Iterator[Tuple[str, 
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m twopass_kd.device_benchmark.decode_sets", description=__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="export folder; for the runtime pytorch a final.pt")
-    parser.add_argument("--runtime", choices=RUNTIMES, required=True)
-    parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per call, for pytorch only")
-    parser.add_argument("--utterances", type=Path, required=True, metavar="FILE", help="list that stage 10 writes")
+    parser = runtime_parser("python -m twopass_kd.device_benchmark.decode_sets", __doc__)
     parser.add_argument(
         "--padded", nargs="*", default=[], metavar="SET", help="sets to decode once more, padded for sherpa-onnx"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     return parser
 
 

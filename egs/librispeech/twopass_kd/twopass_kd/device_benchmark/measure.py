@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from twopass_kd.cli import exit_status
-from twopass_kd.device_benchmark.runtimes import METHODS, RUNTIMES, open_recognizers
+from twopass_kd.device_benchmark.runtimes import METHODS, open_recognizers, runtime_parser
 from twopass_kd.device_benchmark.sherpa import SherpaRecognizer, padding_for_sherpa
 from twopass_kd.device_benchmark.utterances import Utterance, read_audio, read_utterances
 from twopass_kd.files import write_text_atomically
@@ -131,13 +131,8 @@ def _percentiles(seconds: Sequence[float]) -> Dict[str, float]:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m twopass_kd.device_benchmark.measure", description=__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="export folder; for the runtime pytorch a final.pt")
-    parser.add_argument("--runtime", choices=RUNTIMES, required=True)
-    parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per call, for pytorch only")
-    parser.add_argument("--utterances", type=Path, required=True, metavar="FILE", help="list that stage 10 writes")
+    parser = runtime_parser("python -m twopass_kd.device_benchmark.measure", __doc__)
     parser.add_argument("--timed", type=int, required=True, metavar="N", help="so many, from the first on, are timed")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     return parser
 
 

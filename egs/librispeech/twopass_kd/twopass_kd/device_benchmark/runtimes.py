@@ -1,5 +1,6 @@
 """The recognizers that are compared: ours on three runtimes, sherpa-onnx on two of them."""
 
+import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -11,6 +12,17 @@ from twopass_kd.device_benchmark.sherpa import SherpaRecognizer
 
 RUNTIMES = ("pytorch", "onnx", "onnx-int8", "sherpa-onnx", "sherpa-onnx-int8")
 METHODS = {"greedy_search": "greedy_search", "first_pass": "modified_beam_search", "two_pass": "modified_beam_search"}
+
+
+def runtime_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with what every process that measures a runtime is told, to which its own options are added."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="export folder; for the runtime pytorch a final.pt")
+    parser.add_argument("--runtime", choices=RUNTIMES, required=True)
+    parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per call, for pytorch only")
+    parser.add_argument("--utterances", type=Path, required=True, metavar="FILE", help="list that stage 10 writes")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    return parser
 
 
 def open_recognizers(

@@ -93,8 +93,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # With the arena on, hour-long streams of chunks need no more, but whole-utterance second passes keep their
-        # largest buffers for ever.
+        # Memory goes back after the second pass of a long utterance.
         options.enable_cpu_mem_arena = False
         self._sessions = {}
         for part in PARTS:
