@@ -107,7 +107,8 @@ def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch)
 def data_seconds(cfg: Config, data_dir: Path, batches: int = 30) -> float:
     tokenizer = Tokenizer(data_dir / f"lang_bpe_{cfg.tokens.vocab_size}")
     data = AsrDataModule(cfg, data_dir, tokenizer, cfg.student.encoder.subsampling_factor)
-    loader = iter(data.train_loader(epoch=1, num_cuts=data.measure_train()[0]))
+    data.measure_train()
+    loader = iter(data.train_loader(epoch=1))
     next(loader)  # fills the sampler's buffer
     begin = time.perf_counter()
     count = sum(1 for _, _ in zip(range(batches), loader))

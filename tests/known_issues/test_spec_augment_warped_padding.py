@@ -4,6 +4,7 @@ import torch
 
 from tiny import random_batch, tiny_model
 from twopass_kd.config import KdConfig, LossConfig, PhaseConfig, TrainConfig
+from twopass_kd.distributed import Ranks
 from twopass_kd.objective import Objective
 from twopass_kd.trainer import Trainer, fix_random_seed
 
@@ -12,7 +13,7 @@ def test_padding_stays_padding(tmp_path):
     model = tiny_model()
     phase = PhaseConfig(stage=3, model="student", train=[], loss_scales={"ctc": 1.0}, num_epochs=1, base_lr=1e-3)
     objective = Objective(model, phase.loss_scales, LossConfig(), KdConfig(), 1, 1)
-    trainer = Trainer(model, objective, phase, TrainConfig(max_duration=1), tmp_path, 1, {"phase": "s/p"})
+    trainer = Trainer(model, objective, phase, TrainConfig(max_duration=1), tmp_path, 1, {"phase": "s/p"}, Ranks())
     changed = False
     for step in range(20):
         batch = random_batch(frames=(300, 200), symbols=(3, 3))

@@ -86,27 +86,31 @@ def test_batches_hold_features_and_tokens_of_their_cuts(data):
 
 
 def test_an_epoch_has_every_usable_cut_once_and_the_same_order_each_time(data):
-    num_cuts, seconds = data.measure_train()
-    first, again = ids(data.train_loader(1, num_cuts)), ids(data.train_loader(1, num_cuts))
-    assert first == again != ids(data.train_loader(2, num_cuts))
+    measured = data.measure_train()
+    first, again = ids(data.train_loader(1)), ids(data.train_loader(1))
+    assert first == again != ids(data.train_loader(2))
     flat = [i for batch in first for i in batch]
-    assert len(flat) == len(set(flat)) == num_cuts == 39 and "utt-07" not in flat
-    assert seconds == pytest.approx(sum(c.duration for c in data.train_cuts()))
+    assert len(flat) == len(set(flat)) == measured.num_cuts == 39 and "utt-07" not in flat
+    durations = [c.duration for c in data.train_cuts()]
+    assert measured.seconds == pytest.approx(sum(durations)) and measured.longest == max(durations)
 
 
 @pytest.mark.parametrize("sort", [False, True])
 def test_skipping_gives_the_rest_of_the_epoch(data, sort):
-    whole = ids(data.train_loader(3, 39, sort=sort))
-    assert ids(data.train_loader(3, 39, sort=sort, skip=4)) == whole[4:]
+    data.measure_train()
+    whole = ids(data.train_loader(3, sort=sort))
+    assert ids(data.train_loader(3, sort=sort, skip=4)) == whole[4:]
 
 
 def test_sorted_epoch_goes_from_short_to_long(data):
-    durations = [max(c.duration for c in batch.cuts) for batch in data.train_loader(1, 39, sort=True)]
+    data.measure_train()
+    durations = [max(c.duration for c in batch.cuts) for batch in data.train_loader(1, sort=True)]
     assert durations == sorted(durations)
 
 
 def test_batches_are_of_max_duration_and_at_most_one_cut_more(data):
-    durations = [batch.duration for batch in data.train_loader(1, 39)]
+    data.measure_train()
+    durations = [batch.duration for batch in data.train_loader(1)]
     assert max(durations) <= 8.0 + 3.0 and max(durations) > 4.0
 
 
@@ -122,7 +126,7 @@ def test_statistics_are_those_of_the_features(data):
 
 
 def test_cuts_left_out_are_listed_with_the_reason_and_limited(data, tmp_path):
-    data.measure_train(tmp_path / "left_out.tsv")
+    data.measure_train(left_out_path=tmp_path / "left_out.tsv")
     assert (tmp_path / "left_out.tsv").read_text().startswith("utt-07\tmore tokens")
     data.cfg.corpus.max_left_out = 0.01
     with pytest.raises(ValueError, match="1 of 40 training cuts.*utt-07.*raise `corpus.max_left_out`"):
@@ -144,11 +148,47 @@ def test_parts_are_mixed_in_proportion_to_their_sizes(data):
     assert max(twice) > 22
 
 
-def test_digest_changes_with_the_cuts(data, data_dir, tmp_path):
-    before = data.train_digest()
-    assert before == data.train_digest()
+def test_digest_changes_with_the_cuts(data):
+    before = data.measure_train().digest
+    assert before == data.measure_train().digest
     data.cfg.corpus.train_parts = ["dev"]
-    assert data.train_digest() != before
+    assert data.measure_train().digest != before
+
+
+def test_training_cuts_are_measured_once(data, tmp_path, monkeypatch):
+    cache = tmp_path / "exp" / "train_cuts.json"
+    measured = data.measure_train(cache)
+    batches = ids(data.train_loader(1))
+    monkeypatch.setattr(AsrDataModule, "_measure", lambda self: pytest.fail("measured again"))
+    assert data.measure_train(cache) == measured and measured.left_out.keys() == {"utt-07"}
+    assert ids(data.train_loader(1)) == batches
+    monkeypatch.undo()
+    data.cfg.corpus.min_duration, data.cfg.corpus.max_left_out = 1.0, 0.5
+    assert data.measure_train(cache).num_cuts < measured.num_cuts
+    cache.write_text("cut sho")
+    assert data.measure_train(cache).num_cuts < measured.num_cuts
+
+
+def of_rank(data, rank, world_size):
+    return AsrDataModule(data.cfg, data.data_dir, data.dataset.tokenizer, 4, rank, world_size)
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_ranks_share_an_epoch_and_have_as_many_batches(data, sort):
+    shares = []
+    for rank in range(3):
+        mine = of_rank(data, rank, 3)
+        mine.measure_train()
+        shares.append(ids(mine.train_loader(1, sort=sort)))
+        assert ids(mine.train_loader(1, sort=sort, skip=2)) == shares[-1][2:]
+    assert len({len(batches) for batches in shares}) == 1
+    together = [i.split("_dup")[0] for batches in shares for batch in batches for i in batch]
+    assert set(together) == {c.id for c in data.train_cuts()} and len(together) <= 39 + 2
+
+
+def test_ranks_share_the_dev_cuts_without_doubling_any(data):
+    together = [i for rank in range(3) for batch in ids(of_rank(data, rank, 3).valid_loader()) for i in batch]
+    assert sorted(together) == sorted(c.id for c in data.valid_cuts())
 
 
 def test_missing_cuts_name_the_stage_that_makes_them(data):

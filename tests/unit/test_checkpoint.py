@@ -93,9 +93,18 @@ def test_average_is_the_mean(tmp_path):
     assert int(mean["n"]) == 3
 
 
-def test_remove_old_keeps_the_newest_and_all_epochs(tmp_path):
+def test_remove_old_keeps_the_newest_of_a_kind(tmp_path):
     for n in (5, 10, 100):
         save_checkpoint(content(n), tmp_path / f"checkpoint-{n}.pt")
-    save_checkpoint(content(1), tmp_path / "epoch-1.pt")
-    remove_old(tmp_path, 1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-100.pt", "epoch-1.pt"]
+    for n in (8, 9, 10):
+        save_checkpoint(content(n), tmp_path / f"epoch-{n}.pt")
+    remove_old(tmp_path, "checkpoint", 1)
+    assert sorted(p.name for p in tmp_path.glob("c*")) == ["checkpoint-100.pt"]
+    remove_old(tmp_path, "epoch", 2)
+    assert sorted(p.name for p in tmp_path.glob("e*")) == ["epoch-10.pt", "epoch-9.pt"]
+
+
+def test_at_the_same_step_the_end_of_the_epoch_is_later(tmp_path):
+    for name in ("checkpoint-40.pt", "epoch-2.pt"):
+        save_checkpoint(content(40), tmp_path / name)
+    assert find_latest(tmp_path)[0].name == "epoch-2.pt"

@@ -11,6 +11,7 @@ import torch
 from tiny import random_batch, tiny_model
 from twopass_kd.checkpoint import load_checkpoint
 from twopass_kd.config import KdConfig, LossConfig, PhaseConfig, TrainConfig
+from twopass_kd.distributed import Ranks
 from twopass_kd.objective import Objective
 from twopass_kd.trainer import Data, Interrupted, Trainer, freeze_all_but, learning_rate
 
@@ -49,8 +50,8 @@ def make_trainer(exp_dir, train=PARTS, **train_cfg):
     freeze_all_but(model, model.parts(), train)
     objective = Objective(model, phase.loss_scales, LossConfig(), KdConfig(), sos_id=1, eos_id=1)
     cfg = TrainConfig(max_duration=1, log_interval=2, **train_cfg)
-    metadata = {"config": {}, "phase": "s/p", "identity": "x", "train_seconds_before": 5.0}
-    return Trainer(model, objective, phase, cfg, exp_dir, seed=7, metadata=metadata)
+    metadata = {"config": {}, "phase": "s/p", "identity": "x", "train_seconds_before": 5.0, "environment": {}}
+    return Trainer(model, objective, phase, cfg, exp_dir, seed=7, metadata=metadata, ranks=Ranks())
 
 
 def stop_after(count):

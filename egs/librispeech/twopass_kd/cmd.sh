@@ -1,13 +1,10 @@
-# How run.sh launches the jobs of a stage. Sourced by run.sh.
+# How run.sh launches its stages. Sourced by run.sh.
 # shellcheck shell=bash disable=SC2034
 
-# local: on this machine, as child processes. The only launcher there is.
+# What --launcher is where it is not given:
+#   local  on this machine, as child processes
+#   slurm  as a chain of batch jobs; what they ask for is in the YAML, under `slurm`
 launcher=local
 
-case "$launcher" in
-  local) launch_cmd=(python3 utils/run_jobs.py) ;;
-  *)
-    echo "error: \`launcher\` ($launcher) in cmd.sh must be one of: local" >&2
-    return 1
-    ;;
-esac
+# Runs the commands of one stage on this machine.
+launch_cmd=(python3 utils/run_jobs.py)

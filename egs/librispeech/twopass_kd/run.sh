@@ -31,6 +31,11 @@ Options:
   --baseline BOOL       also train student_scratch: same size, no distillation (default: true)
   --nj N                jobs side by side (default: number of cores)
   --threads N           threads of each training on a CPU (default: 1; more do not help models as small as mini's)
+  --world-size N        ranks of each training on one node, e.g. its GPUs (default: 1)
+  --nnodes N            nodes of each training, under Slurm, each with as many ranks (default: 1)
+  --launcher NAME       local, or slurm: submit each stage as a batch job, after the one before (default: in cmd.sh);
+                        the jobs' partition, time, CPUs, GPUs and memory are in the YAML, under slurm
+  --status              show how far the stages and their Slurm jobs are, and run nothing
   --dry-run             print the commands of the stages and run nothing (". ./path.sh" first to run them by hand)
   --force               run the stages even where they are done; trainings start anew, old ones are moved aside
   --help                this text
@@ -41,6 +46,8 @@ EOF
 
 # shellcheck source=utils/stages.sh
 . utils/stages.sh
+# shellcheck source=utils/launch.sh
+. utils/launch.sh
 
 stage=0
 stop_stage=10
@@ -49,22 +56,32 @@ corpus_dir=
 data_dir=
 exp_dir=
 baseline=true
-nj=$(number_of_cores)
+nj=${SLURM_CPUS_PER_TASK:-$(number_of_cores)}
 threads=1
+world_size=1
+nnodes=1
+launcher=
+status=false
 dry_run=false
 force=false
 overrides=()
-given=() # options that say which experiment this is; the report shows them
+given=()   # options that say which experiment this is; the report shows them
+running=() # options that say how it runs
 
 while [ $# -gt 0 ]; do
   case "$1" in
-    --stage | --stop-stage | --conf | --corpus-dir | --data-dir | --exp-dir | --baseline | --nj | --threads)
+    --stage | --stop-stage | --conf | --corpus-dir | --data-dir | --exp-dir | --baseline | --nj | --threads | \
+      --world-size | --nnodes | --launcher)
       [ $# -ge 2 ] || fail "\`$1\` must be followed by a value; see ./run.sh --help"
       name=${1#--}
       printf -v "${name//-/_}" '%s' "$2"
-      case "$1" in --conf | --*-dir | --baseline) given+=("$1" "$2") ;; esac
+      case "$1" in
+        --conf | --*-dir | --baseline) given+=("$1" "$2") ;;
+        --nj | --threads | --world-size | --nnodes) running+=("$1" "$2") ;;
+      esac
       shift 2
       ;;
+    --status) status=true && shift ;;
     --dry-run) dry_run=true && shift ;;
     --force) force=true && shift ;;
     --help | -h) usage && exit 0 ;;
@@ -77,13 +94,22 @@ check_integer --stage "$stage" 0 10
 check_integer --stop-stage "$stop_stage" 0 10
 check_integer --nj "$nj" 1 9999
 check_integer --threads "$threads" 1 9999
+check_integer --world-size "$world_size" 1 9999
+check_integer --nnodes "$nnodes" 1 9999
 [ "$stage" -le "$stop_stage" ] || fail "\`--stop-stage\` ($stop_stage) must not be before \`--stage\` ($stage)"
 case "$baseline" in true | false) ;; *) fail "\`--baseline\` ($baseline) must be true or false" ;; esac
 
 # shellcheck source=path.sh
 . ./path.sh
+requested=$launcher
 # shellcheck source=cmd.sh
 . ./cmd.sh
+launcher=${requested:-$launcher}
+case "$launcher" in local | slurm) ;; *) fail "\`--launcher\` ($launcher) must be local or slurm" ;; esac
+if [ "$nnodes" -gt 1 ] && [ "$launcher" = local ] && [ -z "${SLURM_JOB_ID:-}" ]; then
+  fail "\`--nnodes\` ($nnodes) must be 1 outside of Slurm; add --launcher slurm, or run twopass_kd.bin.train on each" \
+    "node yourself (--dry-run shows the commands; add --rdzv-endpoint FIRST_NODE:PORT)"
+fi
 
 conf=$(find_conf "$conf")
 read_plan
@@ -128,20 +154,27 @@ stage_2() {
   launch 1 1 bpe python3 local/train_bpe.py --conf "$conf" --data-dir "$data_dir" "${overrides[@]}"
 }
 
-# Trains the phases of stage $1. They do not depend on each other, so they run side by side, as far as the cores go.
+# Trains the phases of stage $1. They do not depend on each other, so they run side by side, as far as the cores or
+# GPUs go; with several ranks, one after the other.
 train_stage() {
-  local phases phase jobs=() count=0
+  local phases phase jobs=() count=0 ranks=()
   read -r -a phases <<<"${plan[phases.$1]}"
+  [ "$world_size" -eq 1 ] && [ "$nnodes" -eq 1 ] || ranks=(--world-size "$world_size")
+  [ "$nnodes" -eq 1 ] || ranks+=(--nnodes "$nnodes" --rdzv-endpoint "$(rdzv_endpoint)")
   for phase in "${phases[@]}"; do
     [ "$count" -eq 0 ] || jobs+=("::")
-    jobs+=("$phase" python3 -m twopass_kd.bin.train --conf "$conf" --phase "$phase"
-      --data-dir "$data_dir" --exp-dir "$exp_dir" "${overrides[@]}")
+    jobs+=("$phase" "${on_each_node[@]}" python3 -m twopass_kd.bin.train --conf "$conf" --phase "$phase"
+      --data-dir "$data_dir" --exp-dir "$exp_dir" "${ranks[@]}" "${overrides[@]}")
     count=$((count + 1))
     if $force; then set_aside "$experiment/$phase"; fi
   done
   [ "$count" -gt 0 ] || return 0
   [ "$count" -le "$nj" ] || count=$nj
-  launch "$count" "$threads" "${jobs[@]}"
+  if [ "${#ranks[@]}" -gt 0 ]; then
+    launch 1 "$threads" "${jobs[@]}"
+  else
+    launch_on_gpus "$count" "$threads" "${jobs[@]}"
+  fi
 }
 
 stage_8() {
@@ -151,7 +184,7 @@ stage_8() {
     jobs+=("$system" python3 -m twopass_kd.bin.decode --conf "$conf" --system "$system"
       --data-dir "$data_dir" --exp-dir "$exp_dir" "${overrides[@]}")
   done
-  launch "$nj" 1 "${jobs[@]}"
+  launch_on_gpus "$nj" 1 "${jobs[@]}"
 }
 
 stage_9() {
@@ -174,6 +207,17 @@ stage_10() {
   launch 1 1 ondevice python3 -m twopass_kd.bin.ondevice --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
     "${overrides[@]}"
 }
+
+# The options that each stage's job gets: as they are here, seen from this folder.
+if $status || { [ "$launcher" = slurm ] && ! $dry_run; }; then
+  command=(./run.sh --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" --baseline "$baseline")
+  [ -z "$corpus_dir" ] || command+=(--corpus-dir "$corpus_dir")
+  if $status; then show_status; else submit_stages; fi
+  exit
+fi
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+  force=false # Slurm runs this job again: it goes on
+fi
 
 for ((n = stage; n <= stop_stage; n++)); do
   run_stage "$n"

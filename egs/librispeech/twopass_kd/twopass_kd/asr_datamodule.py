@@ -2,10 +2,12 @@
 
 import gzip
 import hashlib
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from lhotse import CutSet, load_manifest_lazy
@@ -49,8 +51,34 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`."""
-        tensors = [t.to(device) for t in (self.feature, self.feature_lens, self.y, self.y_lens)]
+        tensors = [t.to(device, non_blocking=True) for t in (self.feature, self.feature_lens, self.y, self.y_lens)]
         return Batch(*tensors, self.cuts)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory that a GPU reads without a copy in between; DataLoader calls it."""
+        tensors = [t.pin_memory() for t in (self.feature, self.feature_lens, self.y, self.y_lens)]
+        return Batch(*tensors, self.cuts)
+
+
+@dataclass
+class TrainCuts:
+    """What `measure_train` finds in the training manifests.
+
+    Attributes:
+      num_cuts: usable cuts.
+      seconds: of their audio.
+      longest: seconds of the longest of them.
+      most_tokens: the most that one of them has.
+      left_out: id -> reason of the others.
+      digest: 16 hexadecimal digits that identify the content of the manifests.
+    """
+
+    num_cuts: int
+    seconds: float
+    longest: float
+    most_tokens: int
+    left_out: Dict[str, str]
+    digest: str
 
 
 def cut_text(cut: Cut) -> str:
@@ -74,17 +102,15 @@ class AsrDataset(Dataset):
         return Batch(feature, feature_lens.long(), y, y_lens, list(cuts))
 
 
-class _Skip:
-    """A sampler without its first `count` batches: where an interrupted epoch goes on."""
+class _Slice:
+    """A sampler's batches from number `start`, every `step`-th of them."""
 
-    def __init__(self, sampler: Iterable[CutSet], count: int) -> None:
+    def __init__(self, sampler: Iterable[CutSet], start: int, step: int = 1) -> None:
         self.sampler = sampler
-        self.count = count
+        self.start, self.step = start, step
 
     def __iter__(self) -> Iterator[CutSet]:
-        for i, cuts in enumerate(self.sampler):
-            if i >= self.count:
-                yield cuts
+        return islice(self.sampler, self.start, None, self.step)
 
 
 def _open_lines(path: Path) -> Iterator[bytes]:
@@ -92,14 +118,44 @@ def _open_lines(path: Path) -> Iterator[bytes]:
         yield from f
 
 
-class AsrDataModule:
-    """The data loaders of one experiment, from `<data_dir>/fbank/librispeech_cuts_<part>.jsonl.gz`."""
+def _read_json(path: Optional[Path]) -> Dict[str, Any]:
+    """The content of a JSON file; empty where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (AttributeError, OSError, ValueError):
+        return {}
 
-    def __init__(self, cfg: Config, data_dir: Path, tokenizer: Tokenizer, subsampling_factor: int) -> None:
+
+# Said to samplers that are to give all batches: by default they ask torch.distributed.
+_ALL = {"rank": 0, "world_size": 1}
+
+
+class AsrDataModule:
+    """The data loaders of one experiment, from `<data_dir>/fbank/librispeech_cuts_<part>.jsonl.gz`.
+
+    The manifests are read as the batches are made, so memory does not grow with the corpus.
+
+    Args:
+      rank, world_size: training and validation give each of `world_size` ranks its own batches. All ranks get as many
+        training batches; the last ones are shared out, and an utterance doubled where there are fewer than ranks.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        data_dir: Path,
+        tokenizer: Tokenizer,
+        subsampling_factor: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.cfg = cfg
         self.data_dir = Path(data_dir)
         self.dataset = AsrDataset(tokenizer)
         self.subsampling_factor = subsampling_factor
+        self.rank, self.world_size = rank, world_size
+        self.measured: Optional[TrainCuts] = None
+        self._sizes: Dict[Path, int] = {}
 
     def cuts(self, parts: List[str]) -> CutSet:
         """All cuts of `parts`, opened lazily; several parts are mixed in proportion to their sizes.
@@ -111,7 +167,7 @@ class AsrDataModule:
         """
         sets = [load_manifest_lazy(path) for path in self._paths(parts)]
         if len(sets) > 1:
-            sizes = [sum(1 for _ in _open_lines(path)) for path in self._paths(parts)]
+            sizes = [self._size(path) for path in self._paths(parts)]
             sets = [CutSet.mux(*sets, weights=sizes, stop_early=False, seed=self.cfg.seed)]
         return sets[0].with_features_path_prefix(self.data_dir.resolve().parent)
 
@@ -122,8 +178,13 @@ class AsrDataModule:
                 raise FileNotFoundError(f"{path} is missing; stage 2 makes it: ./run.sh --stage 2 --stop-stage 2")
         return paths
 
-    def train_digest(self) -> str:
-        """16 hexadecimal digits that identify the training cuts."""
+    def _size(self, path: Path) -> int:
+        """Number of cuts in a manifest."""
+        if path not in self._sizes:
+            self._sizes[path] = sum(1 for _ in _open_lines(path))
+        return self._sizes[path]
+
+    def _train_digest(self) -> str:
         digest = hashlib.sha256()
         for path in self._paths(self.cfg.corpus.train_parts):
             for line in _open_lines(path):
@@ -135,51 +196,85 @@ class AsrDataModule:
         corpus = self.cfg.corpus
         if not corpus.min_duration <= cut.duration <= corpus.max_duration:
             return f"{cut.duration:.2f} s is not within {corpus.min_duration} to {corpus.max_duration} s"
-        num_tokens = len(self.dataset.tokenizer.encode([cut_text(cut)])[0])
+        num_tokens = self._num_tokens(cut)
         if num_tokens == 0:
             return "empty transcript"
         if too_many_tokens(cut.num_frames, num_tokens, self.subsampling_factor):
             return f"more tokens ({num_tokens}) than frames after subsampling"
         return None
 
+    def _num_tokens(self, cut: Cut) -> int:
+        return len(self.dataset.tokenizer.encode([cut_text(cut)])[0])
+
     def usable(self, cut: Cut) -> bool:
         return self.why_unusable(cut) is None
 
+    def _is_train_cut(self, cut: Cut) -> bool:
+        return self.usable(cut) if self.measured is None else cut.id not in self.measured.left_out
+
     def train_cuts(self) -> CutSet:
-        return self.cuts(self.cfg.corpus.train_parts).filter(self.usable)
+        return self.cuts(self.cfg.corpus.train_parts).filter(self._is_train_cut)
 
     def valid_cuts(self) -> CutSet:
         return self.cuts(self.cfg.corpus.dev_parts).filter(self.usable)
 
-    def measure_train(self, left_out_path: Optional[Path] = None) -> Tuple[int, float]:
-        """Number of usable training cuts and their seconds of audio.
+    def measure_train(self, cache: Optional[Path] = None, left_out_path: Optional[Path] = None) -> TrainCuts:
+        """Look at all training cuts once: which are usable, and how much audio that is.
 
         Args:
-          left_out_path: where the others are listed with their reasons, if there are any.
+          cache: JSON file that the answer is kept in, for as long as the manifests and the settings stay as they are.
+          left_out_path: where the unusable ones are listed with their reasons, if there are any.
         Raises:
           ValueError: if more than `corpus.max_left_out` of them cannot be used, none can, or no dev cut can.
         """
-        left_out, count, seconds = [], 0, 0.0
-        for cut in self.cuts(self.cfg.corpus.train_parts):
-            reason = self.why_unusable(cut)
-            if reason is None:
-                count += 1
-                seconds += cut.duration
-            else:
-                left_out.append(f"{cut.id}\t{reason}\n")
+        key = self._measure_key()
+        found = _read_json(cache)
+        if found.get("key") == key:
+            self.measured = TrainCuts(**found["train_cuts"])
+        else:
+            self.measured = self._measure()
+            if cache is not None:
+                write_text_atomically(cache, json.dumps({"key": key, "train_cuts": asdict(self.measured)}))
+        measured = self.measured
+        left_out = [f"{cut_id}\t{reason}\n" for cut_id, reason in measured.left_out.items()]
+        total = measured.num_cuts + len(left_out)
         if left_out and left_out_path is not None:
             write_text_atomically(left_out_path, "".join(left_out))
-            logging.info("left out %d of %d training cuts, see %s", len(left_out), count + len(left_out), left_out_path)
-        if len(left_out) > self.cfg.corpus.max_left_out * (count + len(left_out)):
+            logging.info("left out %d of %d training cuts, see %s", len(left_out), total, left_out_path)
+        if len(left_out) > self.cfg.corpus.max_left_out * total:
             raise ValueError(
-                f"{len(left_out)} of {count + len(left_out)} training cuts cannot be used, e.g. {left_out[0].strip()}; "
+                f"{len(left_out)} of {total} training cuts cannot be used, e.g. {left_out[0].strip()}; "
                 f"mend them, or raise `corpus.max_left_out` ({self.cfg.corpus.max_left_out})"
             )
-        if count == 0:
+        if measured.num_cuts == 0:
             raise ValueError(f"none of the cuts of {self.cfg.corpus.train_parts} can be used for training")
         if next(iter(self.valid_cuts()), None) is None:
             raise ValueError(f"none of the cuts of {self.cfg.corpus.dev_parts} can be used for validation")
-        return count, seconds
+        return measured
+
+    def _measure_key(self) -> Dict[str, Any]:
+        """What the result of `_measure` depends on."""
+        corpus = self.cfg.corpus
+        stats = [(path.resolve(), path.stat()) for path in self._paths(corpus.train_parts)]
+        return {
+            "manifests": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+            "durations": [corpus.min_duration, corpus.max_duration],
+            "tokens": self.dataset.tokenizer.digest(),
+            "subsampling_factor": self.subsampling_factor,
+        }
+
+    def _measure(self) -> TrainCuts:
+        measured = TrainCuts(0, 0.0, 0.0, 0, {}, self._train_digest())
+        for cut in self.cuts(self.cfg.corpus.train_parts):
+            reason = self.why_unusable(cut)
+            if reason is not None:
+                measured.left_out[cut.id] = reason
+                continue
+            measured.num_cuts += 1
+            measured.seconds += cut.duration
+            measured.longest = max(measured.longest, cut.duration)
+            measured.most_tokens = max(measured.most_tokens, self._num_tokens(cut))
+        return measured
 
     def feature_statistics(self, max_cuts: int = 1000) -> Tuple[Tensor, Tensor]:
         """Mean and standard deviation of each mel bin, (num_mel_bins,) float32, over the first training cuts."""
@@ -193,34 +288,38 @@ class AsrDataModule:
         mean = total / count
         return mean.float(), (square / count - mean.square()).clamp(min=0).sqrt().float()
 
-    def train_loader(self, epoch: int, num_cuts: int, sort: bool = False, skip: int = 0) -> DataLoader:
-        """Batches of epoch `epoch` (from 1): the same ones each time it is called for the same seed.
+    def train_loader(self, epoch: int, sort: bool = False, skip: int = 0) -> DataLoader:
+        """This rank's batches of epoch `epoch` (from 1): the same ones each time it is called for the same seed.
+
+        After `measure_train`, by which a tiny corpus gets fewer buckets.
 
         Args:
-          num_cuts: from `measure_train`; a tiny corpus gets fewer buckets.
-          sort: from short to long instead of shuffled.
-          skip: batches of this epoch that were trained on already.
+          sort: from short to long instead of shuffled; reads the whole manifest into memory.
+          skip: batches of this epoch that this rank has trained on already.
         """
+        assert self.measured is not None, "measure_train first"
         train = self.cfg.train
+        mine = {"rank": self.rank, "world_size": self.world_size}
         if sort:
             cuts = self.train_cuts().to_eager().sort_by_duration(ascending=True)
-            sampler = SimpleCutSampler(cuts, max_duration=train.max_duration, shuffle=False)
+            sampler = SimpleCutSampler(cuts, max_duration=train.max_duration, shuffle=False, **mine)
         else:
             sampler = DynamicBucketingSampler(
                 self.train_cuts(),
                 max_duration=train.max_duration,
-                num_buckets=max(2, min(train.num_buckets, num_cuts // 50)),
+                num_buckets=max(2, min(train.num_buckets, self.measured.num_cuts // 50)),
                 shuffle=True,
                 seed=self.cfg.seed,
                 drop_last=False,
+                **mine,
             )
             sampler.set_epoch(epoch)
-        return self._loader(_Skip(sampler, skip))
+        return self._loader(_Slice(sampler, skip))
 
     def valid_loader(self) -> DataLoader:
-        return self._loader(
-            DynamicCutSampler(self.valid_cuts(), max_duration=self.cfg.train.max_duration, shuffle=False)
-        )
+        """Every `world_size`-th batch of the dev cuts: none doubled, so ranks may have one batch more or less."""
+        sampler = DynamicCutSampler(self.valid_cuts(), max_duration=self.cfg.train.max_duration, shuffle=False, **_ALL)
+        return self._loader(_Slice(sampler, self.rank, self.world_size))
 
     def decode_loader(self, part: str) -> DataLoader:
         """All cuts of one part (nothing filtered), from short to long for little padding."""
@@ -232,7 +331,13 @@ class AsrDataModule:
 
     def _sorted_loader(self, cuts: CutSet) -> DataLoader:
         cuts = cuts.to_eager().sort_by_duration(ascending=True)
-        return self._loader(SimpleCutSampler(cuts, max_duration=self.cfg.decode.max_duration, shuffle=False))
+        return self._loader(SimpleCutSampler(cuts, max_duration=self.cfg.decode.max_duration, shuffle=False, **_ALL))
 
     def _loader(self, sampler: Iterable[CutSet]) -> DataLoader:
-        return DataLoader(self.dataset, sampler=sampler, batch_size=None, num_workers=self.cfg.train.num_workers)
+        return DataLoader(
+            self.dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.cfg.train.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -113,15 +113,15 @@ def find_latest(exp_dir: Path) -> Optional[Tuple[Path, Dict[str, Any]]]:
             except CheckpointError as e:
                 logging.warning("%s; falling back to the checkpoint before it", e)
                 continue
-            if best is None or content["step"] > best[1]["step"]:
+            if best is None or content["step"] >= best[1]["step"]:  # an epoch's end comes after its last step
                 best = (path, content)
             break
     return best
 
 
-def remove_old(exp_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` mid-epoch checkpoints."""
-    for path in sorted(exp_dir.glob("checkpoint-*.pt"), key=_number, reverse=True)[keep:]:
+def remove_old(exp_dir: Path, kind: str, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints of a kind ("checkpoint", within epochs, or "epoch")."""
+    for path in sorted(exp_dir.glob(f"{kind}-*.pt"), key=_number, reverse=True)[keep:]:
         path.unlink()
 
 

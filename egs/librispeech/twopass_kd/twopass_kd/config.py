@@ -27,6 +27,8 @@ from twopass_kd.config_schema import (
     LossConfig,
     ModelConfig,
     PhaseConfig,
+    SlurmConfig,
+    SlurmJobConfig,
     SynthesisConfig,
     TokensConfig,
     TrainConfig,
@@ -48,6 +50,8 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "PhaseConfig",
+    "SlurmConfig",
+    "SlurmJobConfig",
     "SynthesisConfig",
     "TokensConfig",
     "TrainConfig",
@@ -77,12 +81,25 @@ _CHOICES = {
     "kd.kind": ("full", "collapsed"),
     "kd.node_weights": ("uniform", "occupation"),
     "kd.band": ("student", "teacher"),
+    "kd.teacher_precision": ("float32", "bfloat16", "float16"),
+    "train.precision": ("float32", "bfloat16", "float16"),
+}
+# The loss terms that give a part of the model its gradient.
+_REACHED_BY = {
+    "encoder": LOSS_TERMS,
+    "decoder": ("simple", "pruned", "transducer_kd"),
+    "joiner": ("pruned", "transducer_kd"),
+    "simple_heads": ("simple",),
+    "ctc_head": ("ctc",),
+    "attention_decoder": ("attention", "attention_kd"),
 }
 _POSITIVE = (
     "tokens.vocab_size",
     "train.clip_grad_norm",
     "train.num_buckets",
     "train.keep_last_k",
+    "train.keep_last_epochs",
+    "train.accum_grad",
     "kd.temperature",
     "kd.attention_temperature",
     "train.max_duration",
@@ -93,6 +110,9 @@ _POSITIVE = (
     "decode.nbest",
     "export.chunk_size",
     "export.timed_utterances",
+    "slurm.cpu.cpus",
+    "slurm.gpu.cpus",
+    "slurm.feature_jobs",
 )
 
 
@@ -254,6 +274,12 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
         raise ConfigError(
             f"`{where}.loss_scales` must have `simple` beside `pruned` and `transducer_kd`: it chooses the pruned band"
         )
+    for part in phase.train:
+        if not any(scale[term] > 0 for term in _REACHED_BY[part]):
+            raise ConfigError(
+                f"`{where}.train` ({part}) must have one of {', '.join(_REACHED_BY[part])} in `loss_scales`, or it"
+                " learns nothing"
+            )
     if scale["transducer_kd"] + scale["attention_kd"] > 0:
         if phase.teacher is None:
             raise ConfigError(f"`{where}.teacher` must name a phase, since its losses distil")
@@ -270,6 +296,11 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
         raise ConfigError(f"`{where}.teacher` must name a phase, since `copy_from_teacher` is true")
     if not 1 <= phase.average <= phase.num_epochs:
         raise ConfigError(f"`{where}.average` ({phase.average}) must be from 1 to num_epochs ({phase.num_epochs})")
+    if phase.average > cfg.train.keep_last_epochs:
+        raise ConfigError(
+            f"`train.keep_last_epochs` ({cfg.train.keep_last_epochs}) must be at least `{where}.average`"
+            f" ({phase.average})"
+        )
 
 
 def reported_systems(cfg: Config) -> Dict[str, str]:

@@ -113,6 +113,7 @@ class KdConfig:
     band: str = "student"  # student | teacher: whose simple loss chooses the pruned band
     temperature: float = 1.0
     attention_temperature: float = 1.0
+    teacher_precision: Optional[str] = None  # float32 | bfloat16 | float16; null: as train.precision
 
 
 @dataclass
@@ -138,7 +139,9 @@ class PhaseConfig:
 class TrainConfig:
     """Settings of the training loop, shared by all phases."""
 
-    max_duration: float = MISSING  # seconds of audio in a batch
+    max_duration: float = MISSING  # seconds of audio in a batch of one rank
+    accum_grad: int = 1  # batches of each rank whose gradients make one step
+    precision: str = "float32"  # float32 | bfloat16 | float16: of matrix products on GPUs; all else is float32
     num_buckets: int = 10
     num_workers: int = 0
     betas: List[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -147,6 +150,7 @@ class TrainConfig:
     warmup_fraction: float = 0.1  # of all steps; then linear decay to zero
     save_every_n: int = 500  # steps between checkpoints inside an epoch (for resuming)
     keep_last_k: int = 2  # of those
+    keep_last_epochs: int = 10  # epoch-N.pt that stay, beside the best one; at least the phase's `average`
     log_interval: int = 50
     # Encode the training data once with the encoders that do not learn. Needs memory for the whole corpus, and is only
     # done in phases without SpecAugment.
@@ -175,6 +179,27 @@ class ExportConfig:
 
 
 @dataclass
+class SlurmJobConfig:
+    """What one kind of job asks of Slurm; the words are sbatch's."""
+
+    partition: Optional[str] = None
+    time: str = "24:00:00"  # trainings and features that need longer go on in the next job by themselves
+    cpus: int = 8  # of each rank
+    gpus: int = 0  # of each rank
+    mem: str = "32G"  # of each node
+    options: List[str] = field(default_factory=list)  # further options, e.g. [--account=speech, --exclude=node7]
+
+
+@dataclass
+class SlurmConfig:
+    """The jobs of `run.sh --launcher slurm`."""
+
+    cpu: SlurmJobConfig = field(default_factory=SlurmJobConfig)  # stages 0-2, 9 and 10
+    gpu: SlurmJobConfig = field(default_factory=lambda: SlurmJobConfig(gpus=1, mem="64G"))  # stages 3-8
+    feature_jobs: int = 8  # tasks of the array that computes features
+
+
+@dataclass
 class Config:
     name: str = MISSING
     seed: int = 42
@@ -190,3 +215,4 @@ class Config:
     phases: Dict[str, PhaseConfig] = field(default_factory=dict)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)

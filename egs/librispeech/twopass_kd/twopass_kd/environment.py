@@ -45,6 +45,22 @@ def describe_environment() -> Dict[str, Any]:
     }
 
 
+def environment_record(world_size: int) -> Dict[str, Any]:
+    """`describe_environment`, and how and on what GPU a training runs; saved with its checkpoints."""
+    import torch  # only here: who scores results does not wait for it
+
+    gpu = None
+    if torch.cuda.is_available():
+        gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    return {
+        **describe_environment(),
+        "gpu": gpu,
+        "world_size": world_size,
+        "command": shlex.join(sys.argv),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
 def log_environment() -> None:
     logging.info("command: %s", shlex.join(sys.argv))
     logging.info("environment: %s, OMP_NUM_THREADS=%s", describe_environment(), os.environ.get("OMP_NUM_THREADS"))

@@ -1,7 +1,8 @@
 """The wiring of one phase: which loss terms a batch gives, from which models. Only this module knows all losses."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from twopass_kd.losses.transducer import (
 )
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.model import TwoPassModel
+from twopass_kd.precision import autocast
 
 TRANSDUCER_TERMS = ("simple", "pruned", "transducer_kd")
 ATTENTION_TERMS = ("attention", "attention_kd")
@@ -35,12 +37,12 @@ class Losses:
     Attributes:
       terms: loss term -> (B,) float32, one value per utterance in nats, not scaled.
       total: (B,) float32, the scaled sum: what is minimised.
-      num_frames: encoder frames in the batch, by which the trainer normalises.
+      num_frames: () int64, encoder frames in the batch, by which the trainer normalises.
     """
 
     terms: Dict[str, Tensor]
     total: Tensor
-    num_frames: int
+    num_frames: Tensor
 
 
 class Objective:
@@ -85,6 +87,17 @@ class Objective:
             for encoder in self.frozen_encoders():
                 encoder.keep(batch)
 
+    @contextmanager
+    def _teaching(self, batch: Batch) -> Iterator[None]:
+        """The teacher runs in inference mode, in its own precision where it has one."""
+        precision = self.kd.teacher_precision
+        with torch.inference_mode():
+            if precision is None:
+                yield
+            else:
+                with autocast(batch.feature.device, precision):
+                    yield
+
     def __call__(self, batch: Batch) -> Losses:
         """All terms of one batch; see `Losses`."""
         if self.frozen_encoder is not None:
@@ -93,7 +106,8 @@ class Objective:
             encoder_out, encoder_out_lens, _ = self.model.encoder(batch.feature, batch.feature_lens)
         teacher_out = None
         if self.teacher_encoder is not None:
-            teacher_out = match_frames(self.teacher_encoder(batch)[0], encoder_out.size(1))
+            with self._teaching(batch):
+                teacher_out = match_frames(self.teacher_encoder(batch)[0], encoder_out.size(1))
 
         terms: Dict[str, Tensor] = {}
         if any(term in self.scales for term in TRANSDUCER_TERMS):
@@ -104,7 +118,7 @@ class Objective:
         if any(term in self.scales for term in ATTENTION_TERMS):
             terms.update(self._attention(batch, encoder_out, encoder_out_lens, teacher_out))
         total = sum(self.scales[name] * value for name, value in terms.items())
-        return Losses(terms, total, int(encoder_out_lens.sum()))
+        return Losses(terms, total, encoder_out_lens.sum())
 
     def _transducer(
         self, batch: Batch, encoder_out: Tensor, encoder_out_lens: Tensor, teacher_out: Optional[Tensor]
@@ -117,7 +131,7 @@ class Objective:
         simple, arcs = self._simple_loss(model, encoder_out, decoder_out, symbols, boundary)
         teacher_decoder_out = None
         if "transducer_kd" in self.scales:
-            with torch.no_grad():
+            with self._teaching(batch):
                 teacher_decoder_out = self.teacher.decoder(sos_y)
                 if self.kd.band == "teacher":
                     arcs = self._simple_loss(self.teacher, teacher_out, teacher_decoder_out, symbols, boundary)[1]
@@ -129,7 +143,7 @@ class Objective:
         if "pruned" in self.scales:
             terms["pruned"] = pruned_transducer_loss(logits, *lattice)
         if teacher_decoder_out is not None:
-            with torch.no_grad():
+            with self._teaching(batch):
                 teacher_logits = self._band_logits(self.teacher, teacher_out, teacher_decoder_out, ranges)
                 weights = None
                 if self.kd.node_weights == "occupation":
@@ -175,7 +189,7 @@ class Objective:
         if "attention" in self.scales:
             terms["attention"] = attention_loss(logits, targets, self.loss.label_smoothing)
         if "attention_kd" in self.scales:
-            with torch.no_grad():
+            with self._teaching(batch):
                 teacher_logits = self.teacher.attention_decoder(teacher_out, encoder_out_lens, inputs)
             terms["attention_kd"] = attention_kd_loss(
                 logits, teacher_logits, batch.y_lens + 1, self.kd.attention_temperature

@@ -8,12 +8,14 @@
   then write to a terminal too (else they would draw no bar).
 - When a command fails, the others are interrupted, and its last lines are shown. Returns its exit status.
 - SIGINT (Ctrl-C) and SIGTERM are passed on as one SIGINT to every command; they get the time to save their state.
-  Returns 130. A second signal kills them.
+  Returns 130. A later second signal kills them.
+- With --gpus, each command has one GPU to itself (CUDA_VISIBLE_DEVICES), and no more run at a time than there are.
 """
 
 import argparse
 import codecs
 import fcntl
+import math
 import os
 import re
 import selectors
@@ -34,6 +36,7 @@ BAR = re.compile(r"(.*\d%\|.*\|.*\[[^]]*\])(.*)")  # a state of a tqdm bar, and 
 LOG_HEAD = re.compile(r"^[-\d]{10} [:,\d]{8,12} [A-Z]+ ")  # time and level of a log line
 SHOWN_ON_FAILURE = 15  # lines
 SECONDS_TO_STOP = 60.0  # that the others get after a failure before they are killed
+SECONDS_OF_ONE_SIGNAL = 1.0  # Slurm sends to all processes, which also pass it on: several that come together are one
 SECONDS_AFTER_EXIT = 1.0  # that output of a command's own children is waited for once it has ended
 
 
@@ -47,6 +50,7 @@ class Job:
         self.last_lines: Deque[str] = deque(maxlen=SHOWN_ON_FAILURE)
         self.process: Optional[subprocess.Popen] = None
         self.ended_at: Optional[float] = None
+        self.gpu: Optional[str] = None  # that it has to itself
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._pending = ""
         self._bar = ""
@@ -157,10 +161,11 @@ def _plain(text: str) -> str:
 class Runner:
     """Starts jobs, at most `max_jobs` at a time, and sees them through."""
 
-    def __init__(self, jobs: List[Job], max_jobs: int, threads: int, log: IO[str]):
+    def __init__(self, jobs: List[Job], max_jobs: int, threads: int, gpus: Sequence[str], log: IO[str]):
         self.waiting = deque(jobs)
         self.running: List[Job] = []
-        self.max_jobs = max_jobs
+        self.max_jobs = min(max_jobs, len(gpus)) if gpus else max_jobs
+        self.gpus = gpus
         self.env = dict(
             os.environ,
             OMP_NUM_THREADS=str(threads),
@@ -170,12 +175,13 @@ class Runner:
         self.log = log
         self.failed: Optional[Job] = None
         self.signals = 0
+        self._signalled_at = -math.inf
         self._parent = os.getppid()
         self._handled = 0
         self._kill_at: Optional[float] = None
         self._selector = selectors.DefaultSelector()
         self._screen = sys.stderr if sys.stderr.isatty() else None
-        self._side_by_side = min(max_jobs, len(jobs))
+        self._side_by_side = min(self.max_jobs, len(jobs))
         self._drawn = 0.0
 
     def run(self) -> int:
@@ -202,13 +208,20 @@ class Runner:
         return bool(self.signals or self.failed)
 
     def _on_signal(self, number, frame) -> None:
-        self.signals += 1
+        now = time.monotonic()
+        if now - self._signalled_at > SECONDS_OF_ONE_SIGNAL:
+            self.signals += 1
+            self._signalled_at = now
 
     def _start(self, job: Job) -> None:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         print(f"# {now} {job.name}: {shlex.join(job.command)}", file=self.log, flush=True)
+        env = self.env
+        if self.gpus:
+            job.gpu = next(gpu for gpu in self.gpus if gpu not in [other.gpu for other in self.running])
+            env = {**env, "CUDA_VISIBLE_DEVICES": job.gpu}
         try:
-            job.start(self.env, self._share() if self._screen else None)
+            job.start(env, self._share() if self._screen else None)
         except OSError as e:
             job.feed(f"cannot start: {e}\n".encode())
             self.failed = self.failed or job
@@ -300,8 +313,14 @@ def parse_jobs(words: Sequence[str]) -> List[Tuple[str, List[str]]]:
     return [(job[0], job[1:]) for job in jobs]
 
 
-def run_jobs(jobs: Sequence[Tuple[str, List[str]]], log_path: Path, max_jobs: int = 1, threads: int = 1) -> int:
-    """Run `jobs` (name, command), appending their output to `log_path`.
+def run_jobs(
+    jobs: Sequence[Tuple[str, List[str]]],
+    log_path: Path,
+    max_jobs: int = 1,
+    threads: int = 1,
+    gpus: Sequence[str] = (),
+) -> int:
+    """Run `jobs` (name, command), appending their output to `log_path`; each on one of `gpus`, where there are any.
 
     Returns:
       0; the exit status of the first that failed, after printing its last lines to stderr; 130 after a signal.
@@ -309,7 +328,7 @@ def run_jobs(jobs: Sequence[Tuple[str, List[str]]], log_path: Path, max_jobs: in
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("a", encoding="utf-8") as log:
         made = [Job(name, command, f"{name}: " if len(jobs) > 1 else "", log) for name, command in jobs]
-        runner = Runner(made, max_jobs, threads, log)
+        runner = Runner(made, max_jobs, threads, gpus, log)
         status = runner.run()
     if runner.failed is not None and not runner.signals:
         job = runner.failed
@@ -327,6 +346,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log", type=Path, required=True, help="file that all output is appended to")
     parser.add_argument("--max-jobs", type=int, default=1, help="how many run at a time (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each, as OMP_NUM_THREADS (default: 1)")
+    parser.add_argument("--gpus", default="", metavar="ID,ID...", help="GPUs, of which each job gets one")
     parser.add_argument("jobs", nargs="+", metavar="NAME COMMAND...", help=f"jobs, separated by {SEPARATOR}")
     return parser
 
@@ -340,7 +360,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    return run_jobs(jobs, args.log, args.max_jobs, args.threads)
+    return run_jobs(jobs, args.log, args.max_jobs, args.threads, [gpu for gpu in args.gpus.split(",") if gpu])
 
 
 if __name__ == "__main__":

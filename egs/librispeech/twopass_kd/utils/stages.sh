@@ -1,12 +1,11 @@
-# What the stages of run.sh share: markers of finished stages, checks of inputs, launching. Sourced by run.sh, whose
-# variables it uses: caller_dir, conf, baseline, dry_run, force, given, overrides, corpus_dir, data_dir, experiment, launch_cmd.
-# shellcheck shell=bash disable=SC2154
+# What the stages of run.sh share: markers of finished stages, checks of inputs and outputs. Sourced by run.sh, whose
+# variables it uses: caller_dir, conf, baseline, dry_run, force, given, overrides, corpus_dir, data_dir, experiment.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher LAS" "student RNN-T distillation"
   "student LAS distillation" "deep fine-tuning" "decoding" "scoring and report" "export and on-device benchmark")
 
 declare -A plan  # answers of show_config --plan
-job_pid=         # of the launcher that is running
 experiment_lock= # file descriptors of the locks that are held
 data_lock=
 
@@ -252,51 +251,10 @@ set_aside() {
   fi
 }
 
-# Ctrl-C and kill: the launcher passes them on to its jobs, which save their state.
-on_signal() {
-  [ -n "$job_pid" ] || exit 130
-  kill -TERM "$job_pid" 2>/dev/null || true
-}
-
-# launch MAX_JOBS THREADS NAME COMMAND... [:: NAME COMMAND...]...
-# Runs the commands of the stage in hand (current_stage), or prints them with --dry-run.
-launch() {
-  local max_jobs=$1 threads_each=$2 log=$experiment/log/stage-$current_stage.log status word name=
-  shift 2
-  if $dry_run; then
-    for word in "$@" "::"; do
-      if [ "$word" = "::" ]; then
-        printf '\n'
-        name=
-      elif [ -z "$name" ]; then
-        name=$word
-        printf 'OMP_NUM_THREADS=%s' "$threads_each"
-      else
-        printf ' %s' "$(quoted "$word")"
-      fi
-    done
-    return
-  fi
-  # In the background, because a shell handles no signal while it waits for a command in the foreground.
-  "${launch_cmd[@]}" --log "$log" --max-jobs "$max_jobs" --threads "$threads_each" -- "$@" &
-  job_pid=$!
-  while true; do
-    status=0
-    wait "$job_pid" || status=$?
-    kill -0 "$job_pid" 2>/dev/null || break
-  done
-  job_pid=
-  if [ "$status" -eq 130 ]; then
-    echo "Stage $current_stage stopped; the same command$($force && echo ', without --force,') goes on from here" >&2
-    exit 130
-  fi
-  [ "$status" -eq 0 ] || fail "stage $current_stage (${titles[current_stage]}) failed; its log: $log"
-}
-
 # run_stage N: skips it where it is done, else checks its inputs, runs it, checks its outputs and marks it done.
 run_stage() {
   local n=$1 done_marker why missing needs started seconds
-  current_stage=$n
+  current_stage=$n # for launch
   if $dry_run; then
     "$(stage_function "$n")" "$n"
     return
@@ -318,6 +276,7 @@ run_stage() {
   echo "Stage $n: ${titles[n]}${plan[phases.$n]:+ (${plan[phases.$n]// /, })}${needs:+; needs $needs}"
   mkdir -p "$experiment/log"
   trap on_signal INT TERM HUP
+  [ -z "${SLURM_JOB_ID:-}" ] || trap on_end_of_job USR1
   started=$SECONDS
   "$(stage_function "$n")" "$n"
   seconds=$((SECONDS - started))
@@ -341,6 +300,11 @@ summarize() {
     1) echo "${paths[0]}" ;;
     *) echo "${paths[0]} and $((${#paths[@]} - 1)) more" ;;
   esac
+}
+
+# Whether stage $1 is done and stays so, its settings and inputs being what they were.
+is_done() {
+  [ -f "$(marker "$1")" ] && [ -z "$(why_again "$1")" ]
 }
 
 show_results() {

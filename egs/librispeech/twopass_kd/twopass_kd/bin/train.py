@@ -1,25 +1,34 @@
 """Train one phase of one system. Runs from the newest checkpoint if there is one.
 
+With --world-size it starts as many ranks, one for each GPU, which share each step. On several nodes the same command
+is run on each, with --nnodes and --rdzv-endpoint. It may be run by torchrun too.
+
 Exit codes: 0 trained, 1 an error (said on one line), 130 stopped by Ctrl-C or SIGTERM with the state saved.
 """
 
 import argparse
+import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Dict, Optional
 
-import torch
 from tqdm import tqdm
 
-from twopass_kd.asr_datamodule import AsrDataModule
+from twopass_kd.asr_datamodule import AsrDataModule, TrainCuts
 from twopass_kd.checkpoint import build_model, final_checkpoint, find_latest, load_checkpoint, load_weights
 from twopass_kd.config import Config, ConfigError, config_to_dict, load_config, save_config
-from twopass_kd.environment import log_environment, log_to_file, setup_logging
+from twopass_kd.distributed import Ranks
+from twopass_kd.environment import environment_record, log_environment, log_to_file, setup_logging
+from twopass_kd.files import write_text_atomically
 from twopass_kd.fingerprint import short_hash, training_settings
+from twopass_kd.gpu_memory import largest_batch
+from twopass_kd.launch import STOPPED, launch_ranks, rank_log
 from twopass_kd.model import TwoPassModel
 from twopass_kd.objective import Objective
+from twopass_kd.optimizer_step import OutOfMemory
 from twopass_kd.teacher import Teacher, check_sizes, check_teacher, copy_matching_weights, load_teacher
 from twopass_kd.tokenizer import Tokenizer
 from twopass_kd.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
@@ -41,11 +50,12 @@ def identity(cfg: Config, phase: str, tokens_digest: str, data_digest: str, pare
     )
 
 
-def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path) -> Path:
+def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ranks) -> Path:
     """Train `phase_name` and return the path of its `final.pt` (at once, if it is there already).
 
     Raises:
       ConfigError, CheckpointError, FileNotFoundError, ValueError: for what the user gave.
+      OutOfMemory: if a batch does not fit.
       Interrupted: when stopped by a signal.
     """
     if phase_name not in cfg.phases:
@@ -66,29 +76,36 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path) -> Path:
         parents["init_from"] = before["weights_digest"]
     fix_random_seed(cfg.seed, 0)
     model = build_model(cfg, phase.model, tokenizer.vocab_size)
-    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
-
-    run_identity = identity(cfg, phase_name, tokens_digest, data.train_digest(), parents)
+    data = AsrDataModule(
+        cfg, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size
+    )
     final = Path(exp_dir) / cfg.name / phase_name / "final.pt"
-    _set_aside_other_run(final.parent, run_identity)
-    if final.is_file():
+    measured = _measure(data, final, ranks)
+
+    run_identity = identity(cfg, phase_name, tokens_digest, measured.digest, parents)
+    if ranks.is_main:
+        _set_aside_other_run(final.parent, run_identity)
+    if ranks.from_main(final.is_file()):
         logging.info("%s is trained already", final)
         return final
-    log_to_file(final.parent / "train.log")
+    log_to_file(rank_log(final.parent, ranks.rank))
+    environment = environment_record(ranks.world_size)
     log_environment()
-    save_config(cfg, final.parent / "config.yaml")
+    if ranks.is_main:
+        save_config(cfg, final.parent / "config.yaml")
+        write_text_atomically(final.parent / "environment.json", json.dumps(environment, indent=1) + "\n")
 
     if teacher is not None:
         check_teacher(teacher, model, cfg, phase, tokens_digest)
-    num_cuts, train_seconds = data.measure_train(final.parent / "left_out.tsv")
-    logging.info("training on %d utterances, %.2f hours", num_cuts, train_seconds / 3600)
+    if ranks.device.type == "cpu" and cfg.train.precision != "float32":
+        logging.warning("a CPU computes in float32; `train.precision` (%s) is for GPUs", cfg.train.precision)
+    logging.info("training on %d utterances, %.2f hours", measured.num_cuts, measured.seconds / 3600)
     _initialise(cfg, exp_dir, phase_name, model, teacher, data)
     freeze_all_but(model, model.parts(), phase.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logging.info("deployed parameters: %s; %d parameters learn", model.deployed_parameters(), trainable)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    model.to(ranks.device)
     objective = Objective(
         model,
         phase.loss_scales,
@@ -96,13 +113,15 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path) -> Path:
         cfg.kd,
         sos_id=tokenizer.sos_id,
         eos_id=tokenizer.eos_id,
-        teacher=None if teacher is None else teacher.model.to(device),
+        teacher=None if teacher is None else teacher.model.to(ranks.device),
     )
     if cfg.train.cache_frozen_encoders and not phase.spec_augment and objective.frozen_encoders():
-        bar = tqdm(data.cache_loader(), desc=f"{phase_name}: encoding", disable=not sys.stderr.isatty())
-        objective.cache_frozen_encoders(batch.to(device) for batch in bar)
+        quiet = not (ranks.is_main and sys.stderr.isatty())
+        bar = tqdm(data.cache_loader(), desc=f"{phase_name}: encoding", disable=quiet)
+        objective.cache_frozen_encoders(batch.to(ranks.device) for batch in bar)
     metadata = {
         "config": config_to_dict(cfg),
+        "environment": environment,
         "phase": phase_name,
         "identity": run_identity,
         "tokens_digest": tokens_digest,
@@ -111,16 +130,29 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path) -> Path:
         "trained_parts": sorted({*before["trained_parts"], *phase.train}),
         "train_seconds_before": before["train_seconds"],
     }
-    trainer = Trainer(model, objective, phase, cfg.train, final.parent, cfg.seed, metadata)
+    trainer = Trainer(model, objective, phase, cfg.train, final.parent, cfg.seed, metadata, ranks)
     return trainer.run(
         Data(
             train_loader=lambda epoch, skip: data.train_loader(
-                epoch, num_cuts, sort=phase.sort_first_epoch and epoch == 1, skip=skip
+                epoch, sort=phase.sort_first_epoch and epoch == 1, skip=skip
             ),
             valid_loader=data.valid_loader,
-            train_seconds=train_seconds,
+            train_seconds=measured.seconds,
+            largest_batches=[
+                largest_batch(cfg.features.num_mel_bins, cfg.train.max_duration, measured.longest, measured.most_tokens)
+            ],
         )
     )
+
+
+def _measure(data: AsrDataModule, final: Path, ranks: Ranks) -> TrainCuts:
+    """What `measure_train` says; rank 0 reads the corpus, the others what it has kept."""
+    if not ranks.is_main:
+        ranks.wait()
+    measured = data.measure_train(final.parents[1] / "train_cuts.json", final.parent / "left_out.tsv")
+    if ranks.is_main:
+        ranks.wait()
+    return measured
 
 
 def _set_aside_other_run(phase_dir: Path, run_identity: str) -> None:
@@ -158,24 +190,51 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--phase", required=True, help="key in the YAML's `phases`, e.g. student/rnnt_kd")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="has fbank/, lang_bpe_<V>/ (default: data)")
     parser.add_argument("--exp-dir", type=Path, default=Path("exp"), help="results: <exp-dir>/<conf>/ (default: exp)")
+    parser.add_argument("--world-size", type=int, default=1, help="ranks on this node, e.g. its GPUs (default: 1)")
+    parser.add_argument("--nnodes", type=int, default=1, help="nodes, each with as many ranks (default: 1)")
+    parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where several nodes meet: a free port of one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_duration=20")
     return parser
+
+
+def launch(cfg: Config, args: argparse.Namespace) -> int:
+    """Start the ranks that the options ask for, each with this program; returns their exit status."""
+    if args.world_size < 1 or args.nnodes < 1:
+        raise ConfigError(f"`--world-size` ({args.world_size}) and `--nnodes` ({args.nnodes}) must be positive")
+    if args.nnodes > 1 and args.rdzv_endpoint is None:
+        raise ConfigError(f"`--rdzv-endpoint` must be given, since `--nnodes` is {args.nnodes}, e.g. first-node:29500")
+    phase_dir = args.exp_dir / cfg.name / args.phase
+    return launch_ranks(
+        "twopass_kd.bin.train", sys.argv[1:], phase_dir, args.world_size, args.nnodes, args.rdzv_endpoint
+    )
 
 
 def main() -> int:
     args = get_parser().parse_args()
     setup_logging()
+    ranks = Ranks()
     try:
         cfg = load_config(args.conf, args.overrides)
-        train(cfg, args.phase, args.data_dir, args.exp_dir)
+        if (args.world_size, args.nnodes) != (1, 1) and "RANK" not in os.environ:
+            return launch(cfg, args)
+        ranks = Ranks.from_torchrun()
+        if not ranks.is_main:
+            logging.getLogger().handlers[0].setLevel(logging.WARNING)  # its log file has the rest
+        train(cfg, args.phase, args.data_dir, args.exp_dir, ranks)
+        ranks.leave()
     except (Interrupted, KeyboardInterrupt) as e:
         logging.warning("%s; the same command goes on from there", e or "stopped")
-        return 130
-    except (ValueError, FileNotFoundError, FloatingPointError) as e:
+        return STOPPED
+    except (ValueError, FileNotFoundError, FloatingPointError, OutOfMemory) as e:
         logging.error("%s", e)
         return 1
     except OSError as e:
         logging.error("%s; mend this (is the disk full?), then the same command goes on from the last checkpoint", e)
+        return 1
+    except RuntimeError as e:
+        if ranks.world_size == 1:
+            raise
+        logging.error("%s; if it is a lost connection, see the log of the rank that ended first", e, exc_info=True)
         return 1
     return 0
 

@@ -1,0 +1,110 @@
+# How the commands of a stage are started, stopped and submitted to Slurm. Sourced by run.sh after stages.sh; uses its
+# variables: conf, dry_run, force, overrides, running, data_dir, experiment, stage, stop_stage, world_size, nnodes,
+# command, launch_cmd.
+# shellcheck shell=bash disable=SC2034,SC2154
+
+job_pid=         # of the launcher that is running
+gpus=            # for the jobs that are launched, one each
+requeue=false    # whether Slurm is to run this job again
+on_each_node=()  # what starts a command on every node of this job
+[ -z "${SLURM_JOB_NUM_NODES:-}" ] || [ "$SLURM_JOB_NUM_NODES" -eq 1 ] ||
+  on_each_node=(srun --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1
+    --disable-status)
+
+# Ctrl-C and kill: the launcher passes them on to its jobs, which save their state.
+on_signal() {
+  [ -n "$job_pid" ] || exit 130
+  kill -TERM "$job_pid" 2>/dev/null || true
+}
+
+# Slurm says by SIGUSR1 that it ends this job soon (time limit, preemption): save, then wait in its queue again.
+on_end_of_job() {
+  requeue=true
+  on_signal
+}
+
+# Where the nodes of a training meet: a port of this one, which is the job's first.
+rdzv_endpoint() {
+  printf '%s:%s\n' "$(hostname)" "$((20000 + ${SLURM_JOB_ID:-0} % 20000))"
+}
+
+# launch_on_gpus MAX_JOBS THREADS NAME COMMAND...: as launch, but where there are GPUs, each job has one to itself.
+launch_on_gpus() {
+  local max_jobs=$1
+  gpus=$(visible_gpus)
+  shift
+  launch "$max_jobs" "$@"
+  gpus=
+}
+
+# The GPUs that this process may use, joined by commas.
+visible_gpus() {
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    printf '%s\n' "$CUDA_VISIBLE_DEVICES"
+  elif command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd , || true
+  fi
+}
+
+# launch MAX_JOBS THREADS NAME COMMAND... [:: NAME COMMAND...]...
+# Runs the commands of the stage in hand (current_stage), or prints them with --dry-run.
+launch() {
+  local max_jobs=$1 threads_each=$2 log=$experiment/log/stage-$current_stage.log status word name=
+  shift 2
+  if $dry_run; then
+    for word in "$@" "::"; do
+      if [ "$word" = "::" ]; then
+        printf '\n'
+        name=
+      elif [ -z "$name" ]; then
+        name=$word
+        printf 'OMP_NUM_THREADS=%s' "$threads_each"
+      else
+        printf ' %s' "$(quoted "$word")"
+      fi
+    done
+    return
+  fi
+  # In the background, because a shell handles no signal while it waits for a command in the foreground.
+  "${launch_cmd[@]}" --log "$log" --max-jobs "$max_jobs" --threads "$threads_each" ${gpus:+--gpus "$gpus"} -- "$@" &
+  job_pid=$!
+  while true; do
+    status=0
+    wait "$job_pid" || status=$?
+    kill -0 "$job_pid" 2>/dev/null || break
+  done
+  job_pid=
+  if $requeue && [ "$status" -ne 0 ]; then
+    echo "Stage $current_stage has saved its state and goes on when Slurm runs job $SLURM_JOB_ID again"
+    scontrol requeue "$SLURM_JOB_ID"
+    sleep 60 # Slurm ends this shell
+  fi
+  if [ "$status" -eq 130 ]; then
+    echo "Stage $current_stage stopped; the same command$($force && echo ', without --force,') goes on from here" >&2
+    exit 130
+  fi
+  [ "$status" -eq 0 ] || fail "stage $current_stage (${titles[current_stage]}) failed; its log: $log"
+}
+
+# Submits the stages to Slurm, without the first ones if they are done.
+submit_stages() {
+  local first=$stage options=()
+  while ! $force && [ "$first" -le "$stop_stage" ] && is_done "$first"; do
+    echo "Stage $first: done already"
+    first=$((first + 1))
+  done
+  [ "$first" -le "$stop_stage" ] || exit 0
+  check_inputs "$first"
+  $force && options+=(--force)
+  python3 utils/slurm.py submit --experiment "$experiment" --conf "$conf" --data-dir "$data_dir" \
+    --stage "$first" --stop-stage "$stop_stage" --world-size "$world_size" --nnodes "$nnodes" \
+    --overrides "${overrides[@]}" -- "${command[@]}" "${running[@]}" "${options[@]}" "${overrides[@]}"
+}
+
+show_status() {
+  local n lines=()
+  for ((n = 0; n <= 10; n++)); do
+    lines+=("$n"$'\t'"${titles[n]}"$'\t'"$(! is_done "$n" || marker_value "$(marker "$n")" finished)")
+  done
+  python3 utils/slurm.py status --experiment "$experiment" --stages "${lines[@]}"
+}

@@ -1,0 +1,45 @@
+"""Run as two ranks by test_distributed.py: each rank takes its share of a batch and saves its gradients."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tiny import random_batch, tiny_model
+from twopass_kd.asr_datamodule import Batch
+from twopass_kd.config import KdConfig, LossConfig
+from twopass_kd.distributed import Ranks
+from twopass_kd.objective import Objective
+from twopass_kd.optimizer_step import OptimizerStep
+from twopass_kd.trainer import freeze_all_but
+
+SCALES = {"simple": 0.5, "pruned": 1.0, "ctc": 0.3, "transducer_kd": 1.0, "attention": 1.0, "attention_kd": 1.0}
+FRAMES, SYMBOLS = (80, 71, 64, 60, 52, 40, 31, 20), (6, 5, 7, 3, 4, 2, 3, 1)
+
+
+def rows(batch, index):
+    """The utterances `index` of a batch, with as much padding as they need."""
+    feature_lens, y_lens = batch.feature_lens[index], batch.y_lens[index]
+    feature = batch.feature[index, : int(feature_lens.max())]
+    return Batch(feature, feature_lens, batch.y[index, : int(y_lens.max())], y_lens, [batch.cuts[i] for i in index])
+
+
+def gradients(ranks, accum_grad):
+    """Gradients by parameter of the loss over the one batch, this rank's share of it in `accum_grad` batches."""
+    model = tiny_model(seed=ranks.rank)  # DDP must make them equal
+    freeze_all_but(model, model.parts(), list(model.parts()))
+    objective = Objective(model, SCALES, LossConfig(), KdConfig(), 1, 1, teacher=tiny_model(seed=5, dim=24))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = OptimizerStep(model, objective, optimizer, "float32", 1e9, ranks)
+    shares = ranks.world_size * accum_grad
+    parts = [list(range(i, len(FRAMES), shares)) for i in range(ranks.rank, shares, ranks.world_size)]
+    batches = [rows(random_batch(3, FRAMES, SYMBOLS), part) for part in parts]
+    lens = sum(int(((batch.feature_lens - 7) // 4 + 1).sum()) for batch in batches)
+    step(batches, ranks.sum([lens])[0], step=0)
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+if __name__ == "__main__":
+    ranks = Ranks.from_torchrun()
+    torch.save(gradients(ranks, int(sys.argv[2])), Path(sys.argv[1]) / f"rank{ranks.rank}.pt")
+    ranks.leave()
