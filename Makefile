@@ -27,7 +27,8 @@ lint: venv  ## ruff on the Python files, shellcheck on the shell scripts
 	@$(py) -m ruff check .
 	@find . -path ./.venv -prune -o -type f \( -name '*.sh' -o -path ./.ci/run \) -print0 | xargs -0 .venv/bin/shellcheck -x
 
-test: lint  ## lint, then all tests
+test: lint  ## lint, then all tests (installs Slurm for its own where it is root)
+	@tests/slurm/install.sh
 	@$(py) -m pytest $(ARGS)
 
 clean:  ## remove .venv and caches (not what runs made: download/, data/, exp/)

@@ -12,6 +12,7 @@ from compute_fbank import (
     has_kaldifeat,
     main,
     make_extractor,
+    parse_shard,
     utterance_cuts,
     validate_features,
 )
@@ -89,6 +90,33 @@ def test_compute_fbank_shuffles_perturbed_copies_among_the_originals(prepared):
     assert sum(slow) == 4 and slow not in (sorted(slow), sorted(slow, reverse=True))
     dev = [cut.id for cut in CutSet.from_file(cuts_path(root / "data", "dev-clean"))]
     assert dev == sorted(dev)
+
+
+def test_compute_fbank_shards_are_collected_and_an_interrupted_one_goes_on(prepared, tmp_path, monkeypatch):
+    cfg, root = prepared
+    monkeypatch.setattr("compute_fbank._CHUNK", 1)
+    prepare_manifests(cfg, root / "corpus", tmp_path)
+    compute_fbank(cfg, tmp_path, shard=(1, 3))
+    (partial,) = (tmp_path / "fbank").glob(".partial-librispeech_feats_train-clean-*")
+    assert sorted(p.name for p in partial.glob("cuts-*")) == [f"cuts-{i}.jsonl.gz" for i in (1, 4, 7)]
+    assert not cuts_path(tmp_path, "train-clean").exists()
+    compute_fbank(cfg, tmp_path, shard=(0, 3))
+    (partial / "cuts-3.jsonl.gz").unlink()  # as if killed before the chunk was finished
+    (partial / "feats-3.lca").write_bytes(b"half")
+    kept = (partial / "feats-1.lca").stat().st_mtime_ns
+    compute_fbank(cfg, tmp_path)
+    final = features_dir(tmp_path, "train-clean")
+    assert (final / "feats-1.lca").stat().st_mtime_ns == kept and not list((tmp_path / "fbank").glob(".partial*"))
+    whole, collected = (cuts_of(folder, "train-clean") for folder in (root / "data", tmp_path))
+    assert list(whole) == list(collected)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name].load_features(), collected[name].load_features())
+
+
+@pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "a/b"])
+def test_compute_fbank_wrong_shard_is_an_error(text):
+    with pytest.raises(ValueError, match="`--shard`.*must be K/N"):
+        parse_shard(text)
 
 
 def test_compute_fbank_finished_part_is_kept_until_its_source_changes(prepared, tmp_path):

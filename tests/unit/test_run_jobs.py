@@ -21,12 +21,13 @@ time.sleep(30)
 """
 
 
-def launch(log, *jobs, max_jobs=2, threads=1, **kwargs):
+def launch(log, *jobs, max_jobs=2, threads=1, gpus="", **kwargs):
     """The launcher as run.sh starts it; `jobs` are lists of a name and a command."""
     words = []
     for job in jobs:
         words += ["::", *job] if words else job
-    command = [sys.executable, RUN_JOBS, "--log", log, "--max-jobs", max_jobs, "--threads", threads, "--", *words]
+    command = [sys.executable, RUN_JOBS, "--log", log, "--max-jobs", max_jobs, "--threads", threads,
+               "--gpus", gpus, "--", *words]  # fmt: skip
     return subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True, **kwargs)
 
 
@@ -97,10 +98,22 @@ def test_run_jobs_second_signal_kills(tmp_path):
     process = launch(log, ["a", sys.executable, "-c", deaf])
     wait_for(log, "\nready")
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)  # the same one, passed on twice
+    time.sleep(1.2)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 130
+
+
+def test_run_jobs_gives_each_job_a_gpu_of_its_own(tmp_path):
+    log = tmp_path / "a.log"
+    show = "import os, time; print('on', os.environ['CUDA_VISIBLE_DEVICES'], time.monotonic()); time.sleep(0.5)"
+    process = launch(log, *([name, sys.executable, "-c", show] for name in "abc"), max_jobs=3, gpus="4,7")
+    assert finish(process)[0] == 0
+    lines = [line.split() for line in log.read_text().splitlines() if ": on" in line]
+    started = sorted((float(when), gpu) for _, _, gpu, when in lines)
+    assert {gpu for _, gpu in started[:2]} == {"4", "7"} and started[2][0] - started[0][0] > 0.4
 
 
 def test_run_jobs_started_by_a_shell_in_the_background_passes_interrupts_on(tmp_path):

@@ -3,7 +3,10 @@
 
 Reads the manifests of stage 1 and writes `<data>/fbank/librispeech_cuts_<part>.jsonl.gz`: one cut per utterance, its
 id that of the utterance, its features (Lilcom-compressed) in `<data>/fbank/librispeech_feats_<part>/`. A part whose
-manifests and settings have not changed is not computed again.
+manifests and settings have not changed is not computed again, and one that was interrupted goes on where it was.
+
+With `--shard K/N` it computes every N-th chunk of each part only, from the K-th on, and leaves the rest to other
+processes (the tasks of a Slurm array); a last call without it collects all.
 """
 
 import argparse
@@ -17,12 +20,11 @@ import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from lhotse import CutSet, Fbank, FbankConfig, LilcomChunkyWriter, RecordingSet, SupervisionSet
-from lhotse.cut import Cut
 from lhotse.features import FeatureExtractor
 from tqdm import tqdm
 
@@ -30,6 +32,8 @@ from prepare_manifests import MANIFEST_PREFIX, corpus_parts, manifest_path, save
 from twopass_kd.config import Config, ConfigError, FeaturesConfig, load_config
 
 HIGH_FREQ = -400.0  # Hz below the Nyquist frequency, as in icefall's recipes
+Shard = Tuple[int, int]  # (K, N): chunks K, K + N, K + 2 N...
+ALL: Shard = (0, 1)
 _CHUNK = 250  # cuts that a process computes and stores in one go
 _SAMPLE = 50  # cuts per part whose features are read back
 
@@ -131,24 +135,43 @@ def _make_pool(num_jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_one_thread)
 
 
-def _store_chunk(cuts: CutSet, extractor: FeatureExtractor, storage: Path) -> CutSet:
-    return cuts.compute_and_store_features(
-        extractor=extractor, storage_path=storage, storage_type=LilcomChunkyWriter, num_jobs=1, progress_bar=False
+def _store_chunk(cuts: CutSet, extractor: FeatureExtractor, folder: Path, index: int) -> None:
+    """Leaves `feats-<index>.lca` and, written last, `cuts-<index>.jsonl.gz`."""
+    stored = cuts.compute_and_store_features(
+        extractor=extractor,
+        storage_path=folder / f"feats-{index}",
+        storage_type=LilcomChunkyWriter,
+        num_jobs=1,
+        progress_bar=False,
     )
+    save_manifest(stored, _chunk_path(folder, index))
 
 
-def _store(cuts: CutSet, extractor: FeatureExtractor, folder: Path, pool: ProcessPoolExecutor, part: str) -> CutSet:
-    """Compute and store features of `cuts` in `folder`, chunk by chunk; the order of the cuts stays."""
-    folder.mkdir(parents=True)
+def _chunk_path(folder: Path, index: int) -> Path:
+    return folder / f"cuts-{index}.jsonl.gz"
+
+
+def _store(
+    cuts: CutSet, extractor: FeatureExtractor, folder: Path, pool: ProcessPoolExecutor, part: str, shard: Shard
+) -> List[Path]:
+    """Compute and store features of `cuts` in `folder`, chunk by chunk, those of `shard` that are not there yet.
+
+    Returns:
+      Manifests of all chunks, also those of other shards, in the order of the cuts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     listed = list(cuts)
     chunks = [CutSet.from_cuts(listed[i : i + _CHUNK]) for i in range(0, len(listed), _CHUNK)]
-    jobs = [pool.submit(_store_chunk, chunk, extractor, folder / f"feats-{i}") for i, chunk in enumerate(chunks)]
-    stored: List[Cut] = []
-    with tqdm(total=len(listed), desc=f"Features {part}", unit="cut") as bar:
-        for job, chunk in zip(jobs, chunks):
-            stored.extend(job.result())
-            bar.update(len(chunk))
-    return CutSet.from_cuts(stored)
+    paths = [_chunk_path(folder, i) for i in range(len(chunks))]
+    wanted = [i for i in range(len(chunks)) if i % shard[1] == shard[0] and not paths[i].is_file()]
+    for i in wanted:
+        (folder / f"feats-{i}.lca").unlink(missing_ok=True)  # of a process that was killed
+    jobs = [pool.submit(_store_chunk, chunks[i], extractor, folder, i) for i in wanted]
+    with tqdm(total=sum(len(chunks[i]) for i in wanted), desc=f"Features {part}", unit="cut") as bar:
+        for job, i in zip(jobs, wanted):
+            job.result()
+            bar.update(len(chunks[i]))
+    return paths
 
 
 def validate_features(cuts: CutSet, expected_ids: Sequence[str], features: FeaturesConfig, part: str) -> None:
@@ -177,10 +200,11 @@ def validate_features(cuts: CutSet, expected_ids: Sequence[str], features: Featu
                 raise ValueError(f"part `{part}`, {cut.id}: stored features must be finite and {stored}")
 
 
-def compute_part(cfg: Config, data_dir: Path, part: str, pool: ProcessPoolExecutor) -> bool:
+def compute_part(cfg: Config, data_dir: Path, part: str, pool: ProcessPoolExecutor, shard: Shard = ALL) -> bool:
     """Features of one part; False where they were there already, made from the same manifests and settings.
 
-    Features grow under a temporary name; the manifest of cuts gets its name last, so where it is, all is there.
+    Features grow in a folder with a temporary name, which holds what they are made from; the manifest of cuts gets its
+    name last, so where it is, all is there.
     """
     data_dir = Path(data_dir).resolve()
     factors: List[float] = list(cfg.corpus.speed_perturb) if part in cfg.corpus.train_parts else []
@@ -192,14 +216,20 @@ def compute_part(cfg: Config, data_dir: Path, part: str, pool: ProcessPoolExecut
     record = final / "source.json"
     if public.is_file() and record.is_file() and json.loads(record.read_text())["digest"] == digest:
         return False
-    partial = final.with_name(f".partial-{final.name}")
-    for old in (partial, final):
-        shutil.rmtree(old, ignore_errors=True)
+    partial = final.with_name(f".partial-{final.name}-{digest[:16]}")
+    chunks = _store(cuts, extractor, partial, pool, part, shard)
+    if shard != ALL:
+        return True
     public.unlink(missing_ok=True)
-    stored = _store(cuts, extractor, partial, pool, part)
+    for old in (final, *final.parent.glob(f".partial-{final.name}-*")):
+        if old != partial:
+            shutil.rmtree(old, ignore_errors=True)
+    stored = CutSet.from_cuts(cut for path in chunks for cut in CutSet.from_file(path))
     validate_features(stored, [cut.id for cut in cuts], cfg.features, part)
     (partial / "source.json").write_text(json.dumps({"digest": digest, **settings}, indent=1, default=str) + "\n")
     partial.rename(final)
+    for path in chunks:
+        (final / path.name).unlink()
     for cut in stored:
         cut.features.storage_path = cut.features.storage_path.replace(str(partial), str(final))
     save_manifest(stored, final / "cuts.jsonl.gz")  # what train_bpe.py filters into the public one
@@ -207,8 +237,20 @@ def compute_part(cfg: Config, data_dir: Path, part: str, pool: ProcessPoolExecut
     return True
 
 
-def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1) -> None:
-    """Features of all parts of a config, under `<data_dir>/fbank`.
+def parse_shard(text: str) -> Shard:
+    """`K/N` as (K, N).
+
+    Raises:
+      ValueError: for anything else, or K not below N.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"`--shard` ({text}) must be K/N with K from 0 to N - 1")
+    return int(index), int(count)
+
+
+def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1, shard: Shard = ALL) -> None:
+    """Features of all parts of a config, or a shard of their chunks, under `<data_dir>/fbank`.
 
     Raises:
       ConfigError: stage 1 has not run, or `features.extractor` is not installed.
@@ -219,7 +261,7 @@ def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1) -> None:
     logging.info("features by %s", type(make_extractor(cfg.features)).__name__)
     with _make_pool(num_jobs) as pool:
         for part in corpus_parts(cfg):
-            made = compute_part(cfg, data_dir, part, pool)
+            made = compute_part(cfg, data_dir, part, pool, shard)
             logging.info("%s: %s", part, "features computed" if made else "features are up to date")
 
 
@@ -228,11 +270,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; see its `corpus` and `features`")
     parser.add_argument("--data-dir", type=Path, required=True, help="where stage 1 wrote manifests/")
     parser.add_argument("--nj", type=int, default=2, help="processes, of one thread each (default 2)")
+    parser.add_argument("--shard", default="0/1", metavar="K/N", help="compute every N-th chunk from the K-th only")
     parser.add_argument("overrides", nargs="*", help="key=value")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        compute_fbank(load_config(args.conf, args.overrides), args.data_dir, args.nj)
+        compute_fbank(load_config(args.conf, args.overrides), args.data_dir, args.nj, parse_shard(args.shard))
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

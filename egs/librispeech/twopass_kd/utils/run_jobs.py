@@ -360,7 +360,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    return run_jobs(jobs, args.log, args.max_jobs, args.threads, [gpu for gpu in args.gpus.split(",") if gpu])
+    gpus = [gpu for gpu in args.gpus.split(",") if gpu]
+    return run_jobs(jobs, args.log, args.max_jobs, args.threads, gpus)
 
 
 if __name__ == "__main__":
