@@ -19,7 +19,7 @@ SlurmctldPort={controller_port}
 AuthType=auth/munge
 CredType=cred/munge
 # Credentials that expire early: a requeued job waits until its old one has.
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser={user}
 SlurmdUser={user}
 StateSaveLocation={folder}/state

@@ -120,9 +120,9 @@ def submit(args: argparse.Namespace) -> int:
     """Submit the chain. Held until the whole of it is there, so that a failure in the middle leaves nothing behind."""
     cfg = load_config(args.conf, args.overrides)
     before = read_chain(args.experiment)
-    busy = queued([job["job_id"] for job in before])
-    if busy:
-        ids = " ".join(busy)
+    in_queue = queued([job["job_id"] for job in before])
+    if in_queue:
+        ids = " ".join(job["job_id"] for job in before if job["job_id"] in in_queue)
         raise SlurmError(
             f"{args.experiment} has jobs in the queue already; see them by `./run.sh --status`, or cancel them:"
             f" scancel {ids}"
