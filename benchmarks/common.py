@@ -44,3 +44,18 @@ def median_seconds(variants: Dict[str, Step], repeats: int) -> Dict[str, float]:
             step()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def peak_extra_bytes(step: Step) -> int:
+    """How far the resident set grows above its present size during `step`."""
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present size
+    before = status_bytes("VmRSS")
+    step()
+    return status_bytes("VmHWM") - before
+
+
+def status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}; memory can be measured on Linux only")

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Callable, Dict, List
 
 import torch
-from common import RECIPE, Step, median_seconds, training_step
+from common import RECIPE, Step, median_seconds, peak_extra_bytes, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -147,21 +147,6 @@ class TrainingStep:
         joiner = self.teacher.joiner
         am = joiner.encoder_proj(encoder_out).unsqueeze(2)
         joiner(am, select_band(joiner.decoder_proj(decoder_out), self.ranges), project_input=False)
-
-
-def peak_extra_bytes(step: Step) -> int:
-    """How far the resident set grows above its present size during `step`."""
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present size
-    before = _status_bytes("VmRSS")
-    step()
-    return _status_bytes("VmHWM") - before
-
-
-def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}; memory can be measured on Linux only")
 
 
 def measure_memory_in_child(name: str, argv: List[str]) -> int:

@@ -108,7 +108,7 @@ def test_stopped_by_sigterm_saves_and_goes_on(whole, data_dir, tmp_path):
     world_size, num_workers, digest = whole
     run = Run(data_dir, tmp_path, world_size, num_workers)
     process = run.start_and_wait_for_steps()
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # to launcher, ranks and workers, as Slurm does
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "state saved at step" in output, output
     assert f"resuming from {run.folder}/checkpoint-" in run.finish()

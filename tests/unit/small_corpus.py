@@ -34,6 +34,14 @@ def write_utterance(
     return path
 
 
+def write_musan(folder: Path) -> None:
+    """Noise in MUSAN's layout, of 12, 7 and 16.5 s: windows of 10 s, 7 s, 10 s and 6.5 s, and 2 s that are left."""
+    for part, seconds in {"music": 12.0, "speech": 7.0, "noise": 16.5}.items():
+        (folder / part / "fma").mkdir(parents=True)
+        samples = np.random.default_rng(len(part)).normal(0, 0.3, int(16000 * seconds)).clip(-1, 1)
+        soundfile.write(folder / part / "fma" / f"{part}-fma-0000.wav", samples, 16000)
+
+
 def write_corpus(root: Path, count: int = 4, seconds: float = 0.8) -> Dict[str, Path]:
     """`count` good utterances, from `seconds` upwards, in each of the parts of tiny.yaml; returns part -> folder."""
     folders = {}

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from lhotse import CutSet, LilcomChunkyWriter, MonoCut, SupervisionSegment
+from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset.collation import collate_features
 from lhotse.testing.dummies import dummy_recording
 
 from twopass_kd.asr_datamodule import AsrDataModule
@@ -95,6 +97,22 @@ def test_an_epoch_has_every_usable_cut_once_and_the_same_order_each_time(data):
     assert measured.seconds == pytest.approx(sum(durations)) and measured.longest == max(durations)
 
 
+@pytest.mark.parametrize("parts", [["train"], ["train", "dev"]])
+def test_batches_are_those_of_lhotses_sampler_on_whole_cuts(data, parts):
+    data.cfg.corpus.train_parts, data.cfg.corpus.min_duration = parts, 0.7
+    measured = data.measure_train()
+    assert measured.sizes == [40, 5][: len(parts)]
+    sampler = DynamicBucketingSampler(data.train_cuts(), max_duration=8.0, num_buckets=2, shuffle=True, seed=42)
+    sampler.set_epoch(2)
+    batches = list(data.train_loader(2))
+    assert [b.cut_ids for b in batches] == [[c.id for c in b.sort_by_duration()] for b in sampler]
+    whole = {cut.id: cut for cut in data.train_cuts()}
+    for batch in batches:
+        assert batch.cuts == [whole[cut_id] for cut_id in batch.cut_ids]
+        feature, feature_lens = collate_features(CutSet.from_cuts(batch.cuts))
+        assert torch.equal(batch.feature, feature) and torch.equal(batch.feature_lens, feature_lens)
+
+
 @pytest.mark.parametrize("sort", [False, True])
 def test_skipping_gives_the_rest_of_the_epoch(data, sort):
     data.measure_train()
@@ -119,6 +137,7 @@ def test_decoding_leaves_nothing_out(data):
 
 
 def test_statistics_are_those_of_the_features(data):
+    data.measure_train()
     mean, std = data.feature_statistics()
     assert mean.shape == std.shape == (80,)
     np.testing.assert_allclose(mean.mean(), -8, atol=0.1)
@@ -182,6 +201,7 @@ def test_ranks_share_an_epoch_and_have_as_many_batches(data, sort):
         shares.append(ids(mine.train_loader(1, sort=sort)))
         assert ids(mine.train_loader(1, sort=sort, skip=2)) == shares[-1][2:]
     assert len({len(batches) for batches in shares}) == 1
+    data.measure_train()
     together = [i.split("_dup")[0] for batches in shares for batch in batches for i in batch]
     assert set(together) == {c.id for c in data.train_cuts()} and len(together) <= 39 + 2
 

@@ -3,7 +3,8 @@
 import pytest
 from lhotse import CutSet
 
-from compute_fbank import compute_fbank, cuts_path
+from compute_fbank import compute_fbank
+from feature_cuts import cuts_path
 from prepare_manifests import prepare_manifests, read_left_out
 from small_corpus import TINY_YAML, small_config, write_corpus, write_utterance
 from train_bpe import main, train_bpe, train_bpe_model, train_texts, write_lang

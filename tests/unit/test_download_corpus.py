@@ -11,7 +11,7 @@ import threading
 import pytest
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
-from download_corpus import MD5, download_corpus, main, unpack_archive
+from download_corpus import MD5, archives_of, download_corpus, main, unpack_archive
 from small_corpus import TINY_YAML, small_config
 from twopass_kd.config import ConfigError
 
@@ -25,11 +25,22 @@ CONFIG = [
 
 
 class RangeHandler(http.server.BaseHTTPRequestHandler):
-    """Serves `files` as OpenSLR does: with byte ranges, so that a download can go on where it stopped."""
+    """Serves `files` as OpenSLR does: with byte ranges, so that a download can go on where it stopped.
+
+    It ends a connection after as many bytes as `longest` says, as a network that fails.
+    """
+
+    longest = 10**9
 
     def __init__(self, files, requests, *args):
         self.files, self.requests = files, requests
         super().__init__(*args)
+
+    def do_HEAD(self):
+        data = self.files.get(self.path)
+        self.send_response(404 if data is None else 200)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
 
     def do_GET(self):
         data = self.files.get(self.path)
@@ -38,18 +49,33 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
         if data is None:
             self.send_error(404)
             return
+        if start >= len(data):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(data)}")
+            self.end_headers()
+            return
         self.send_response(206)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        self.wfile.write(data[start:])
+        self.wfile.write(data[start : start + self.longest])
 
     def log_message(self, *args):
         pass
 
 
+def musan_archive():
+    """An archive in MUSAN's layout."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for part in ("music/fma", "speech/librivox", "noise/free-sound"):
+            tar.addfile(tarfile.TarInfo(f"musan/{part}/{part.replace('/', '-')}-0000.wav"))
+            tar.addfile(tarfile.TarInfo(f"musan/{part}/LICENSE"))
+    return buffer.getvalue()
+
+
 @pytest.fixture()
 def server():
-    files, requests = {}, []
+    files, requests = {"/17/musan.tar.gz": musan_archive()}, []
     for part in PARTS:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -66,7 +92,7 @@ def server():
 
 
 def sums(files):
-    return {part: hashlib.md5(files[f"/31/{part}.tar.gz"]).hexdigest() for part in PARTS}
+    return {path.split("/")[2].removesuffix(".tar.gz"): hashlib.md5(data).hexdigest() for path, data in files.items()}
 
 
 def test_download_corpus_unpacks_marks_and_does_nothing_the_second_time(server, tmp_path, capsys):
@@ -90,6 +116,57 @@ def test_download_corpus_goes_on_where_it_stopped_and_uses_archives_put_there(se
     download_corpus(small_config(*CONFIG), tmp_path / "LibriSpeech", url, sums(files))
     assert requests == [("/31/train-clean-5.tar.gz", 50)]
     assert all((tmp_path / "LibriSpeech" / part / "1").is_dir() for part in PARTS)
+
+
+def test_download_corpus_connections_that_end_early_are_no_damage(server, tmp_path, monkeypatch):
+    """The end of a connection used to be taken for the end of the archive, which was then removed as damaged."""
+    files, requests, url = server
+    monkeypatch.setattr(RangeHandler, "longest", 80)
+    assert download_corpus(small_config(*CONFIG), tmp_path / "LibriSpeech", url, sums(files)) == PARTS
+    assert [start for path, start in requests if "train" in path]== [0, 80, 160]
+    assert state(tmp_path / "LibriSpeech") == {*PARTS, "LICENSE.TXT"}
+
+
+def test_download_corpus_server_that_sends_no_more_keeps_what_arrived(server, tmp_path, monkeypatch):
+    files, requests, url = server
+    (tmp_path / "train-clean-5.tar.gz").write_bytes(files["/31/train-clean-5.tar.gz"][:50])
+    monkeypatch.setattr(RangeHandler, "longest", 0)
+    with pytest.raises(ConnectionError, match="train-clean-5.*ended after 50 of .* bytes.*run again to go on"):
+        download_corpus(small_config(*CONFIG), tmp_path / "LibriSpeech", url, sums(files))
+    monkeypatch.setattr(RangeHandler, "longest", 10**9)
+    requests.clear()
+    download_corpus(small_config(*CONFIG), tmp_path / "LibriSpeech", url, sums(files))
+    assert requests[0] == ("/31/train-clean-5.tar.gz", 50)
+
+
+MUSAN = ["corpus.musan=true", "train.cache_frozen_encoders=false"]
+
+
+def test_download_corpus_musan_goes_beside_the_corpus(server, tmp_path, capsys):
+    files, requests, url = server
+    (tmp_path / "musan.tar.gz").write_bytes(files["/17/musan.tar.gz"][:99])
+    cfg, corpus_dir = small_config(*CONFIG, *MUSAN), tmp_path / "LibriSpeech"
+    with pytest.raises(ValueError, match="musan.tar.gz` must have the MD5 sum 0000"):
+        download_corpus(cfg, corpus_dir, url, {**sums(files), "musan": "0" * 32})
+    assert not (tmp_path / "musan.tar.gz").exists() and not (tmp_path / "musan").exists()
+    (tmp_path / "musan.tar.gz").write_bytes(files["/17/musan.tar.gz"][:99])
+    requests.clear()
+    assert download_corpus(cfg, corpus_dir, url, sums(files)) == ["musan"] and requests == [("/17/musan.tar.gz", 99)]
+    assert (tmp_path / "musan" / "music" / "fma" / "music-fma-0000.wav").is_file()
+    assert state(tmp_path / "musan") == {".completed", "music", "speech", "noise"}
+    assert download_corpus(cfg, corpus_dir, url, sums(files)) == []
+
+
+def test_download_corpus_musan_for_a_corpus_of_any_kind_and_name(server, tmp_path):
+    files, requests, url = server
+    assert download_corpus(small_config(*MUSAN), tmp_path / "mine", url, sums(files)) == ["musan"]
+    assert [path for path, _ in requests] == ["/17/musan.tar.gz"]
+    (tmp_path / "musan" / ".completed").unlink()  # as if unpacked by hand
+    assert download_corpus(small_config(*MUSAN), tmp_path / "mine", "http://127.0.0.1:9") == []
+
+
+def state(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 def test_download_corpus_damaged_archive_is_removed(server, tmp_path):
@@ -120,7 +197,7 @@ def test_main_wrong_kind_part_or_folder(tmp_path, capsys):
 
 
 def test_md5_known_for_every_part_of_lhotses_recipe():
-    assert set(MD5) == {*LIBRISPEECH, *MINI_LIBRISPEECH} and all(len(value) == 32 for value in MD5.values())
+    assert set(MD5) == {*LIBRISPEECH, *MINI_LIBRISPEECH, "musan"} and all(len(value) == 32 for value in MD5.values())
 
 
 def test_download_corpus_takes_parts_unpacked_by_hand_as_they_are(server, tmp_path, capsys):
@@ -165,11 +242,12 @@ def test_download_corpus_something_else_of_that_name_is_an_error_before_download
 
 
 def test_unpack_archive_interrupted_leaves_nothing_under_the_parts_name(server, tmp_path):
-    archive = tmp_path / "train-clean-5.tar.gz"
-    archive.write_bytes(server[0]["/31/train-clean-5.tar.gz"][:60])
+    archive = archives_of(small_config(*CONFIG), tmp_path / "LibriSpeech")[0]
+    path = tmp_path / "train-clean-5.tar.gz"
+    path.write_bytes(server[0]["/31/train-clean-5.tar.gz"][:60])
     with pytest.raises((EOFError, tarfile.ReadError)):
-        unpack_archive(archive, tmp_path / "LibriSpeech", "train-clean-5")
+        unpack_archive(path, archive)
     assert not (tmp_path / "LibriSpeech" / "train-clean-5").exists()
-    archive.write_bytes(server[0]["/31/train-clean-5.tar.gz"])
-    unpack_archive(archive, tmp_path / "LibriSpeech", "train-clean-5")
+    path.write_bytes(server[0]["/31/train-clean-5.tar.gz"])
+    unpack_archive(path, archive)
     assert sorted(p.name for p in (tmp_path / "LibriSpeech").iterdir()) == ["LICENSE.TXT", "train-clean-5"]

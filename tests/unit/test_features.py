@@ -1,23 +1,21 @@
 """Tests of local/compute_fbank.py."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet
 
-from compute_fbank import (
-    compute_fbank,
-    cuts_path,
-    features_dir,
-    has_kaldifeat,
-    main,
-    make_extractor,
-    parse_shard,
-    utterance_cuts,
-    validate_features,
-)
+from compute_fbank import compute_fbank, has_kaldifeat, main, make_extractor, parse_shard, validate_features
+from feature_cuts import UtteranceCuts, cuts_path, features_dir
 from prepare_manifests import prepare_manifests
-from small_corpus import TINY_YAML, small_config, write_corpus, write_utterance
+from run_sh import RECIPE
+from small_corpus import TINY_YAML, small_config, write_corpus, write_musan, write_utterance
 from twopass_kd.config import ConfigError, FeaturesConfig
 
 
@@ -85,7 +83,7 @@ def test_compute_fbank_shuffles_perturbed_copies_among_the_originals(prepared):
     """They used to follow as a block, out of reach of a sampler's shuffle buffer."""
     cfg, root = prepared
     stored = [cut.id for cut in CutSet.from_file(cuts_path(root / "data", "train-clean"))]
-    assert stored == [cut.id for cut in utterance_cuts(root / "data", "train-clean", 16000, [0.9])]  # always the same
+    assert stored == [cut.id for cut in UtteranceCuts(root / "data", "train-clean", 16000, [0.9])[:]]  # always the same
     slow = ["_sp" in name for name in stored]
     assert sum(slow) == 4 and slow not in (sorted(slow), sorted(slow, reverse=True))
     dev = [cut.id for cut in CutSet.from_file(cuts_path(root / "data", "dev-clean"))]
@@ -113,6 +111,65 @@ def test_compute_fbank_shards_are_collected_and_an_interrupted_one_goes_on(prepa
         np.testing.assert_array_equal(whole[name].load_features(), collected[name].load_features())
 
 
+def start(data_dir, *options):
+    """The program in a process group of its own, with chunks of one cut."""
+    code = "import sys, compute_fbank; compute_fbank._CHUNK = 1; sys.exit(compute_fbank.main())"
+    command = [sys.executable, "-c", code, "--conf", TINY_YAML, "--data-dir", data_dir, "--nj", "1", *options]
+    environment = {**os.environ, "PYTHONPATH": f"{RECIPE / 'local'}:{RECIPE}"}
+    return subprocess.Popen([*command, "corpus.speed_perturb=[0.9]"], env=environment, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_compute_fbank_killed_goes_on_and_processes_share_a_folder(prepared, tmp_path):
+    cfg, root = prepared
+    prepare_manifests(cfg, root / "corpus", tmp_path)
+    killed = start(tmp_path)
+    while len(done := list(tmp_path.glob("fbank/.partial-*/cuts-*"))) < 2:
+        assert killed.poll() is None
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    times = {path.name: path.stat().st_mtime_ns for path in done}
+    both = [start(tmp_path, "--shard", f"{k}/2") for k in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    for path in done:
+        assert path.stat().st_mtime_ns == times[path.name], "computed twice"
+    assert start(tmp_path).wait(timeout=120) == 0
+    for part in ("train-clean", "test-other"):
+        whole, collected = (cuts_of(folder, part) for folder in (root / "data", tmp_path))
+        assert list(whole) == list(collected)
+        for name in whole:
+            np.testing.assert_array_equal(whole[name].load_features(), collected[name].load_features())
+    assert not list((tmp_path / "fbank").glob(".*"))
+
+
+def test_compute_fbank_unfinished_work_of_other_settings_is_not_taken_for_this(prepared, tmp_path, monkeypatch):
+    cfg, root = prepared
+    monkeypatch.setattr("compute_fbank._CHUNK", 3)
+    prepare_manifests(cfg, root / "corpus", tmp_path)
+    compute_fbank(cfg, tmp_path, shard=(0, 2))
+    compute_fbank(small_config("corpus.speed_perturb=[1.1]"), tmp_path, shard=(1, 2))
+    assert len(list(tmp_path.glob("fbank/.partial-librispeech_feats_train-clean-*"))) == 2
+    monkeypatch.setattr("compute_fbank._CHUNK", 2)  # chunks cut otherwise are not these either
+    compute_fbank(cfg, tmp_path)
+    assert list(cuts_of(tmp_path, "train-clean")) == list(cuts_of(root / "data", "train-clean"))
+    assert not list((tmp_path / "fbank").glob(".*"))
+
+
+def test_compute_fbank_musan_in_windows_of_10_seconds(tmp_path):
+    cfg = small_config("corpus.musan=true", "train.cache_frozen_encoders=false")
+    write_corpus(tmp_path / "corpus" / "LibriSpeech", count=1)
+    write_musan(tmp_path / "corpus" / "musan")
+    prepare_manifests(cfg, tmp_path / "corpus" / "LibriSpeech", tmp_path / "data")
+    compute_fbank(cfg, tmp_path / "data")
+    cuts = {cut.id: cut for cut in CutSet.from_file(tmp_path / "data" / "fbank" / "musan_cuts.jsonl.gz")}
+    seconds = {"music-fma-0000-0": 10.0, "noise-fma-0000-0": 10.0, "noise-fma-0000-1": 6.5, "speech-fma-0000-0": 7.0}
+    assert {name: cut.duration for name, cut in cuts.items()} == seconds
+    for cut in cuts.values():
+        assert cut.load_features().shape == (round(100 * cut.duration), 80)
+        assert "/fbank/musan_feats/" in cut.features.storage_path
+
+
 @pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "a/b"])
 def test_compute_fbank_wrong_shard_is_an_error(text):
     with pytest.raises(ValueError, match="`--shard`.*must be K/N"):
@@ -135,22 +192,26 @@ def test_compute_fbank_finished_part_is_kept_until_its_source_changes(prepared, 
     cuts_path(tmp_path / "data", "train-clean").unlink()  # as after a kill before the last step
     compute_fbank(cfg, tmp_path / "data")
     assert len(cuts_of(tmp_path / "data", "train-clean")) == 1
+    assert storage["train-clean"].stat().st_mtime_ns == times["train-clean"]
     assert not list((tmp_path / "data" / "fbank").glob(".partial*"))
 
 
-def test_compute_fbank_audio_gone_after_stage_1_is_an_error(tmp_path, capsys):
+def test_compute_fbank_audio_gone_after_stage_1_is_an_error_until_it_is_back(tmp_path, capsys):
     folders = write_corpus(tmp_path / "corpus", count=2)
     prepare_manifests(small_config(), tmp_path / "corpus", tmp_path / "data")
-    (folders["train-clean"] / "10" / "100" / "10-100-0001.flac").unlink()
+    gone = folders["train-clean"] / "10" / "100" / "10-100-0001.flac"
+    gone.rename(tmp_path / "gone")
     args = ["--conf", str(TINY_YAML), "--data-dir", str(tmp_path / "data"), "--nj", "1"]
     assert main(args) == 1
     assert "part `train-clean`: 1 cuts must have features and have none: 10-100-0001" in capsys.readouterr().err
     assert not cuts_path(tmp_path / "data", "train-clean").exists()
+    (tmp_path / "gone").rename(gone)
+    assert main(args) == 0 and len(cuts_of(tmp_path / "data", "train-clean")) == 2
 
 
 def test_compute_fbank_without_manifests_names_the_stage(tmp_path):
     with pytest.raises(ConfigError, match="librispeech_recordings_train-clean.jsonl.gz; run stage 1"):
-        utterance_cuts(tmp_path, "train-clean", 16000)
+        compute_fbank(small_config(), tmp_path)
 
 
 def test_make_extractor_takes_kaldifeat_only_where_it_works():

@@ -6,8 +6,8 @@ import soundfile
 from lhotse import RecordingSet, SupervisionSet
 
 from check_utterances import check_audio
-from prepare_manifests import main, manifest_path, prepare_manifests, read_left_out
-from small_corpus import TINY_YAML, small_config, write_corpus, write_utterance
+from prepare_manifests import main, manifest_path, musan_manifest_path, prepare_manifests, read_left_out
+from small_corpus import TINY_YAML, small_config, write_corpus, write_musan, write_utterance
 from twopass_kd.config import ConfigError
 
 
@@ -172,6 +172,18 @@ def test_prepare_manifests_missing_or_empty_part_is_an_error(tmp_path):
     (tmp_path / "corpus" / "empty").mkdir()
     with pytest.raises(ConfigError, match="part `empty` must hold utterances"):
         prepare_manifests(small_config("corpus.test_parts=[empty]"), tmp_path / "corpus", tmp_path / "data")
+
+
+def test_prepare_manifests_musan(tmp_path):
+    cfg = small_config("corpus.musan=true", "train.cache_frozen_encoders=false")
+    write_corpus(tmp_path / "LibriSpeech", count=1)
+    with pytest.raises(ConfigError, match="musan` must hold MUSAN's music.*run stage 0.*corpus.musan=false"):
+        prepare_manifests(cfg, tmp_path / "LibriSpeech", tmp_path / "data")
+    write_musan(tmp_path / "musan")
+    prepare_manifests(cfg, tmp_path / "LibriSpeech", tmp_path / "data")
+    for part, seconds in {"music": 12.0, "speech": 7.0, "noise": 16.5}.items():
+        (recording,) = RecordingSet.from_file(musan_manifest_path(tmp_path / "data", part))
+        assert recording.duration == seconds and recording.load_audio().shape == (1, int(16000 * seconds))
 
 
 def test_check_audio_good_file_has_no_remark(tmp_path):

@@ -36,7 +36,8 @@ Options:
   --launcher NAME       local, or slurm: submit each stage as a batch job, after the one before (default: in cmd.sh);
                         the jobs' partition, time, CPUs, GPUs and memory are in the YAML, under slurm
   --status              show how far the stages and their Slurm jobs are, and run nothing
-  --dry-run             print the commands of the stages and run nothing (". ./path.sh" first to run them by hand)
+  --dry-run             print the commands of the stages and run nothing (". ./path.sh" first to run them by hand);
+                        for LibriSpeech also what the trainings will cost: steps, memory, GPU hours
   --force               run the stages even where they are done; trainings start anew, old ones are moved aside
   --help                this text
 
@@ -142,6 +143,12 @@ stage_0() {
       ;;
     folder) ;; # it is the user's; that its parts are there is checked like any stage's output
   esac
+  case "$kind" in
+    mini | folder)
+      ! "${plan[musan]}" || launch 1 1 musan python3 local/download_corpus.py --conf "$conf" --corpus-dir "$corpus_dir" \
+        "${overrides[@]}"
+      ;;
+  esac
 }
 
 stage_1() {
@@ -226,6 +233,8 @@ force=false
 if [ "$stop_stage" -eq 10 ] && { $dry_run || [ -n "$(why_again 9)" ]; }; then
   run_stage 9 # its report tells of stage 10 too
 fi
-if ! $dry_run && [ "$stop_stage" -ge 9 ]; then
+if $dry_run; then
+  case "$kind" in *librispeech) estimate_cost ;; esac
+elif [ "$stop_stage" -ge 9 ]; then
   show_results
 fi

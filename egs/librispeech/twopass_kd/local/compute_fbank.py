@@ -2,50 +2,39 @@
 """Stage 2a: filter-bank features of every part, stored so that icefall can read them.
 
 Reads the manifests of stage 1 and writes `<data>/fbank/librispeech_cuts_<part>.jsonl.gz`: one cut per utterance, its
-id that of the utterance, its features (Lilcom-compressed) in `<data>/fbank/librispeech_feats_<part>/`. A part whose
-manifests and settings have not changed is not computed again, and one that was interrupted goes on where it was.
-
-With `--shard K/N` it computes every N-th chunk of each part only, from the K-th on, and leaves the rest to other
-processes (the tasks of a Slurm array); a last call without it collects all.
+id that of the utterance, its features (Lilcom-compressed) in `<data>/fbank/librispeech_feats_<part>/`; with
+`corpus.musan` also `musan_cuts.jsonl.gz` and `musan_feats/`. What has not changed in manifests and settings is not
+computed again, and what was interrupted goes on: features are computed in chunks, each with a manifest that is written
+last, in a folder named after what they are made from. Several calls with --shard may fill it at once.
 """
 
 import argparse
-import gzip
 import hashlib
 import json
 import logging
 import multiprocessing
-import random
+import os
+import re
 import shutil
 import sys
-from concurrent.futures import ProcessPoolExecutor
+import tempfile
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Iterable, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
-from lhotse import CutSet, Fbank, FbankConfig, LilcomChunkyWriter, RecordingSet, SupervisionSet
+from lhotse import CutSet, Fbank, FbankConfig, LilcomChunkyWriter
+from lhotse.cut import Cut
 from lhotse.features import FeatureExtractor
 from tqdm import tqdm
 
-from prepare_manifests import MANIFEST_PREFIX, corpus_parts, manifest_path, save_manifest
+from feature_cuts import FeatureSet, feature_sets
 from twopass_kd.config import Config, ConfigError, FeaturesConfig, load_config
 
 HIGH_FREQ = -400.0  # Hz below the Nyquist frequency, as in icefall's recipes
-Shard = Tuple[int, int]  # (K, N): chunks K, K + N, K + 2 N...
-ALL: Shard = (0, 1)
 _CHUNK = 250  # cuts that a process computes and stores in one go
-_SAMPLE = 50  # cuts per part whose features are read back
-
-
-def cuts_path(data_dir: Path, part: str) -> Path:
-    """Path of the manifest of cuts with features, named as icefall names it."""
-    return Path(data_dir) / "fbank" / f"{MANIFEST_PREFIX}_cuts_{part}.jsonl.gz"
-
-
-def features_dir(data_dir: Path, part: str) -> Path:
-    """Folder of the stored features of a part."""
-    return Path(data_dir) / "fbank" / f"{MANIFEST_PREFIX}_feats_{part}"
+_SAMPLE = 10  # cuts per chunk whose features are read back
 
 
 def has_kaldifeat() -> bool:
@@ -86,46 +75,6 @@ def make_extractor(features: FeaturesConfig) -> FeatureExtractor:
     )
 
 
-def utterance_cuts(data_dir: Path, part: str, sampling_rate: int, speed_perturb: Sequence[float] = ()) -> CutSet:
-    """One cut per supervision of a part: first channel, at `sampling_rate` Hz, the cut's id being the supervision's.
-
-    Args:
-      speed_perturb: factors of further copies of each cut, whose ids end in `_sp<factor>`; all are shuffled, always
-        in the same way.
-    Raises:
-      ConfigError: the manifests of stage 1 are missing.
-    """
-    paths = [manifest_path(data_dir, kind, part) for kind in ("recordings", "supervisions")]
-    for path in paths:
-        if not path.is_file():
-            raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
-    recordings = RecordingSet.from_file(paths[0])
-    recordings = RecordingSet.from_recordings(
-        r if r.sampling_rate == sampling_rate else r.resample(sampling_rate) for r in recordings
-    )
-    cuts = CutSet.from_manifests(recordings=recordings, supervisions=SupervisionSet.from_file(paths[1]))
-    trimmed = []
-    for cut in cuts.trim_to_supervisions(keep_overlapping=False):
-        cut.id = cut.supervisions[0].id
-        trimmed.append(cut)
-    single = CutSet.from_cuts(trimmed)
-    copies = [single.perturb_speed(factor) for factor in speed_perturb]
-    every = [cut for cut_set in [single, *copies] for cut in cut_set]
-    if copies:
-        # A sampler mixes cuts only within its buffer, so the copies must not follow each other as blocks.
-        random.Random(0).shuffle(every)
-    return CutSet.from_cuts(every)
-
-
-def _source_digest(data_dir: Path, part: str, settings: Dict) -> str:
-    """Changes when the manifests' content or the settings change, and not when a manifest is only written again."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for kind in ("recordings", "supervisions"):
-        with gzip.open(manifest_path(data_dir, kind, part)) as f:
-            digest.update(f.read())
-    return digest.hexdigest()
-
-
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
@@ -135,46 +84,43 @@ def _make_pool(num_jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_one_thread)
 
 
-def _store_chunk(cuts: CutSet, extractor: FeatureExtractor, folder: Path, index: int) -> None:
-    """Leaves `feats-<index>.lca` and, written last, `cuts-<index>.jsonl.gz`."""
-    stored = cuts.compute_and_store_features(
-        extractor=extractor,
-        storage_path=folder / f"feats-{index}",
-        storage_type=LilcomChunkyWriter,
-        num_jobs=1,
-        progress_bar=False,
-    )
-    save_manifest(stored, _chunk_path(folder, index))
+def _store_chunk(
+    cuts: List[Cut],
+    index: int,
+    partial: Path,
+    final: Path,
+    extractor: FeatureExtractor,
+    features: FeaturesConfig,
+    name: str,
+) -> None:
+    """Features of a chunk in `partial`, and then its manifest, which says that they are in `final`.
+
+    Both get their names when they are complete, so that it does no harm if another process computes the same chunk.
+    """
+    with tempfile.TemporaryDirectory(dir=partial, prefix=".tmp-") as tmp:
+        stored = list(
+            CutSet.from_cuts(cuts).compute_and_store_features(
+                extractor=extractor,
+                storage_path=Path(tmp) / f"feats-{index}",
+                storage_type=LilcomChunkyWriter,
+                num_jobs=1,
+                progress_bar=False,
+            )
+        )
+        validate_features(stored, [cut.id for cut in cuts], features, name)
+        archive, manifest = f"feats-{index}.lca", _chunk_manifest(Path(tmp), index)
+        for cut in stored:
+            cut.features.storage_path = str(final / archive)
+        CutSet.from_cuts(stored).to_file(manifest)
+        os.replace(Path(tmp) / archive, partial / archive)
+        os.replace(manifest, partial / manifest.name)
 
 
-def _chunk_path(folder: Path, index: int) -> Path:
+def _chunk_manifest(folder: Path, index: int) -> Path:
     return folder / f"cuts-{index}.jsonl.gz"
 
 
-def _store(
-    cuts: CutSet, extractor: FeatureExtractor, folder: Path, pool: ProcessPoolExecutor, part: str, shard: Shard
-) -> List[Path]:
-    """Compute and store features of `cuts` in `folder`, chunk by chunk, those of `shard` that are not there yet.
-
-    Returns:
-      Manifests of all chunks, also those of other shards, in the order of the cuts.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    listed = list(cuts)
-    chunks = [CutSet.from_cuts(listed[i : i + _CHUNK]) for i in range(0, len(listed), _CHUNK)]
-    paths = [_chunk_path(folder, i) for i in range(len(chunks))]
-    wanted = [i for i in range(len(chunks)) if i % shard[1] == shard[0] and not paths[i].is_file()]
-    for i in wanted:
-        (folder / f"feats-{i}.lca").unlink(missing_ok=True)  # of a process that was killed
-    jobs = [pool.submit(_store_chunk, chunks[i], extractor, folder, i) for i in wanted]
-    with tqdm(total=sum(len(chunks[i]) for i in wanted), desc=f"Features {part}", unit="cut") as bar:
-        for job, i in zip(jobs, wanted):
-            job.result()
-            bar.update(len(chunks[i]))
-    return paths
-
-
-def validate_features(cuts: CutSet, expected_ids: Sequence[str], features: FeaturesConfig, part: str) -> None:
+def validate_features(cuts: Sequence[Cut], expected_ids: Sequence[str], features: FeaturesConfig, part: str) -> None:
     """Check that every expected cut has features of the right size, and read a sample of them back.
 
     Lhotse leaves cuts whose audio cannot be loaded out; here that is an error.
@@ -200,69 +146,124 @@ def validate_features(cuts: CutSet, expected_ids: Sequence[str], features: Featu
                 raise ValueError(f"part `{part}`, {cut.id}: stored features must be finite and {stored}")
 
 
-def compute_part(cfg: Config, data_dir: Path, part: str, pool: ProcessPoolExecutor, shard: Shard = ALL) -> bool:
-    """Features of one part; False where they were there already, made from the same manifests and settings.
+def compute_set(
+    wanted: FeatureSet,
+    extractor: FeatureExtractor,
+    features: FeaturesConfig,
+    pool: ProcessPoolExecutor,
+    num_jobs: int,
+    shard: Optional[Tuple[int, int]] = None,
+) -> bool:
+    """Features of one set; False where they were there already, made from the same manifests and settings.
 
-    Features grow in a folder with a temporary name, which holds what they are made from; the manifest of cuts gets its
-    name last, so where it is, all is there.
+    Args:
+      shard: (k, n): only chunks k, k + n, k + 2n, ..., which wait for a call without to be put together.
     """
-    data_dir = Path(data_dir).resolve()
-    factors: List[float] = list(cfg.corpus.speed_perturb) if part in cfg.corpus.train_parts else []
-    extractor = make_extractor(cfg.features)
-    cuts = utterance_cuts(data_dir, part, cfg.features.sampling_rate, factors)
-    settings = {"extractor": extractor.name, "config": extractor.to_dict(), "speed_perturb": factors}
-    digest = _source_digest(data_dir, part, settings)
-    final, public = features_dir(data_dir, part), cuts_path(data_dir, part)
-    record = final / "source.json"
-    if public.is_file() and record.is_file() and json.loads(record.read_text())["digest"] == digest:
+    digest = wanted.digest()
+    complete = _is_complete(wanted, digest)
+    if complete and (shard is not None or wanted.public.is_file()):
         return False
-    partial = final.with_name(f".partial-{final.name}-{digest[:16]}")
-    chunks = _store(cuts, extractor, partial, pool, part, shard)
-    if shard != ALL:
-        return True
-    public.unlink(missing_ok=True)
-    for old in (final, *final.parent.glob(f".partial-{final.name}-*")):
-        if old != partial:
-            shutil.rmtree(old, ignore_errors=True)
-    stored = CutSet.from_cuts(cut for path in chunks for cut in CutSet.from_file(path))
-    validate_features(stored, [cut.id for cut in cuts], cfg.features, part)
-    (partial / "source.json").write_text(json.dumps({"digest": digest, **settings}, indent=1, default=str) + "\n")
-    partial.rename(final)
-    for path in chunks:
-        (final / path.name).unlink()
-    for cut in stored:
-        cut.features.storage_path = cut.features.storage_path.replace(str(partial), str(final))
-    save_manifest(stored, final / "cuts.jsonl.gz")  # what train_bpe.py filters into the public one
-    save_manifest(stored, public)
+    if not complete:
+        # Its name says what is in it, so that nothing of other settings, or of chunks cut otherwise, is taken for it.
+        name = hashlib.sha256(f"{digest} {_CHUNK}".encode()).hexdigest()[:16]
+        partial = wanted.folder.with_name(f".partial-{wanted.folder.name}-{name}")
+        partial.mkdir(parents=True, exist_ok=True)
+        num_chunks = _compute_chunks(wanted, partial, extractor, features, pool, num_jobs, shard or (0, 1))
+        if shard is not None:
+            return True
+        record = {"digest": digest, **wanted.settings}
+        _put_together(wanted, partial, num_chunks, json.dumps(record, indent=1, default=str) + "\n")
+    unnamed = wanted.public.with_name(f".partial-{wanted.public.name}")
+    shutil.copyfile(wanted.folder / "cuts.jsonl.gz", unnamed)
+    os.replace(unnamed, wanted.public)
     return True
 
 
-def parse_shard(text: str) -> Shard:
-    """`K/N` as (K, N).
-
-    Raises:
-      ValueError: for anything else, or K not below N.
-    """
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ValueError(f"`--shard` ({text}) must be K/N with K from 0 to N - 1")
-    return int(index), int(count)
+def _is_complete(wanted: FeatureSet, digest: str) -> bool:
+    record = wanted.folder / "source.json"
+    return record.is_file() and json.loads(record.read_text())["digest"] == digest
 
 
-def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1, shard: Shard = ALL) -> None:
-    """Features of all parts of a config, or a shard of their chunks, under `<data_dir>/fbank`.
+def _compute_chunks(
+    wanted: FeatureSet,
+    partial: Path,
+    extractor: FeatureExtractor,
+    features: FeaturesConfig,
+    pool: ProcessPoolExecutor,
+    num_jobs: int,
+    shard: Tuple[int, int],
+) -> int:
+    """Compute the chunks of `shard` that are not there yet; returns the number of all chunks."""
+    cuts = wanted.make_cuts()
+    num_chunks = -(-len(cuts) // _CHUNK)
+    mine = range(shard[0], num_chunks, shard[1])
+    to_do = [i for i in mine if not _chunk_manifest(partial, i).is_file()]
+    running: Set = set()
+    with tqdm(total=len(mine), initial=len(mine) - len(to_do), desc=f"Features {wanted.name}", unit="chunk") as bar:
+        for index in to_do:
+            if len(running) == 2 * num_jobs:  # enough to keep the processes busy
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                _finish(done, bar)
+            chunk = cuts[index * _CHUNK : (index + 1) * _CHUNK]
+            running.add(
+                pool.submit(_store_chunk, chunk, index, partial, wanted.folder, extractor, features, wanted.name)
+            )
+        _finish(as_completed(running), bar)
+    return num_chunks
 
+
+def _finish(jobs: Iterable[Future], bar: tqdm) -> None:
+    for job in jobs:
+        job.result()
+        bar.update()
+
+
+def _put_together(wanted: FeatureSet, partial: Path, num_chunks: int, record: str) -> None:
+    """Make the folder of all chunks the final one, instead of what other settings left."""
+    manifests = [_chunk_manifest(partial, i) for i in range(num_chunks)]
+    with open(partial / "cuts.jsonl.gz", "wb") as out:  # what train_bpe.py filters into the public one
+        for path in manifests:
+            out.write(path.read_bytes())  # gzipped files one after the other are a gzipped file
+    (partial / "source.json").write_text(record)
+    wanted.public.unlink(missing_ok=True)
+    for left in [*partial.glob(".tmp-*"), wanted.folder]:
+        shutil.rmtree(left, ignore_errors=True)
+    partial.rename(wanted.folder)
+    for path in manifests:
+        (wanted.folder / path.name).unlink()
+    for left in wanted.folder.parent.glob(f".partial-{wanted.folder.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1, shard: Optional[Tuple[int, int]] = None) -> None:
+    """Features of all parts of a config, under `<data_dir>/fbank`.
+
+    Args:
+      shard: (k, n): a share of the work only; a call without does what is left and puts all together.
     Raises:
       ConfigError: stage 1 has not run, or `features.extractor` is not installed.
       ValueError: features came out wrong (`validate_features`).
     """
     if num_jobs < 1:
         raise ConfigError(f"`nj` ({num_jobs}) must be at least 1")
-    logging.info("features by %s", type(make_extractor(cfg.features)).__name__)
+    extractor = make_extractor(cfg.features)
+    logging.info("features by %s", type(extractor).__name__)
     with _make_pool(num_jobs) as pool:
-        for part in corpus_parts(cfg):
-            made = compute_part(cfg, data_dir, part, pool, shard)
-            logging.info("%s: %s", part, "features computed" if made else "features are up to date")
+        for wanted in feature_sets(cfg, data_dir, extractor):
+            made = compute_set(wanted, extractor, cfg.features, pool, num_jobs, shard)
+            logging.info("%s: %s", wanted.name, "features computed" if made else "features are up to date")
+
+
+def parse_shard(text: str) -> Tuple[int, int]:
+    """(k, n) of "k/n".
+
+    Raises:
+      ConfigError: it is not of that form, or k is not below n.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"`--shard` ({text}) must be K/N with K from 0 to N - 1, e.g. 0/8")
+    return int(found[1]), int(found[2])
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -270,12 +271,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; see its `corpus` and `features`")
     parser.add_argument("--data-dir", type=Path, required=True, help="where stage 1 wrote manifests/")
     parser.add_argument("--nj", type=int, default=2, help="processes, of one thread each (default 2)")
-    parser.add_argument("--shard", default="0/1", metavar="K/N", help="compute every N-th chunk from the K-th only")
+    parser.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="compute only chunk K (from 0) of every N; several may run at once, and a call without puts all together",
+    )
     parser.add_argument("overrides", nargs="*", help="key=value")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        compute_fbank(load_config(args.conf, args.overrides), args.data_dir, args.nj, parse_shard(args.shard))
+        shard = parse_shard(args.shard) if args.shard is not None else None
+        compute_fbank(load_config(args.conf, args.overrides), args.data_dir, args.nj, shard)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

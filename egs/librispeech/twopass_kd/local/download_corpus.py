@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Stage 0 for corpora of kind `librispeech` and `mini_librispeech`: download and unpack their parts.
+"""Stage 0 for corpora of kind `librispeech` and `mini_librispeech`: download and unpack their parts; for `corpus.musan`
+MUSAN too, whatever the corpus.
 
-Parts that are there are used as they are. Lhotse's functions download the others from OpenSLR (resuming where an
-earlier run stopped) and unpack them; each finished part gets the marker `.completed` of Lhotse's LibriSpeech recipe, so
-that either finds what the other has done. Lhotse knows no checksums for these archives: those that OpenSLR publishes
-(md5sum.txt of resources 12 and 31) are checked before anything is unpacked.
+What is there is used as it is. Lhotse downloads the rest from OpenSLR (resuming where an earlier run stopped); each
+finished folder gets the marker `.completed` of Lhotse's LibriSpeech recipe, so that either finds what the other has
+done. Lhotse knows no checksums for these archives: their MD5 sums are checked before anything is unpacked.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import os
 import shutil
 import sys
 import tarfile
+import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
@@ -21,7 +23,7 @@ from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 from lhotse.utils import resumable_download, safe_extract
 from tqdm import tqdm
 
-from prepare_manifests import corpus_parts
+from prepare_manifests import corpus_parts, musan_dir
 from twopass_kd.config import Config, ConfigError, load_config
 
 BASE_URL = "https://www.openslr.org/resources"
@@ -36,24 +38,48 @@ MD5: Dict[str, str] = {
     "train-other-500": "d1a0fd59409feb2c614ce4d30c387708",
     "dev-clean-2": "6d7ab67ac6a1d2c993d050e16d61080d",
     "train-clean-5": "5df7d4e78065366204ca6845bb08f490",
+    "musan": "0c472d4fc0c5141eca47ad1ffeb2a7df",
 }
 
 
-def state_of(corpus_dir: Path, part: str) -> str:
-    """Whether a part is there: COMPLETE (it has Lhotse's marker), FOUND (unpacked by hand: transcripts) or MISSING.
+@dataclass(frozen=True)
+class Archive:
+    """An archive of OpenSLR and the folder that it becomes.
 
-    What we unpack gets its name only when all of it is there, so a folder with transcripts is never half of ours.
+    Attributes:
+      name: of the archive without `.tar.gz`; it is kept beside the corpus's folder.
+      resource: number of OpenSLR's page.
+      inside: path of the folder in the archive.
+      folder: path that it gets.
+      content: what is in it and says that somebody has unpacked it.
+      pattern: of the names of such files.
+    """
+
+    name: str
+    resource: int
+    inside: str
+    folder: Path
+    content: str
+    pattern: str
+
+
+def state_of(archive: Archive) -> str:
+    """Whether a folder is there: COMPLETE (it has Lhotse's marker), FOUND (unpacked by hand: has content) or MISSING.
+
+    What we unpack gets its name only when all of it is there, so a folder with content is never half of ours.
 
     Raises:
-      ConfigError: something else bears the part's name; it is not ours to remove.
+      ConfigError: something else bears its name; it is not ours to remove.
     """
-    folder = corpus_dir / part
+    folder = archive.folder
     if (folder / ".completed").is_file():
         return COMPLETE
-    if next(folder.rglob("*.trans.txt"), None) is not None:
+    if next(folder.rglob(archive.pattern), None) is not None:
         return FOUND
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None)):
-        raise ConfigError(f"`{folder}` must hold transcripts (*.trans.txt) or not exist; complete it or move it away")
+        raise ConfigError(
+            f"`{folder}` must hold {archive.content} ({archive.pattern}) or not exist; complete it or move it away"
+        )
     return MISSING
 
 
@@ -75,12 +101,12 @@ def fetch_archive(url: str, path: Path, md5: str) -> None:
 
     Raises:
       ValueError: its MD5 sum is wrong after the download.
-      OSError: the server cannot be reached (`urllib.error.URLError` among others).
+      OSError: the server cannot be reached (`urllib.error.URLError` among others), or sends no more.
     """
     if path.is_file() and md5_of(path) == md5:
         return
     try:
-        resumable_download(url, filename=path)
+        _download(url, path)
     finally:
         if path.is_file() and path.stat().st_size == 0:
             path.unlink()
@@ -90,38 +116,63 @@ def fetch_archive(url: str, path: Path, md5: str) -> None:
         raise ValueError(f"`{path}` must have the MD5 sum {md5}, not {found}; it was damaged and is removed: run again")
 
 
-def unpack_archive(archive: Path, corpus_dir: Path, part: str) -> None:
-    """Unpack `LibriSpeech/<part>` of an archive; the part gets its name, and Lhotse's marker, when all is there."""
-    partial = corpus_dir / f".partial-{part}"  # within, since LibriSpeech/ may be a link to another disk
+def _download(url: str, path: Path) -> None:
+    """Lhotse takes a connection that ends early for the end of the file, so that we ask the server how long it is."""
+    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD")) as response:
+        size = int(response.headers.get("Content-Length", 0))
+    resumable_download(url, filename=path)
+    before = -1
+    while before < path.stat().st_size < size:
+        before = path.stat().st_size
+        resumable_download(url, filename=path)
+    if path.stat().st_size < size:
+        raise ConnectionError(f"{url} ended after {path.stat().st_size} of {size} bytes")
+
+
+def unpack_archive(path: Path, archive: Archive) -> None:
+    """Unpack the folder of an archive; it gets its name, and Lhotse's marker, when all is there."""
+    folder = archive.folder
+    partial = folder.with_name(f".partial-{folder.name}")  # beside it, since LibriSpeech/ may be a link to another disk
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with tarfile.open(archive) as tar:
+    with tarfile.open(path) as tar:
         safe_extract(tar, path=partial)
-    unpacked = partial / "LibriSpeech" / part
+    unpacked = partial / archive.inside
     if not unpacked.is_dir():
         shutil.rmtree(partial)
-        raise ValueError(f"`{archive}` must contain LibriSpeech/{part}")
+        raise ValueError(f"`{path}` must contain {archive.inside}")
     (unpacked / ".completed").touch()
-    os.replace(unpacked, corpus_dir / part)  # which fails where that is more than an empty folder
+    os.replace(unpacked, folder)  # which fails where that is more than an empty folder
     for extra in unpacked.parent.glob("*.TXT"):  # the licence, the list of speakers and others
-        os.replace(extra, corpus_dir / extra.name)
+        os.replace(extra, folder.parent / extra.name)
     shutil.rmtree(partial)
 
 
-def parts_to_download(cfg: Config) -> List[str]:
-    """The parts of a config, each one that OpenSLR has.
+def archives_of(cfg: Config, corpus_dir: Path) -> List[Archive]:
+    """The archives that a config needs.
 
     Raises:
-      ConfigError: the corpus is of another kind or a part is unknown.
+      ConfigError: nothing of it is to be downloaded, or a part is unknown.
     """
-    if cfg.corpus.kind not in ("librispeech", "mini_librispeech"):
-        raise ConfigError(f"`corpus.kind` ({cfg.corpus.kind}) must be librispeech or mini_librispeech to be downloaded")
-    known = [*LIBRISPEECH, *MINI_LIBRISPEECH]
-    parts = corpus_parts(cfg)
-    unknown = [part for part in parts if part not in known]
-    if unknown:
-        raise ConfigError(f"`corpus` parts ({', '.join(unknown)}) must be among {', '.join(known)}")
-    return parts
+    archives = []
+    if cfg.corpus.kind in ("librispeech", "mini_librispeech"):
+        known = [*LIBRISPEECH, *MINI_LIBRISPEECH]
+        parts = corpus_parts(cfg)
+        unknown = [part for part in parts if part not in known]
+        if unknown:
+            raise ConfigError(f"`corpus` parts ({', '.join(unknown)}) must be among {', '.join(known)}")
+        for part in parts:
+            resource = 12 if part in LIBRISPEECH else 31
+            where = (f"LibriSpeech/{part}", corpus_dir / part)
+            archives.append(Archive(part, resource, *where, content="transcripts", pattern="*.trans.txt"))
+    elif not cfg.corpus.musan:
+        raise ConfigError(
+            f"`corpus.kind` ({cfg.corpus.kind}) must be librispeech or mini_librispeech, or `corpus.musan` true, for"
+            " anything to be downloaded"
+        )
+    if cfg.corpus.musan:
+        archives.append(Archive("musan", 17, "musan", musan_dir(corpus_dir), content="recordings", pattern="*.wav"))
+    return archives
 
 
 def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5: Mapping[str, str] = MD5) -> List[str]:
@@ -129,43 +180,42 @@ def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5
 
     Args:
       corpus_dir: the folder of the parts. To download into it, it must be named `LibriSpeech`, as the folder inside
-        the archives; they are kept beside it.
+        the archives; they are kept beside it, and MUSAN goes there.
       base_url: where the resources lie, as `<base_url>/12/dev-clean.tar.gz`.
-      md5: part -> MD5 sum of its archive.
+      md5: name -> MD5 sum of its archive.
     Returns:
-      The parts that were downloaded now.
+      The names of the archives that were downloaded now.
     Raises:
-      ConfigError: `parts_to_download`, `state_of`, or a wrongly named folder.
+      ConfigError: `archives_of`, `state_of`, or a wrongly named folder.
       ValueError: a damaged archive.
       ConnectionError: the server cannot be reached; says what to do instead.
     """
-    parts = parts_to_download(cfg)
     corpus_dir = Path(corpus_dir)
-    states = {part: state_of(corpus_dir, part) for part in parts}
-    for part, state in states.items():
-        print(f"{part}: {state}", flush=True)
-    wanted = [part for part, state in states.items() if state == MISSING]
-    if wanted and corpus_dir.name != "LibriSpeech":
+    states = {archive: state_of(archive) for archive in archives_of(cfg, corpus_dir)}
+    for archive, state in states.items():
+        print(f"{archive.name}: {state}", flush=True)
+    wanted = [archive for archive, state in states.items() if state == MISSING]
+    parts = [archive.name for archive in wanted if archive.folder.parent == corpus_dir]
+    if parts and corpus_dir.name != "LibriSpeech":
         raise ConfigError(
-            f"`--corpus-dir` ({corpus_dir}) must hold {', '.join(wanted)}, or end in /LibriSpeech, the folder inside"
+            f"`--corpus-dir` ({corpus_dir}) must hold {', '.join(parts)}, or end in /LibriSpeech, the folder inside"
             " the archives, for them to be downloaded into it"
         )
     target = corpus_dir.parent
-    for part in wanted:
+    for archive in wanted:
         target.mkdir(parents=True, exist_ok=True)
-        archive = target / f"{part}.tar.gz"
-        resource = 12 if part in LIBRISPEECH else 31
+        path = target / f"{archive.name}.tar.gz"
         try:
-            fetch_archive(f"{base_url}/{resource}/{archive.name}", archive, md5[part])
+            fetch_archive(f"{base_url}/{archive.resource}/{path.name}", path, md5[archive.name])
         except OSError as e:
             raise ConnectionError(
-                f"`{part}` could not be downloaded from {base_url} ({e}). What has arrived is kept: run again to go on."
-                f" Without network, download {', '.join(f'{p}.tar.gz' for p in wanted)} elsewhere and put them into"
-                f" {target}, or pass a folder that already contains the parts as --corpus-dir"
+                f"`{archive.name}` could not be downloaded from {base_url} ({e}). What has arrived is kept: run again"
+                f" to go on. Without network, download {', '.join(f'{a.name}.tar.gz' for a in wanted)} elsewhere and"
+                f" put them into {target}, or pass a folder that already contains the parts as --corpus-dir"
             ) from e
-        logging.info("unpacking %s", archive)
-        unpack_archive(archive, corpus_dir, part)
-    return wanted
+        logging.info("unpacking %s", path)
+        unpack_archive(path, archive)
+    return [archive.name for archive in wanted]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -3,7 +3,8 @@
 
 Every utterance is checked first (its audio is decoded to the end); what cannot be used is left out, listed in
 `<data>/manifests/left_out.tsv` with the reason and accounted for on the screen. The rest goes through Lhotse's
-LibriSpeech recipe, repair and validation into `librispeech_{recordings,supervisions}_<part>.jsonl.gz`.
+LibriSpeech recipe, repair and validation into `librispeech_{recordings,supervisions}_<part>.jsonl.gz`; with
+`corpus.musan`, MUSAN through Lhotse's recipe into `musan_recordings_{music,speech,noise}.jsonl.gz`.
 """
 
 import argparse
@@ -15,12 +16,14 @@ from typing import Dict, List, Optional, Sequence
 
 from lhotse import RecordingSet, SupervisionSet, fix_manifests, validate_recordings_and_supervisions
 from lhotse.recipes.librispeech import parse_utterance
+from lhotse.recipes.musan import scan_recordings
 from tqdm import tqdm
 
 from check_utterances import LeftOut, PartScan, duplicate_ids, scan_part
 from twopass_kd.config import Config, ConfigError, load_config
 
 MANIFEST_PREFIX = "librispeech"
+MUSAN_PARTS = ("music", "speech", "noise")
 
 
 def corpus_parts(cfg: Config) -> List[str]:
@@ -31,6 +34,16 @@ def corpus_parts(cfg: Config) -> List[str]:
 def manifest_path(data_dir: Path, kind: str, part: str) -> Path:
     """Path of a `recordings` or `supervisions` manifest, named as icefall names it."""
     return Path(data_dir) / "manifests" / f"{MANIFEST_PREFIX}_{kind}_{part}.jsonl.gz"
+
+
+def musan_dir(corpus_dir: Path) -> Path:
+    """Where MUSAN is: beside the corpus."""
+    return Path(corpus_dir).parent / "musan"
+
+
+def musan_manifest_path(data_dir: Path, part: str) -> Path:
+    """Path of the recordings of a part of MUSAN, named as icefall names it."""
+    return Path(data_dir) / "manifests" / f"musan_recordings_{part}.jsonl.gz"
 
 
 def save_manifest(manifest, path: Path) -> None:
@@ -94,6 +107,23 @@ def build_manifests(corpus_dir: Path, scan: PartScan) -> Dict[str, object]:
     return {"recordings": fixed[0], "supervisions": fixed[1]}
 
 
+def prepare_musan(folder: Path, data_dir: Path) -> None:
+    """Manifests of MUSAN's recordings.
+
+    Raises:
+      ConfigError: a part of it is missing.
+    """
+    for part in MUSAN_PARTS:
+        recordings = sorted(scan_recordings(folder.resolve() / part), key=lambda recording: recording.id)
+        if not recordings:
+            raise ConfigError(
+                f"`{folder}` must hold MUSAN's {part}/**/*.wav, since `corpus.musan` is true; run stage 0, which"
+                " downloads it, or say corpus.musan=false"
+            )
+        save_manifest(RecordingSet.from_recordings(recordings), musan_manifest_path(data_dir, part))
+        print(f"musan {part}: {len(recordings)} recordings", flush=True)
+
+
 def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: int = 1) -> Dict[str, PartScan]:
     """Check the parts of `cfg.corpus` and write their manifests and `left_out.tsv` under `<data_dir>/manifests`.
 
@@ -107,6 +137,8 @@ def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: i
     """
     if num_jobs < 1:
         raise ConfigError(f"`nj` ({num_jobs}) must be at least 1")
+    if cfg.corpus.musan:
+        prepare_musan(musan_dir(corpus_dir), data_dir)
     corpus_dir, parts = Path(corpus_dir).resolve(), corpus_parts(cfg)
     missing = [part for part in parts if not (corpus_dir / part).is_dir()]
     if missing:

@@ -116,28 +116,37 @@ def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsamplin
     Raises:
       ConfigError: stage 2a has not run.
     """
-    from lhotse import CutSet
+    from lhotse import load_manifest_lazy
+    from lhotse.cut import Cut
 
-    from compute_fbank import cuts_path, features_dir  # imports torch; only this step needs it
+    from feature_cuts import cuts_path, features_dir  # imports torch; only this step needs it
     from prepare_manifests import LeftOut, read_left_out, save_manifest, write_left_out
+    from twopass_kd.cut_lines import open_lines
 
     everything = features_dir(data_dir, part) / "cuts.jsonl.gz"
     if not everything.is_file():
         raise ConfigError(f"`--data-dir` ({data_dir}) must hold features of `{part}`; run local/compute_fbank.py first")
-    cuts = CutSet.from_file(everything).to_eager()
-    tokens = tokenizer.encode([cut.supervisions[0].text for cut in cuts])
-    kept, dropped = [], []
-    for cut, ids in zip(cuts, tqdm(tokens, desc=f"Fitting {part}", unit="cut", leave=False)):
-        (dropped if too_many_tokens(cut.num_frames, len(ids), subsampling_factor) else kept).append(cut)
+    cuts = load_manifest_lazy(everything)
+    dropped, total = [], 0
+    for cut in tqdm(cuts, desc=f"Fitting {part}", unit="cut", leave=False):
+        total += 1
+        num_tokens = len(tokenizer.encode([cut.supervisions[0].text])[0])
+        if too_many_tokens(cut.num_frames, num_tokens, subsampling_factor):
+            dropped.append(cut.id)
     left_out_path = Path(data_dir) / "manifests" / "left_out.tsv"
     before = read_left_out(left_out_path)
     rows = [row for row in before if row.part != part or not row.reason.startswith(TOO_MANY_TOKENS)]
     reason = f"{TOO_MANY_TOKENS} (BPE {tokenizer.vocab_size}, subsampling {subsampling_factor})"
-    rows += [LeftOut(cut.id, part, reason) for cut in dropped]
-    if rows != before or len(kept) != sum(1 for _ in CutSet.from_file(cuts_path(data_dir, part))):
+    rows += [LeftOut(cut_id, part, reason) for cut_id in dropped]
+    if rows != before or total - len(dropped) != sum(1 for _ in open_lines(cuts_path(data_dir, part))):
         write_left_out(left_out_path, rows)
-        save_manifest(CutSet.from_cuts(kept), cuts_path(data_dir, part))
-    return len(dropped), len(tokens)
+        leave_out = set(dropped)
+
+        def fits(cut: Cut) -> bool:
+            return cut.id not in leave_out
+
+        save_manifest(cuts.filter(fits), cuts_path(data_dir, part))
+    return len(dropped), total
 
 
 def train_bpe(cfg: Config, data_dir: Path) -> Path:

@@ -1,9 +1,9 @@
 """Lhotse cuts with precomputed features -> batches of tensors."""
 
-import gzip
 import hashlib
 import json
 import logging
+import signal
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,12 +13,16 @@ import torch
 from lhotse import CutSet, load_manifest_lazy
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler, SimpleCutSampler
-from lhotse.dataset.collation import collate_features
+from lhotse.utils import LOG_EPSILON
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from twopass_kd.config import Config
+from twopass_kd.cut_lines import CutLines, open_lines, parse_line, whole_cut
 from twopass_kd.files import write_text_atomically
+from twopass_kd.noise import NoiseMixer
 from twopass_kd.tokenizer import Tokenizer, too_many_tokens
 
 
@@ -70,6 +74,7 @@ class TrainCuts:
       longest: seconds of the longest of them.
       most_tokens: the most that one of them has.
       left_out: id -> reason of the others.
+      sizes: cuts in each manifest, usable or not.
       digest: 16 hexadecimal digits that identify the content of the manifests.
     """
 
@@ -78,6 +83,7 @@ class TrainCuts:
     longest: float
     most_tokens: int
     left_out: Dict[str, str]
+    sizes: List[int]
     digest: str
 
 
@@ -86,20 +92,31 @@ def cut_text(cut: Cut) -> str:
 
 
 class AsrDataset(Dataset):
-    """Maps a CutSet (one batch) to a `Batch`."""
+    """Maps a CutSet (one batch) to a `Batch`.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+      root: folder that relative paths of features count from, where the cuts are out of `CutLines`.
+      noise: what mixes noise into the features; None: they stay as they are.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, root: Path, noise: Optional[NoiseMixer] = None) -> None:
         self.tokenizer = tokenizer
+        self.root = root
+        self.noise = noise
 
     def __getitem__(self, cuts: CutSet) -> Batch:
-        cuts = cuts.sort_by_duration(ascending=False)
-        feature, feature_lens = collate_features(cuts)
+        cuts = CutSet.from_cuts(whole_cut(cut, self.root) for cut in cuts).sort_by_duration(ascending=False)
+        if self.noise is not None:
+            cuts = CutSet.from_cuts(self.noise.mix(cut) for cut in cuts)
+        features = [torch.from_numpy(cut.load_features()) for cut in cuts]
+        feature = pad_sequence(features, batch_first=True, padding_value=LOG_EPSILON)
+        feature_lens = torch.tensor([len(x) for x in features])
         tokens = self.tokenizer.encode([cut_text(c) for c in cuts])
         y_lens = torch.tensor([len(t) for t in tokens])
         y = torch.zeros(len(tokens), int(y_lens.max()), dtype=torch.int64)
         for row, t in zip(y, tokens):
             row[: len(t)] = torch.tensor(t, dtype=torch.int64)
-        return Batch(feature, feature_lens.long(), y, y_lens, list(cuts))
+        return Batch(feature, feature_lens, y, y_lens, list(cuts))
 
 
 class _Slice:
@@ -113,17 +130,18 @@ class _Slice:
         return islice(self.sampler, self.start, None, self.step)
 
 
-def _open_lines(path: Path) -> Iterator[bytes]:
-    with gzip.open(path, "rb") as f:
-        yield from f
-
-
 def _read_json(path: Optional[Path]) -> Dict[str, Any]:
     """The content of a JSON file; empty where it is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (AttributeError, OSError, ValueError):
         return {}
+
+
+def _ignore_signals(_worker: int) -> None:
+    """A worker goes on when all processes are told to stop, as Slurm does: the trainer still takes a step and saves."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 # Said to samplers that are to give all batches: by default they ask torch.distributed.
@@ -151,7 +169,7 @@ class AsrDataModule:
     ) -> None:
         self.cfg = cfg
         self.data_dir = Path(data_dir)
-        self.dataset = AsrDataset(tokenizer)
+        self.dataset = AsrDataset(tokenizer, self._root())
         self.subsampling_factor = subsampling_factor
         self.rank, self.world_size = rank, world_size
         self.measured: Optional[TrainCuts] = None
@@ -166,10 +184,16 @@ class AsrDataModule:
           FileNotFoundError: naming the missing file and the stage that makes it.
         """
         sets = [load_manifest_lazy(path) for path in self._paths(parts)]
-        if len(sets) > 1:
-            sizes = [self._size(path) for path in self._paths(parts)]
-            sets = [CutSet.mux(*sets, weights=sizes, stop_early=False, seed=self.cfg.seed)]
-        return sets[0].with_features_path_prefix(self.data_dir.resolve().parent)
+        return self._mixed(sets, parts).with_features_path_prefix(self._root())
+
+    def _root(self) -> Path:
+        return self.data_dir.resolve().parent
+
+    def _mixed(self, sets: List[CutSet], parts: List[str]) -> CutSet:
+        if len(sets) == 1:
+            return sets[0]
+        sizes = [self._size(path) for path in self._paths(parts)]
+        return CutSet.mux(*sets, weights=sizes, stop_early=False, seed=self.cfg.seed)
 
     def _paths(self, parts: List[str]) -> List[Path]:
         paths = [self.data_dir / "fbank" / f"librispeech_cuts_{part}.jsonl.gz" for part in parts]
@@ -181,22 +205,14 @@ class AsrDataModule:
     def _size(self, path: Path) -> int:
         """Number of cuts in a manifest."""
         if path not in self._sizes:
-            self._sizes[path] = sum(1 for _ in _open_lines(path))
+            self._sizes[path] = sum(1 for _ in open_lines(path))
         return self._sizes[path]
 
-    def _train_digest(self) -> str:
-        digest = hashlib.sha256()
-        for path in self._paths(self.cfg.corpus.train_parts):
-            for line in _open_lines(path):
-                digest.update(line)
-        return digest.hexdigest()[:16]
-
-    def why_unusable(self, cut: Cut) -> Optional[str]:
-        """Why a cut cannot be trained on; None where it can."""
+    def why_unusable(self, cut: Cut, num_tokens: int) -> Optional[str]:
+        """Why a cut, whose text has `num_tokens` tokens, cannot be trained on; None where it can."""
         corpus = self.cfg.corpus
         if not corpus.min_duration <= cut.duration <= corpus.max_duration:
             return f"{cut.duration:.2f} s is not within {corpus.min_duration} to {corpus.max_duration} s"
-        num_tokens = self._num_tokens(cut)
         if num_tokens == 0:
             return "empty transcript"
         if too_many_tokens(cut.num_frames, num_tokens, self.subsampling_factor):
@@ -206,17 +222,26 @@ class AsrDataModule:
     def _num_tokens(self, cut: Cut) -> int:
         return len(self.dataset.tokenizer.encode([cut_text(cut)])[0])
 
-    def usable(self, cut: Cut) -> bool:
-        return self.why_unusable(cut) is None
+    def _is_usable(self, cut: Cut) -> bool:
+        return self.why_unusable(cut, self._num_tokens(cut)) is None
 
     def _is_train_cut(self, cut: Cut) -> bool:
-        return self.usable(cut) if self.measured is None else cut.id not in self.measured.left_out
+        assert self.measured is not None, "measure_train first"
+        return cut.id not in self.measured.left_out
 
     def train_cuts(self) -> CutSet:
+        """The usable training cuts, read lazily. After `measure_train`."""
         return self.cuts(self.cfg.corpus.train_parts).filter(self._is_train_cut)
 
+    def _train_lines(self) -> CutSet:
+        """The training cuts in the same order, as `CutLines` has them."""
+        parts = self.cfg.corpus.train_parts
+        sets = [CutSet(CutLines(path)) for path in self._paths(parts)]
+        return self._mixed(sets, parts).filter(self._is_train_cut)
+
     def valid_cuts(self) -> CutSet:
-        return self.cuts(self.cfg.corpus.dev_parts).filter(self.usable)
+        """The usable dev cuts, read lazily."""
+        return self.cuts(self.cfg.corpus.dev_parts).filter(self._is_usable)
 
     def measure_train(self, cache: Optional[Path] = None, left_out_path: Optional[Path] = None) -> TrainCuts:
         """Look at all training cuts once: which are usable, and how much audio that is.
@@ -236,6 +261,7 @@ class AsrDataModule:
             if cache is not None:
                 write_text_atomically(cache, json.dumps({"key": key, "train_cuts": asdict(self.measured)}))
         measured = self.measured
+        self._sizes.update(zip(self._paths(self.cfg.corpus.train_parts), measured.sizes))
         left_out = [f"{cut_id}\t{reason}\n" for cut_id, reason in measured.left_out.items()]
         total = measured.num_cuts + len(left_out)
         if left_out and left_out_path is not None:
@@ -264,20 +290,31 @@ class AsrDataModule:
         }
 
     def _measure(self) -> TrainCuts:
-        measured = TrainCuts(0, 0.0, 0.0, 0, {}, self._train_digest())
-        for cut in self.cuts(self.cfg.corpus.train_parts):
-            reason = self.why_unusable(cut)
-            if reason is not None:
-                measured.left_out[cut.id] = reason
-                continue
-            measured.num_cuts += 1
-            measured.seconds += cut.duration
-            measured.longest = max(measured.longest, cut.duration)
-            measured.most_tokens = max(measured.most_tokens, self._num_tokens(cut))
+        measured = TrainCuts(0, 0.0, 0.0, 0, {}, [], "")
+        digest = hashlib.sha256()
+        for path in self._paths(self.cfg.corpus.train_parts):
+            measured.sizes.append(0)
+            for line in tqdm(open_lines(path), desc=f"Measuring {path.name}", unit="cut", disable=None):
+                digest.update(line)
+                measured.sizes[-1] += 1
+                cut = parse_line(line)
+                num_tokens = self._num_tokens(cut)
+                reason = self.why_unusable(cut, num_tokens)
+                if reason is not None:
+                    measured.left_out[cut.id] = reason
+                    continue
+                measured.num_cuts += 1
+                measured.seconds += cut.duration
+                measured.longest = max(measured.longest, cut.duration)
+                measured.most_tokens = max(measured.most_tokens, num_tokens)
+        measured.digest = digest.hexdigest()[:16]
         return measured
 
     def feature_statistics(self, max_cuts: int = 1000) -> Tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each mel bin, (num_mel_bins,) float32, over the first training cuts."""
+        """Mean and standard deviation of each mel bin, (num_mel_bins,) float32, over the first training cuts.
+
+        After `measure_train`.
+        """
         total = torch.zeros(self.cfg.features.num_mel_bins, dtype=torch.float64)
         square, count = total.clone(), 0
         for cut in self.train_cuts().subset(first=max_cuts):
@@ -291,21 +328,21 @@ class AsrDataModule:
     def train_loader(self, epoch: int, sort: bool = False, skip: int = 0) -> DataLoader:
         """This rank's batches of epoch `epoch` (from 1): the same ones each time it is called for the same seed.
 
-        After `measure_train`, by which a tiny corpus gets fewer buckets.
+        After `measure_train`, by which a tiny corpus gets fewer buckets. With `corpus.musan`, noise is mixed in.
 
         Args:
           sort: from short to long instead of shuffled; reads the whole manifest into memory.
           skip: batches of this epoch that this rank has trained on already.
         """
         assert self.measured is not None, "measure_train first"
-        train = self.cfg.train
+        corpus, train = self.cfg.corpus, self.cfg.train
         mine = {"rank": self.rank, "world_size": self.world_size}
         if sort:
             cuts = self.train_cuts().to_eager().sort_by_duration(ascending=True)
             sampler = SimpleCutSampler(cuts, max_duration=train.max_duration, shuffle=False, **mine)
         else:
             sampler = DynamicBucketingSampler(
-                self.train_cuts(),
+                self._train_lines(),
                 max_duration=train.max_duration,
                 num_buckets=max(2, min(train.num_buckets, self.measured.num_cuts // 50)),
                 shuffle=True,
@@ -314,7 +351,8 @@ class AsrDataModule:
                 **mine,
             )
             sampler.set_epoch(epoch)
-        return self._loader(_Slice(sampler, skip))
+        noise = NoiseMixer(self.data_dir, self.cfg.seed, epoch) if corpus.musan else None
+        return self._loader(_Slice(sampler, skip), AsrDataset(self.dataset.tokenizer, self._root(), noise))
 
     def valid_loader(self) -> DataLoader:
         """Every `world_size`-th batch of the dev cuts: none doubled, so ranks may have one batch more or less."""
@@ -333,11 +371,12 @@ class AsrDataModule:
         cuts = cuts.to_eager().sort_by_duration(ascending=True)
         return self._loader(SimpleCutSampler(cuts, max_duration=self.cfg.decode.max_duration, shuffle=False, **_ALL))
 
-    def _loader(self, sampler: Iterable[CutSet]) -> DataLoader:
+    def _loader(self, sampler: Iterable[CutSet], dataset: Optional[AsrDataset] = None) -> DataLoader:
         return DataLoader(
-            self.dataset,
+            dataset or self.dataset,
             sampler=sampler,
             batch_size=None,
             num_workers=self.cfg.train.num_workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
         )

@@ -232,6 +232,8 @@ def _validate(cfg: Config) -> None:
             )
     if cfg.corpus.kind == "mini" and cfg.corpus.synthesis is None:
         cfg.corpus.synthesis = SynthesisConfig()
+    if cfg.corpus.musan and cfg.train.cache_frozen_encoders:
+        raise ConfigError("`train.cache_frozen_encoders` (true) must be false with `corpus.musan`: noise varies")
     if not 0 <= cfg.min_reduction < 1:
         raise ConfigError(f"`min_reduction` ({cfg.min_reduction}) must be in [0, 1)")
     reported: Dict[str, str] = {}

@@ -38,6 +38,7 @@ class CorpusConfig:
     min_duration: float = 0.3  # seconds; shorter utterances are left out
     max_duration: float = 30.0  # seconds; longer utterances are left out
     speed_perturb: List[float] = field(default_factory=list)  # extra copies of the train cuts, e.g. [0.9, 1.1]
+    musan: bool = False  # mix MUSAN (OpenSLR 17; `musan` beside the corpus) into half of the train cuts, at 10 to 20 dB
     synthesis: Optional[SynthesisConfig] = None
 
 
@@ -130,7 +131,7 @@ class PhaseConfig:
     loss_scales: Dict[str, float] = MISSING  # loss term -> scale
     num_epochs: int = MISSING
     base_lr: float = MISSING
-    sort_first_epoch: bool = False  # first epoch from short to long
+    sort_first_epoch: bool = False  # first epoch from short to long; for small corpora, whose cuts fit into memory
     spec_augment: bool = True
     average: int = 1  # checkpoints of the last so many epochs are averaged into `final.pt`
 

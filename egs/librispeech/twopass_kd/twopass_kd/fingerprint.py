@@ -7,7 +7,7 @@ from typing import Any, Dict
 from twopass_kd.config import Config, config_to_dict
 
 # What the parameters of a trained model depend on; the other keys of these sections are bookkeeping.
-_CORPUS_TRAINED_ON = ("train_parts", "min_duration", "max_duration", "speed_perturb", "synthesis")
+_CORPUS_TRAINED_ON = ("train_parts", "min_duration", "max_duration", "speed_perturb", "musan", "synthesis")
 _TRAIN_MATTERS = ("max_duration", "num_buckets", "betas", "weight_decay", "clip_grad_norm", "warmup_fraction",
                   "cache_frozen_encoders", "accum_grad", "precision")  # fmt: skip
 

@@ -110,7 +110,8 @@ class TrainingLog:
         """
         if not self.active:
             return
-        record = {"split": split, "epoch": epoch, "step": step, "lr": lr, "seconds": round(seconds, 2), **result}
+        times = {"seconds": round(seconds, 2), "audio_seconds": round(consumed, 2)}
+        record = {"split": split, "epoch": epoch, "step": step, "lr": lr, **times, **result}
         with open(self.exp_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(record) + "\n")
         for name, value in {"loss": result["loss"], **result["terms"], **scalars}.items():

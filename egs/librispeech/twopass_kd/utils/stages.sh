@@ -68,7 +68,10 @@ outputs() {
   local n=$1 name parts
   shift
   parts=("$@")
-  [ $# -gt 0 ] || read -r -a parts <<<"${plan[parts]}"
+  if [ $# -eq 0 ]; then
+    read -r -a parts <<<"${plan[parts]}"
+    ! "${plan[musan]}" || musan_outputs "$n"
+  fi
   case "$n" in
     0) for name in "${parts[@]}"; do echo "$corpus_dir/$name"; done ;;
     1) for name in "${parts[@]}"; do
@@ -86,6 +89,16 @@ outputs() {
       echo "$experiment/ondevice.json"
       ;;
     *) for name in ${plan[phases.$n]}; do echo "$experiment/$name/final.pt"; done ;;
+  esac
+}
+
+# Prints the files of MUSAN that stage $1 leaves, where the config wants it.
+musan_outputs() {
+  local part
+  case "$1" in
+    0) echo "$(dirname "$corpus_dir")/musan" ;;
+    1) for part in music speech noise; do echo "$data_dir/manifests/musan_recordings_$part.jsonl.gz"; done ;;
+    2) echo "$data_dir/fbank/musan_cuts.jsonl.gz" ;;
   esac
 }
 
@@ -109,6 +122,7 @@ inputs() {
     *)
       read -r -a eval_parts <<<"${plan[train_parts]} ${plan[dev_parts]}"
       outputs 2 "${eval_parts[@]}" | sed 's/^/2\t/'
+      ! "${plan[musan]}" || musan_outputs 2 | sed 's/^/2\t/'
       for phase in ${plan[phases.$1]}; do
         for need in ${plan[needs.$phase]}; do
           printf '%s\t%s\n' "${plan[stage.$need]}" "$experiment/$need/final.pt"
@@ -305,6 +319,15 @@ summarize() {
 # Whether stage $1 is done and stays so, its settings and inputs being what they were.
 is_done() {
   [ -f "$(marker "$1")" ] && [ -z "$(why_again "$1")" ]
+}
+
+# Prints what the trainings cost, after what --dry-run has printed.
+estimate_cost() {
+  local options=()
+  $baseline || options+=(--no-baseline)
+  printf '\n'
+  python3 -m twopass_kd.bin.estimate --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+    --world-size "$world_size" --nnodes "$nnodes" "${options[@]}" "${overrides[@]}"
 }
 
 show_results() {

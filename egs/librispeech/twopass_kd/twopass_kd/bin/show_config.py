@@ -42,9 +42,9 @@ def system_of(phase_name: str) -> str:
 def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
     """All that run.sh needs to know, as rows of a key and its value (lists joined by spaces).
 
-    Keys: name, kind, vocab_size, parts, train_parts, dev_parts, test_parts, systems, export_systems; fingerprint.N and
-    phases.N of stage N; stage.P (the stage that trains phase P) and needs.P (the phases whose `final.pt` P reads);
-    phase.S (the phase that system S is).
+    Keys: name, kind, vocab_size, musan (true or false), parts, train_parts, dev_parts, test_parts, systems,
+    export_systems; fingerprint.N and phases.N of stage N; stage.P (the stage that trains phase P) and needs.P (the
+    phases whose `final.pt` P reads); phase.S (the phase that system S is).
 
     Raises:
       ConfigError: a name has a space in it or is trained before what it needs.
@@ -58,6 +58,7 @@ def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
         ["name", cfg.name],
         ["kind", corpus.kind],
         ["vocab_size", str(cfg.tokens.vocab_size)],
+        ["musan", str(corpus.musan).lower()],
         ["parts", *corpus.train_parts, *corpus.dev_parts, *corpus.test_parts],
         ["train_parts", *corpus.train_parts],
         ["dev_parts", *corpus.dev_parts],

@@ -1,0 +1,85 @@
+"""How much faster two ranks train than one: seconds of audio per second, on the CPU with one thread a rank.
+
+    egs/librispeech/twopass_kd/run.sh --conf mini --stop-stage 2     # makes the data
+    python benchmarks/ddp_throughput.py
+
+Trains one epoch of a phase with 1 rank, with 2 ranks, and twice at once with 1 rank each: two trainings that have
+nothing to do with each other are the most that two cores can do. They take turns, and each figure is the median over
+`--repeats` rounds. What is timed goes from the first lines of metrics.jsonl to the last: no start, no validation.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from common import RECIPE
+from tqdm import tqdm
+from training_runs import TrainingRun
+
+from twopass_kd.config import load_config
+from twopass_kd.environment import describe_environment
+from twopass_kd.estimate import manifests_size, train_manifests
+
+TARGET = 1.6
+LOG_INTERVAL = 5  # steps
+
+
+def throughput(run: TrainingRun, epoch_seconds: float) -> float:
+    """Seconds of audio per second of training of a finished run of one epoch."""
+    train = [m for m in run.metrics() if m["split"] == "train"]
+    first, last = train[0], train[-1]
+    steps_per_second = (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
+    num_steps = run.metrics()[-1]["step"]
+    return steps_per_second * epoch_seconds / num_steps
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="(default: conf/mini.yaml)")
+    parser.add_argument("--data-dir", type=Path, help="what stages 0-2 left (default: data/<conf> of the recipe)")
+    parser.add_argument("--phase", default="student_scratch/rnnt", help="that needs no other (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    args = get_parser().parse_args(argv)
+    overrides = [f"phases.{args.phase}.{key}" for key in ("num_epochs=1", "average=1", "sort_first_epoch=false")]
+    overrides += [f"train.log_interval={LOG_INTERVAL}", *args.overrides]
+    cfg = load_config(args.conf, overrides)
+    data_dir = args.data_dir or RECIPE / "data" / cfg.name
+    size = manifests_size(train_manifests(cfg, data_dir))
+
+    def measure(count: int, world_size: int) -> float:
+        """The throughput of `count` trainings at once, together."""
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [
+                TrainingRun(args.conf, cfg, args.phase, data_dir, Path(folder) / str(i), world_size, overrides)
+                for i in range(count)
+            ]
+            for run in runs:
+                run.start()
+            for run in runs:
+                run.finish()
+            return sum(throughput(run, size.seconds) for run in runs)
+
+    variants = {"1 rank": (1, 1), "2 ranks": (1, 2), "2 trainings of 1 rank": (2, 1)}
+    found: Dict[str, List[float]] = {name: [] for name in variants}
+    for _ in tqdm(range(args.repeats), unit="round"):
+        for name, (count, world_size) in variants.items():
+            found[name].append(measure(count, world_size))
+    median = {name: statistics.median(values) for name, values in found.items()}
+    print(f"{describe_environment()}\n{cfg.name}, {args.phase}: batches of {cfg.train.max_duration:g} s a rank\n")
+    for name, value in median.items():
+        rounds = ", ".join(f"{v:.1f}" for v in found[name])
+        ratio = value / median["1 rank"]
+        print(f"{name:24s} {value:8.1f} s of audio per second ({rounds}), {ratio:.2f} times one rank")
+    ratio = median["2 ranks"] / median["1 rank"]
+    print(f"\n2 ranks / 1 rank: {ratio:.2f} (target {TARGET}): {'met' if ratio >= TARGET else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()

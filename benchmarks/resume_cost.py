@@ -1,0 +1,81 @@
+"""What it costs to stop a training and go on: seconds from the command to the first step, anew and resumed.
+
+    egs/librispeech/twopass_kd/run.sh --conf mini --stop-stage 2     # makes the data
+    python benchmarks/resume_cost.py
+
+Starts a phase, sends it SIGTERM after `--steps` steps, waits until it has saved its state and ended, and gives the same
+command again, which goes on after the last step. Medians over `--repeats` rounds.
+"""
+
+import argparse
+import signal
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from common import RECIPE
+from tqdm import tqdm
+from training_runs import TrainingRun
+
+from twopass_kd.config import load_config
+from twopass_kd.environment import describe_environment
+from twopass_kd.launch import STOPPED
+
+TARGET = 10.0  # seconds
+
+
+def one_round(run: TrainingRun, steps: int) -> Dict[str, float]:
+    """Seconds to the first step anew, from the signal to the end, and to the first step resumed."""
+    begin = time.perf_counter()
+    run.start()
+    run.wait_for_step(1)
+    anew = time.perf_counter() - begin
+    run.wait_for_step(steps)
+    begin = time.perf_counter()
+    run.process.send_signal(signal.SIGTERM)
+    run.finish(STOPPED)
+    stopped = time.perf_counter() - begin
+    done = max(m["step"] for m in run.metrics())
+    begin = time.perf_counter()
+    run.start()
+    run.wait_for_step(done + 1)
+    resumed = time.perf_counter() - begin
+    run.process.send_signal(signal.SIGTERM)
+    run.finish(STOPPED)
+    return {"anew": anew, "to stop": stopped, "resumed": resumed}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="(default: conf/mini.yaml)")
+    parser.add_argument("--data-dir", type=Path, help="what stages 0-2 left (default: data/<conf> of the recipe)")
+    parser.add_argument("--phase", default="student_scratch/rnnt", help="that needs no other (default: %(default)s)")
+    parser.add_argument("--world-size", type=int, default=1, help="ranks (default: 1)")
+    parser.add_argument("--steps", type=int, default=50, help="before the stop (default: 50)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    args = get_parser().parse_args(argv)
+    overrides = ["train.log_interval=1", *args.overrides]
+    cfg = load_config(args.conf, overrides)
+    data_dir = args.data_dir or RECIPE / "data" / cfg.name
+    rounds: List[Dict[str, float]] = []
+    for _ in tqdm(range(args.repeats), unit="round"):
+        with tempfile.TemporaryDirectory() as folder:
+            run = TrainingRun(args.conf, cfg, args.phase, data_dir, Path(folder), args.world_size, overrides)
+            rounds.append(one_round(run, args.steps))
+    median = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    print(f"{describe_environment()}\n{cfg.name}, {args.phase}, stopped after {args.steps} steps\n")
+    print(f"anew, from the command to the first step   {median['anew']:6.1f} s")
+    print(f"from SIGTERM to the end, state saved       {median['to stop']:6.1f} s")
+    print(f"resumed, from the command to the next step {median['resumed']:6.1f} s (target {TARGET:g})")
+    print(f"the stop has cost                          {median['to stop'] + median['resumed']:6.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Trainings as a user starts them, each a process, for benchmarks of whole runs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from common import RECIPE
+
+from twopass_kd.config import Config
+
+
+class TrainingRun:
+    """One phase of a config, in an experiment folder of its own, with one thread a rank.
+
+    Args:
+      conf: the YAML file that `cfg` is from, with `overrides`.
+      phase: one that needs no other, e.g. student_scratch/rnnt.
+      data_dir: what stages 0-2 have left.
+    """
+
+    def __init__(
+        self,
+        conf: Path,
+        cfg: Config,
+        phase: str,
+        data_dir: Path,
+        exp_dir: Path,
+        world_size: int,
+        overrides: Sequence[str],
+    ) -> None:
+        self.folder = exp_dir / cfg.name / phase
+        train = ["python3", "-m", "twopass_kd.bin.train", "--conf", conf.resolve(), "--phase", phase]
+        folders = ["--data-dir", data_dir.resolve(), "--exp-dir", exp_dir.resolve(), "--world-size", world_size]
+        self.command = ["bash", "-c", '. ./path.sh && exec "$@"', "-", *map(str, [*train, *folders, *overrides])]
+
+    def start(self) -> subprocess.Popen:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            self.command, cwd=RECIPE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        return self.process
+
+    def finish(self, status: int = 0) -> None:
+        """Wait for the end. Raises RuntimeError with the output, if it is not the expected one."""
+        output, _ = self.process.communicate()
+        if self.process.returncode != status:
+            raise RuntimeError(f"{self.command} ended with {self.process.returncode}, not {status}:\n{output}")
+
+    def wait_for_step(self, step: int) -> None:
+        """Until metrics.jsonl tells of training step `step`. Raises RuntimeError if the training ends before."""
+        while not any(m["split"] == "train" and m["step"] >= step for m in self.metrics()):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.command} ended before step {step}:\n{self.process.communicate()[0]}")
+            time.sleep(0.01)
+
+    def metrics(self) -> List[Dict[str, Any]]:
+        """The whole lines of metrics.jsonl so far."""
+        path = self.folder / "metrics.jsonl"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,146 @@
+"""The cuts that stage 2 computes features for, and where it puts them."""
+
+import gzip
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Sequence
+
+from lhotse import CutSet, RecordingSet, SupervisionSet
+from lhotse.cut import Cut
+from lhotse.features import FeatureExtractor
+
+from prepare_manifests import MANIFEST_PREFIX, MUSAN_PARTS, corpus_parts, manifest_path, musan_manifest_path
+from twopass_kd.config import Config, ConfigError
+from twopass_kd.noise import MAX_SECONDS, MIN_SECONDS, musan_cuts_path
+
+
+def cuts_path(data_dir: Path, part: str) -> Path:
+    """Path of the manifest of cuts with features, named as icefall names it."""
+    return Path(data_dir) / "fbank" / f"{MANIFEST_PREFIX}_cuts_{part}.jsonl.gz"
+
+
+def features_dir(data_dir: Path, part: str) -> Path:
+    """Folder of the stored features of a part."""
+    return Path(data_dir) / "fbank" / f"{MANIFEST_PREFIX}_feats_{part}"
+
+
+class UtteranceCuts:
+    """One cut per supervision of a part: first channel, at `sampling_rate` Hz, the cut's id being the supervision's.
+
+    Copies at other speeds are made when they are asked for.
+
+    Args:
+      speed_perturb: factors of further copies of each cut, whose ids end in `_sp<factor>`; all are shuffled, always
+        in the same way.
+    """
+
+    def __init__(self, data_dir: Path, part: str, sampling_rate: int, speed_perturb: Sequence[float] = ()) -> None:
+        recordings = _read_recordings([manifest_path(data_dir, "recordings", part)], sampling_rate)
+        supervisions = SupervisionSet.from_file(manifest_path(data_dir, "supervisions", part))
+        cuts = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
+        self._single: List[Cut] = []
+        for cut in cuts.trim_to_supervisions(keep_overlapping=False):
+            cut.id = cut.supervisions[0].id
+            self._single.append(cut)
+        self._order = [(factor, i) for factor in (None, *speed_perturb) for i in range(len(self._single))]
+        if speed_perturb:
+            # A sampler mixes cuts only within its buffer, so the copies must not follow each other as blocks.
+            random.Random(0).shuffle(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: slice) -> List[Cut]:
+        """The cuts of a slice."""
+        chosen = [(factor, self._single[i]) for factor, i in self._order[index]]
+        return [cut if factor is None else cut.perturb_speed(factor) for factor, cut in chosen]
+
+
+def musan_cuts(data_dir: Path, sampling_rate: int) -> List[Cut]:
+    """MUSAN in windows of 10 s, as icefall has it; what is left of a recording is one too if longer than 5 s."""
+    paths = [musan_manifest_path(data_dir, part) for part in MUSAN_PARTS]
+    cuts = []
+    for whole in CutSet.from_manifests(recordings=_read_recordings(paths, sampling_rate)):
+        for number, window in enumerate(whole.cut_into_windows(MAX_SECONDS)):
+            window.id = f"{whole.recording.id}-{number}"
+            if window.duration > MIN_SECONDS:
+                cuts.append(window)
+    return cuts
+
+
+def _read_recordings(paths: Sequence[Path], sampling_rate: int) -> RecordingSet:
+    return RecordingSet.from_recordings(
+        r if r.sampling_rate == sampling_rate else r.resample(sampling_rate)
+        for path in paths
+        for r in RecordingSet.from_file(path)
+    )
+
+
+@dataclass
+class FeatureSet:
+    """Cuts whose features are stored together.
+
+    Attributes:
+      name: a part of the corpus, or `musan`.
+      folder: gets the features when all are there.
+      public: gets the manifest of the cuts with features.
+      manifests: what the cuts are made from.
+      settings: what else the features depend on.
+      make_cuts: gives the cuts, in their order: something with a length that can be sliced.
+    """
+
+    name: str
+    folder: Path
+    public: Path
+    manifests: List[Path]
+    settings: Dict[str, Any]
+    make_cuts: Callable[[], Any]
+
+    def digest(self) -> str:
+        """Changes with the manifests' content or the settings, and not when a manifest is only written again.
+
+        Raises:
+          ConfigError: the manifests of stage 1 are missing.
+        """
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        for path in self.manifests:
+            if not path.is_file():
+                raise ConfigError(f"`--data-dir` ({path.parents[1]}) must hold {path.name}; run stage 1")
+            with gzip.open(path) as f:
+                digest.update(f.read())
+        return digest.hexdigest()
+
+
+def feature_sets(cfg: Config, data_dir: Path, extractor: FeatureExtractor) -> List[FeatureSet]:
+    """All parts of a config, and MUSAN if it wants it."""
+    data_dir = Path(data_dir).resolve()
+    rate = cfg.features.sampling_rate
+    settings = {"extractor": extractor.name, "config": extractor.to_dict()}
+    sets = []
+    for part in corpus_parts(cfg):
+        factors = list(cfg.corpus.speed_perturb) if part in cfg.corpus.train_parts else []
+        sets.append(
+            FeatureSet(
+                name=part,
+                folder=features_dir(data_dir, part),
+                public=cuts_path(data_dir, part),
+                manifests=[manifest_path(data_dir, kind, part) for kind in ("recordings", "supervisions")],
+                settings={**settings, "speed_perturb": factors},
+                make_cuts=lambda part=part, factors=factors: UtteranceCuts(data_dir, part, rate, factors),
+            )
+        )
+    if cfg.corpus.musan:
+        sets.append(
+            FeatureSet(
+                name="musan",
+                folder=data_dir / "fbank" / "musan_feats",
+                public=musan_cuts_path(data_dir),
+                manifests=[musan_manifest_path(data_dir, part) for part in MUSAN_PARTS],
+                settings=settings,
+                make_cuts=lambda: musan_cuts(data_dir, rate),
+            )
+        )
+    return sets

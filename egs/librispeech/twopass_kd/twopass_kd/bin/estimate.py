@@ -1,0 +1,125 @@
+"""Print what the trainings of an experiment will cost: steps, memory, work, GPU hours; and how that was computed.
+
+    python3 -m twopass_kd.bin.estimate --conf conf/librispeech_960h.yaml --world-size 8
+"""
+
+import argparse
+import sys
+import textwrap
+from typing import List, Optional
+
+from twopass_kd.bin.show_config import BASELINE, system_of
+from twopass_kd.cli import exit_status, experiment_parser
+from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.environment import setup_logging
+from twopass_kd.estimate import (
+    ASSUMED_TFLOPS,
+    TEMPORARIES,
+    TOKENS_PER_SECOND,
+    UTTERANCE_SECONDS,
+    CorpusSize,
+    StepCost,
+    corpus_size,
+    step_cost,
+    steps_per_epoch,
+)
+
+HEADER = ["phase", "learns", "teacher", "epochs", "steps", "GiB a rank", "TFLOP a step", "GPU hours"]
+
+
+def phase_row(cfg: Config, name: str, cost: StepCost, size: Optional[CorpusSize], ranks: int) -> List[str]:
+    """The words of a phase's line under `HEADER`."""
+    epochs = cfg.phases[name].num_epochs
+    steps = "-" if size is None else f"{epochs * steps_per_epoch(cfg, size, ranks):,}"
+    hours = "-" if size is None else f"{gpu_hours(cfg, name, cost, size):,.1f}"
+    audio = cfg.train.max_duration * cfg.train.accum_grad * ranks  # seconds of a step
+    return [
+        name,
+        f"{cost.learning / 1e6:.1f} M",
+        f"{cost.teacher / 1e6:.1f} M" if cost.teacher else "-",
+        str(epochs),
+        steps,
+        f"{sum(cost.memory(cfg.train.max_duration, cfg.train.precision).values()) / 2**30:.2f}",
+        f"{cost.flops * audio / 1e12:.2f}",
+        hours,
+    ]
+
+
+def gpu_hours(cfg: Config, name: str, cost: StepCost, size: CorpusSize) -> float:
+    """Hours of one GPU for a whole phase, at the assumed speed."""
+    return cost.flops * size.seconds * cfg.phases[name].num_epochs / (ASSUMED_TFLOPS[cfg.train.precision] * 1e12) / 3600
+
+
+def table(rows: List[List[str]]) -> str:
+    """Columns under their titles: the first to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [[row[0].ljust(widths[0]), *(word.rjust(w) for word, w in zip(row[1:], widths[1:]))] for row in rows]
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def explanation(cfg: Config, largest: str, cost: StepCost) -> str:
+    """How the numbers came about; `largest` is the phase that needs the most memory."""
+    train = cfg.train
+    memory = cost.memory(train.max_duration, train.precision)
+    parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in memory.items() if value)
+    is_half = train.precision != "float32"
+    less = f" ({train.precision} needs less)" if is_half else ""
+    share = "a twentieth of its peak, since LSTMs go frame by frame" if is_half else "half of its peak"
+    cached = " train.cache_frozen_encoders saves some of it." if train.cache_frozen_encoders else ""
+    texts = {
+        "learns": "parameters that learn; teacher: those of the frozen model that teaches",
+        "steps": f"utterances of the mean length in batches of {train.max_duration:g} s, {train.accum_grad} a step on"
+        " each rank",
+        "GiB a rank": f"{largest}: {parts}. Weights, gradients and Adam's moments by count (4, 4 and 8 bytes each)."
+        " Activations: the bytes kept for the backward pass of a random utterance of"
+        f" {UTTERANCE_SECONDS:g} s on this CPU in float32{less}, in proportion for {train.max_duration:g} s."
+        f" Temporaries: {TEMPORARIES} times the largest output of a layer. What a GPU's own context takes is not in it;"
+        " training tries the largest batch first and logs what it takes.",
+        "TFLOP a step": "of all ranks: the layers' operations for that utterance"
+        f" ({TOKENS_PER_SECOND:g} tokens a second), in proportion; once forward, once more for each gradient of inputs"
+        f" and weights. Losses and Adam are left out.{cached}",
+        "GPU hours": f"assumed, not measured: an A100 that computes {ASSUMED_TFLOPS[train.precision]:g} TFLOP/s in"
+        f" {train.precision}, {share}. Validation, waiting for data and for other ranks are left out.",
+    }
+    return "\n".join(
+        textwrap.fill(f"{title:14s}{text}", width=110, subsequent_indent=14 * " ") for title, text in texts.items()
+    )
+
+
+def estimate(args: argparse.Namespace) -> None:
+    """Print the table."""
+    if args.world_size < 1 or args.nnodes < 1:
+        raise ConfigError(f"`--world-size` ({args.world_size}) and `--nnodes` ({args.nnodes}) must be positive")
+    cfg, ranks = load_config(args.conf, args.overrides), args.world_size * args.nnodes
+    size = corpus_size(cfg, args.data_dir, args.exp_dir)
+    names = [name for name in cfg.phases if not args.no_baseline or system_of(name) != BASELINE]
+    costs = {name: step_cost(cfg, name) for name in names}
+    audio = "hours of audio unknown before stage 2"
+    if size is not None:
+        audio = f"{size.seconds / 3600:,.1f} h of audio an epoch ({size.source})"
+    print(f"{cfg.name}: {audio}; ranks: {ranks}; {cfg.train.precision}\n")
+    print(table([HEADER, *(phase_row(cfg, name, costs[name], size, ranks) for name in names)]))
+    if size is not None:
+        hours = sum(gpu_hours(cfg, name, costs[name], size) for name in names)
+        wall = f"; {hours / ranks:,.1f} h, if {ranks} ranks are {ranks} times as fast as one" if ranks > 1 else ""
+        print(f"\nTotal: {hours:,.1f} GPU hours{wall}")
+    largest = max(names, key=lambda name: sum(costs[name].memory(cfg.train.max_duration, cfg.train.precision).values()))
+    print(f"\n{explanation(cfg, largest, costs[largest])}")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = experiment_parser(__doc__, "train.max_duration=300")
+    parser.add_argument("--world-size", type=int, default=1, help="ranks on each node, e.g. its GPUs (default: 1)")
+    parser.add_argument("--nnodes", type=int, default=1, help="nodes (default: 1)")
+    parser.add_argument("--no-baseline", action="store_true", help=f"leave {BASELINE} out")
+    return parser
+
+
+def main() -> int:
+    args = get_parser().parse_args()
+    setup_logging()
+    return exit_status(lambda: estimate(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
