@@ -9,6 +9,7 @@ nothing to do with each other are the most that two cores can do. They take turn
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -67,12 +68,14 @@ def main(argv: Optional[List[str]] = None) -> None:
             return sum(throughput(run, size.seconds) for run in runs)
 
     variants = {"1 rank": (1, 1), "2 ranks": (1, 2), "2 trainings of 1 rank": (2, 1)}
+    load = os.getloadavg()[0]
     found: Dict[str, List[float]] = {name: [] for name in variants}
     for _ in tqdm(range(args.repeats), unit="round"):
         for name, (count, world_size) in variants.items():
             found[name].append(measure(count, world_size))
     median = {name: statistics.median(values) for name, values in found.items()}
-    print(f"{describe_environment()}\n{cfg.name}, {args.phase}: batches of {cfg.train.max_duration:g} s a rank\n")
+    print(f"{describe_environment()}, load average before: {load:.1f}")
+    print(f"{cfg.name}, {args.phase}: batches of {cfg.train.max_duration:g} s a rank\n")
     for name, value in median.items():
         rounds = ", ".join(f"{v:.1f}" for v in found[name])
         ratio = value / median["1 rank"]

@@ -74,7 +74,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     print(f"anew, from the command to the first step   {median['anew']:6.1f} s")
     print(f"from SIGTERM to the end, state saved       {median['to stop']:6.1f} s")
     print(f"resumed, from the command to the next step {median['resumed']:6.1f} s (target {TARGET:g})")
-    print(f"the stop has cost                          {median['to stop'] + median['resumed']:6.1f} s")
+    print(f"the stop cost                              {median['to stop'] + median['resumed']:6.1f} s")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_padding_stays_padding(tmp_path):
         batch.feature[1, 200:] = -100.0
         clean = batch.feature.clone()
         fix_random_seed(1, step)
-        trainer._augment(batch)
+        trainer._augment(batch, batch.feature_lens)
         # Masks are filled with the row's mean, about -33; speech lies around 0, padding at -100.
         assert (batch.feature[1, 200:] < -20).all()
         assert (batch.feature[1, :200] > -50).all()

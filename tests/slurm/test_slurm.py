@@ -49,9 +49,11 @@ class Recipe:
         return done.stdout
 
     def submit(self, *args):
-        """The ids of the jobs by name."""
+        """The ids of the jobs: of stage-0, stage-1, features, stage-2, ..."""
         self.ok("--launcher", "slurm", *args)
-        return {job["name"]: job["job_id"] for job in json.loads((self.experiment / ".stages/slurm.json").read_text())}
+        jobs = json.loads((self.experiment / ".stages/slurm.json").read_text())
+        names = {job["job_id"]: "features" if "%a" in job["log"] else f"stage-{job['stage']}" for job in jobs}
+        return {name: job_id for job_id, name in names.items()}
 
     def wait(self, seconds=120):
         """Until no job is in the queue."""
@@ -122,6 +124,19 @@ def test_slurm_submits_nothing_where_all_is_done(finished):
     assert output.count("done already") == 11 and "submitted" not in output
 
 
+def test_slurm_refused_job_leaves_nothing_behind_and_says_what_asked(finished, root):
+    recipe = Recipe(finished[0].cluster, root, root / "refused")
+    done = recipe.run("--launcher", "slurm", "--stage", 2, "--force", "slurm.gpu.partition=none")
+    assert done.returncode == 1 and "stage 3, which asks for what `slurm.gpu` says, was refused" in done.stderr
+    assert "Nothing stays in the queue" in done.stderr and not recipe.cluster.call("squeue", "--noheader")
+
+
+def test_slurm_dry_run_prints_the_jobs(finished):
+    output = finished[0].ok("--launcher", "slurm", "--stage", 2, "--stop-stage", 3, "--dry-run", "--nnodes", 2)
+    assert output.count("sbatch ") == 3 and "--array=0-1" in output and "--nodes=2" in output
+    assert not finished[0].cluster.call("squeue", "--noheader")
+
+
 def test_slurm_cancelled_training_goes_on_when_submitted_again(finished, undisturbed, root):
     recipe = Recipe(finished[0].cluster, root, root / "cancelled")
     args = ["--stage", 3, "--stop-stage", 4, *LONG]
@@ -140,8 +155,8 @@ def test_slurm_cancelled_training_goes_on_when_submitted_again(finished, undistu
     assert (recipe.experiment / "teacher/las/final.pt").is_file()
 
 
-def test_slurm_job_at_its_time_limit_saves_and_is_requeued(finished, undisturbed, root):
-    """The signal that --signal=B:USR1@60 makes Slurm send."""
+def test_slurm_signalled_job_saves_and_is_requeued(finished, undisturbed, root):
+    """The signal that Slurm sends before the time limit, sent by hand."""
     recipe = Recipe(finished[0].cluster, root, root / "requeued")
     job = recipe.submit("--stage", 3, "--stop-stage", 3, *LONG)["stage-3"]
     recipe.wait_for_checkpoint()
@@ -151,6 +166,33 @@ def test_slurm_job_at_its_time_limit_saves_and_is_requeued(finished, undisturbed
     recipe.wait()
     assert "goes on when Slurm runs job" in recipe.logs() and "resuming from" in recipe.logs()
     assert recipe.digest() == undisturbed
+
+
+@pytest.mark.slow
+def test_slurm_job_at_its_time_limit_goes_on_in_the_next(finished, root):
+    """A limit of two minutes, of which Slurm's warning takes one, and a training of more than that."""
+    recipe = Recipe(finished[0].cluster, root, root / "limited")
+    epochs = 250
+    long = [f"phases.teacher/rnnt.num_epochs={epochs}", "slurm.gpu.time=2"]
+    job = recipe.submit("--stage", 3, "--stop-stage", 3, *long)["stage-3"]
+    recipe.wait(400)
+    assert "goes on when Slurm runs job" in recipe.logs() and "resuming from" in recipe.logs(), recipe.logs()
+    assert "TIMEOUT" not in recipe.cluster.call("scontrol", "show", "job", job)
+    lines = (recipe.experiment / "teacher/rnnt/metrics.jsonl").read_text().splitlines()
+    assert [m["epoch"] for m in map(json.loads, lines) if m["split"] == "valid"] == list(range(1, epochs + 1))
+
+
+def test_slurm_preempted_training_on_two_nodes_saves_and_is_requeued(finished, root):
+    recipe = Recipe(finished[0].cluster, root, root / "preempted")
+    cluster = recipe.cluster
+    job = recipe.submit("--stage", 3, "--stop-stage", 3, "--nnodes", 2, *LONG)["stage-3"]
+    recipe.wait_for_checkpoint()
+    cluster.call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+    recipe.wait_for_checkpoint(beyond=recipe.wait_for_checkpoint() + 40)
+    assert "Restarts=1 " in cluster.call("scontrol", "show", "job", job), recipe.logs()
+    recipe.wait()
+    assert "state saved at step" in recipe.logs() and "resuming from" in recipe.logs()
+    assert (recipe.experiment / "teacher/rnnt/final.pt").is_file()
 
 
 def test_slurm_failing_stage_stops_the_chain_and_names_its_log(finished, root):

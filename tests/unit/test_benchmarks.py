@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from run_sh import ok
 from small_export import SYSTEM, exportable_experiment
 from twopass_kd.bin.export import export
 
@@ -37,6 +38,12 @@ def test_train_step_prints_steps_and_parts(tmp_path: Path):
     text = run("train_step.py", tmp_path, "--repeats", "1", "train.max_duration=5")
     for name in ("teacher, RNN-T", "student, RNN-T + KD", "pruned loss", "simple loss", "optimizer"):
         assert any(line.startswith(f"{name} ") for line in text.splitlines()), name
+
+
+def test_sampler_startup_prints_starts_and_resumes(tmp_path: Path):
+    text = run("sampler_startup.py", tmp_path, "--cuts", "2000", "--world-sizes", "2")
+    for name in ("first time", "start, 2 ranks", "resume, 2 ranks"):
+        assert any(line.startswith(f"| {name} | ") for line in text.splitlines()), name
 
 
 def test_median_seconds_takes_turns_and_leaves_the_first_round_out(monkeypatch: pytest.MonkeyPatch):
@@ -74,3 +81,38 @@ def test_first_pass_prints_its_ratios(tmp_path: Path):
     assert done.stdout.startswith("3 recordings, ")
     for name in ("ours / sherpa-onnx, greedy_search: ", "ours / sherpa-onnx, modified_beam_search: ", "two-pass / "):
         assert name in done.stdout
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stages 0-2 leave of tiny."""
+    root = tmp_path_factory.mktemp("benchmarks")
+    ok("--conf", TINY, "--corpus-dir", root / "LibriSpeech", "--data-dir", root / "data", "--exp-dir", root / "exp",
+       "--stop-stage", 2)  # fmt: skip
+    return root / "data"
+
+
+def test_full_size_step_prints_each_phase(tmp_path: Path):
+    text = run("full_size_step.py", tmp_path, "--steps", "1")
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "/" in line.split(" ")[0]}
+    assert {"teacher/rnnt", "teacher/las", "student/rnnt_kd", "student/las_kd", "student/deep"} < set(rows)
+    for seconds, frames_per_second, peak, estimate, busy in rows.values():
+        assert float(seconds) > 0 and float(frames_per_second) > 0 and float(peak) > 0 and busy == "-"
+        assert float(estimate) >= 0
+
+
+@pytest.mark.slow
+def test_ddp_throughput_compares_one_rank_two_ranks_and_two_trainings(tmp_path: Path, data_dir: Path):
+    text = run("ddp_throughput.py", tmp_path, "--data-dir", data_dir, "--repeats", "1", "train.max_duration=2")
+    found = [float(line.split(" s of audio")[0].split()[-1]) for line in text.splitlines() if " s of audio" in line]
+    assert len(found) == 3 and min(found) > 0
+    ratio = float(text.split("2 ranks / 1 rank: ")[1].split()[0])
+    assert ratio == pytest.approx(found[1] / found[0], abs=0.02)
+
+
+@pytest.mark.slow
+def test_resume_cost_stops_and_goes_on(tmp_path: Path, data_dir: Path):
+    more = ["--steps", "3", "--repeats", "1", "phases.student_scratch/rnnt.num_epochs=40"]
+    text = run("resume_cost.py", tmp_path, "--data-dir", data_dir, *more)
+    for words in ("anew, from the command", "from SIGTERM to the end", "resumed, from the command", "the stop cost"):
+        assert any(line.startswith(words) for line in text.splitlines()), words

@@ -123,7 +123,7 @@ def test_download_corpus_connections_that_end_early_are_no_damage(server, tmp_pa
     files, requests, url = server
     monkeypatch.setattr(RangeHandler, "longest", 80)
     assert download_corpus(small_config(*CONFIG), tmp_path / "LibriSpeech", url, sums(files)) == PARTS
-    assert [start for path, start in requests if "train" in path]== [0, 80, 160]
+    assert [start for path, start in requests if "train" in path] == [0, 80, 160]
     assert state(tmp_path / "LibriSpeech") == {*PARTS, "LICENSE.TXT"}
 
 

@@ -64,3 +64,7 @@ def test_every_shipped_yaml_builds_models_with_the_promised_reduction(path):
         for which in ("teacher", "student")
     }
     assert 1 - sizes["student"] / sizes["teacher"] >= cfg.min_reduction
+    if path.stem in ("librispeech_100h", "librispeech_960h"):
+        assert 80e6 < sizes["teacher"] < 120e6 and 1 - sizes["student"] / sizes["teacher"] < 0.6
+        for size in sizes.values():
+            assert f"{size / 1e6:.1f} M" in path.read_text()  # the comment at its beginning

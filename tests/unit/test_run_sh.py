@@ -13,6 +13,8 @@ from run_sh import RECIPE, TINY, environment, error, ok, run
 SMALL = ["corpus.synthesis.num_sentences=8", "corpus.synthesis.num_fragments=4", "corpus.synthesis.num_dev=2",
          "corpus.synthesis.num_test=2"]  # fmt: skip
 
+MUSAN = ["corpus.musan=true", "train.cache_frozen_encoders=false"]
+
 
 def dry(*args, **kwargs):
     return ok("--dry-run", "--conf", TINY, *args, **kwargs).splitlines()
@@ -78,7 +80,13 @@ def test_run_sh_downloads_librispeech_into_its_usual_folders():
     lines = dry("--stop-stage", 2, "corpus.kind=librispeech")
     assert (RECIPE / "local" / "download_corpus.py").is_file()
     assert "local/download_corpus.py" in lines[0] and "--corpus-dir download/LibriSpeech" in lines[0]
-    assert all("--data-dir data" in line for line in lines[1:])
+    assert all("--data-dir data" in line for line in lines[1:] if line.startswith("OMP_NUM_THREADS="))
+
+
+def test_run_sh_downloads_musan_for_a_corpus_that_is_not_downloaded():
+    assert not [line for line in dry("--stop-stage", 0) if "download_corpus" in line]
+    (made, downloaded) = dry("--stop-stage", 0, *MUSAN)
+    assert "local/synthesize_corpus.py" in made and "local/download_corpus.py" in downloaded
 
 
 def test_run_sh_relative_paths_are_the_callers(tmp_path):
@@ -106,6 +114,8 @@ def test_run_sh_missing_teacher_names_its_stage(tmp_path):
         (data / name).touch()
     message = error("--conf", TINY, "--stage", 5, "--data-dir", data, "--exp-dir", tmp_path / "e")
     assert "tiny/teacher/las/final.pt is missing, which stage 5 reads; stage 4 makes it" in message
+    message = error("--conf", TINY, "--stage", 3, "--data-dir", data, "--exp-dir", tmp_path / "e", *MUSAN)
+    assert "fbank/musan_cuts.jsonl.gz is missing, which stage 3 reads; stage 2 makes it" in message
 
 
 def test_run_sh_folder_corpus_without_its_parts_is_an_error(tmp_path):

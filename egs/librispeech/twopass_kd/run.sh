@@ -82,6 +82,7 @@ while [ $# -gt 0 ]; do
       esac
       shift 2
       ;;
+    --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     --status) status=true && shift ;;
     --dry-run) dry_run=true && shift ;;
     --force) force=true && shift ;;
@@ -107,7 +108,7 @@ requested=$launcher
 . ./cmd.sh
 launcher=${requested:-$launcher}
 case "$launcher" in local | slurm) ;; *) fail "\`--launcher\` ($launcher) must be local or slurm" ;; esac
-if [ "$nnodes" -gt 1 ] && [ "$launcher" = local ] && [ -z "${SLURM_JOB_ID:-}" ]; then
+if [ "$nnodes" -gt 1 ] && [ "$launcher" = local ] && [ -z "${SLURM_JOB_ID:-}" ] && ! $status; then
   fail "\`--nnodes\` ($nnodes) must be 1 outside of Slurm; add --launcher slurm, or run twopass_kd.bin.train on each" \
     "node yourself (--dry-run shows the commands; add --rdzv-endpoint FIRST_NODE:PORT)"
 fi
@@ -216,10 +217,15 @@ stage_10() {
 }
 
 # The options that each stage's job gets: as they are here, seen from this folder.
-if $status || { [ "$launcher" = slurm ] && ! $dry_run; }; then
+if $status || [ "$launcher" = slurm ]; then
   command=(./run.sh --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" --baseline "$baseline")
   [ -z "$corpus_dir" ] || command+=(--corpus-dir "$corpus_dir")
-  if $status; then show_status; else submit_stages; fi
+  if $status; then
+    show_status
+    exit
+  fi
+  submit_stages
+  ! $dry_run || show_cost
   exit
 fi
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
@@ -234,7 +240,7 @@ if [ "$stop_stage" -eq 10 ] && { $dry_run || [ -n "$(why_again 9)" ]; }; then
   run_stage 9 # its report tells of stage 10 too
 fi
 if $dry_run; then
-  case "$kind" in *librispeech) estimate_cost ;; esac
+  show_cost
 elif [ "$stop_stage" -ge 9 ]; then
   show_results
 fi

@@ -88,12 +88,14 @@ def load_checkpoint(path: Path) -> Dict[str, Any]:
       CheckpointError: if the file is missing, cut short or no checkpoint of this recipe.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint ({path}) must be a file, not a folder, e.g. {path / 'final.pt'}")
     if not path.is_file():
         raise CheckpointError(f"checkpoint ({path}) must exist; train its phase first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # zipfile, pickle and torch errors have no common base
-        raise CheckpointError(f"{path} is cut short or not a checkpoint ({type(e).__name__}: {e})") from e
+        raise CheckpointError(f"{path} is cut short or not a checkpoint ({type(e).__name__})") from e
     if not isinstance(content, dict) or "model" not in content or "config" not in content:
         raise CheckpointError(f"{path} must be a checkpoint of this recipe, with at least `model` and `config`")
     weights = content.pop("model")

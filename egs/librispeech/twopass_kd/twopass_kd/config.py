@@ -6,6 +6,7 @@ The dataclasses are in config_schema.py. Neither imports torch or k2, so that th
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
@@ -84,6 +85,8 @@ _CHOICES = {
     "kd.teacher_precision": ("float32", "bfloat16", "float16"),
     "train.precision": ("float32", "bfloat16", "float16"),
 }
+_SLURM_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED")
+_SLURM_MEM = re.compile(r"\d+[KMGT]?")
 # The loss terms that give a part of the model its gradient.
 _REACHED_BY = {
     "encoder": LOSS_TERMS,
@@ -246,6 +249,14 @@ def _validate(cfg: Config) -> None:
                     f"{reported[phase.report_as]} has it too"
                 )
             reported[phase.report_as] = name
+    for kind in ("cpu", "gpu"):
+        job = getattr(cfg.slurm, kind)
+        if not _SLURM_TIME.fullmatch(job.time):
+            raise ConfigError(f"`slurm.{kind}.time` ({job.time}) must be as sbatch takes it, e.g. 24:00:00 or 2-00")
+        if not _SLURM_MEM.fullmatch(job.mem):
+            raise ConfigError(f"`slurm.{kind}.mem` ({job.mem}) must be as sbatch takes it, e.g. 64G")
+        if job.gpus < 0:
+            raise ConfigError(f"`slurm.{kind}.gpus` ({job.gpus}) must not be negative")
     for system in cfg.export.systems or []:
         if system not in reported:
             raise ConfigError(f"`export.systems` ({system}) must be `report_as` of a phase: {', '.join(reported)}")

@@ -4,6 +4,7 @@ All ranks do the same steps; each has its own batches, and DDP averages the grad
 resume, what to write) rank 0 decides.
 """
 
+import logging
 import os
 from datetime import timedelta
 from typing import Any, List, Optional, Sequence
@@ -40,6 +41,7 @@ class Ranks:
         ranks.world_size = int(os.environ.get("WORLD_SIZE", 1))
         if ranks.world_size == 1:
             return ranks
+        logging.getLogger("torch.distributed.distributed_c10d").setLevel(logging.WARNING)  # tells of its keys
         ranks.rank = int(os.environ["RANK"])
         if ranks.device.type == "cuda":
             local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

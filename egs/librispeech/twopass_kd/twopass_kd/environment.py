@@ -56,13 +56,21 @@ def environment_record(world_size: int) -> Dict[str, Any]:
         **describe_environment(),
         "gpu": gpu,
         "world_size": world_size,
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
     }
 
 
+def command_line() -> str:
+    """How this program was called, as one would type it."""
+    program = Path(sys.argv[0])
+    if program.parent == Path(__file__).resolve().parent / "bin":
+        return shlex.join(["python3", "-m", f"twopass_kd.bin.{program.stem}", *sys.argv[1:]])
+    return shlex.join(sys.argv)
+
+
 def log_environment() -> None:
-    logging.info("command: %s", shlex.join(sys.argv))
+    logging.info("command: %s", command_line())
     logging.info("environment: %s, OMP_NUM_THREADS=%s", describe_environment(), os.environ.get("OMP_NUM_THREADS"))
 
 

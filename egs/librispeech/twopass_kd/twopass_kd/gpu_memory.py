@@ -28,7 +28,7 @@ def suggest_max_duration(peak: float, base: float, later: float, usable: float, 
     """The `max_duration` in seconds that would fill `usable` bytes.
 
     Args:
-      peak: bytes with a batch of `duration` seconds, `base` of them without it.
+      peak: bytes with a batch of `duration` seconds, `base` of them without it (weights, gradients).
       later: bytes that are not there yet, but will be (the optimizer's).
     """
     per_second = (peak - base) / duration
@@ -45,12 +45,14 @@ def scan_largest_batches(step: OptimizerStep, batches: List[Batch], max_duration
       OutOfMemory: one does not fit.
     """
     device = step.ranks.device
-    later = 2 * sum(p.numel() * p.element_size() for p in step.parameters)  # Adam's two moments
+    learning = sum(p.numel() * p.element_size() for p in step.parameters)
+    later = 0 if step.optimizer.state else 2 * learning  # Adam's two moments
+    gradients = learning if step.ranks.world_size == 1 else 0  # DDP holds them already
     suggestions = []
     for batch in batches:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        base = torch.cuda.memory_allocated(device)
+        base = torch.cuda.memory_allocated(device) + gradients
         step.try_gradients(batch.to(device))
         peak = torch.cuda.max_memory_allocated(device)
         usable = USABLE * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))

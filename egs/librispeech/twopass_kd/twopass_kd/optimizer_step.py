@@ -14,7 +14,7 @@ from twopass_kd.distributed import Ranks
 from twopass_kd.objective import Losses, Objective
 from twopass_kd.precision import autocast, make_grad_scaler
 
-MIN_GRAD_SCALE = 1e-3  # of float16; below it, gradients are infinite for another reason than the scale
+MIN_GRAD_SCALE = 1e-3  # below it, gradients are infinite for another reason than the scale
 
 
 class OutOfMemory(MemoryError):
@@ -42,7 +42,7 @@ class OptimizerStep:
     Args:
       model: its parameters with `requires_grad` learn; on the device of `ranks`.
       objective: gives the loss terms of a batch.
-      precision: float32 | bfloat16 | float16 (with a gradient scaler), of the forward pass.
+      precision: float32 | bfloat16 | float16, of the forward pass on a GPU; half precision with a gradient scaler.
       clip_grad_norm: largest norm of the gradient.
     """
 
@@ -61,7 +61,7 @@ class OptimizerStep:
         self.precision = precision
         self.clip_grad_norm = clip_grad_norm
         self.ranks = ranks
-        self.scaler = make_grad_scaler(precision == "float16" and ranks.device.type == "cuda")
+        self.scaler = make_grad_scaler(precision != "float32" and ranks.device.type == "cuda")
         self.grad_norm: Optional[Tensor] = None  # of the last step, before clipping
         self._forward: nn.Module = _Forward(model, objective)
         self._is_reducing = False
@@ -73,8 +73,8 @@ class OptimizerStep:
     def __call__(self, batches: List[Batch], num_frames: float, step: int) -> List[Losses]:
         """Do step number `step`; every rank must call it, with as many batches.
 
-        A batch that does not fit into a GPU's memory is halved until it does, as long as that leaves the other ranks
-        undisturbed.
+        A batch that does not fit into a GPU's memory is halved until it does; with several ranks that is possible only
+        before they have begun to add up gradients.
 
         Args:
           batches: this rank's, on its device.
@@ -105,7 +105,7 @@ class OptimizerStep:
         self.grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
         if not torch.isfinite(self.grad_norm):
             self._explain(batches, losses, step)
-        self.scaler.step(self.optimizer)  # leaves the step out where float16's gradients are infinite
+        self.scaler.step(self.optimizer)  # leaves the step out where scaled gradients are infinite
         self.scaler.update()
         return losses
 
@@ -144,7 +144,7 @@ class OptimizerStep:
         return result
 
     def _explain(self, batches: List[Batch], losses: List[Losses], step: int) -> None:
-        """Raises FloatingPointError, unless it is only that float16's scale is too large still."""
+        """Raises FloatingPointError, unless it is only that the scale is too large still."""
         bad = [
             cut
             for batch, batch_losses in zip(batches, losses)

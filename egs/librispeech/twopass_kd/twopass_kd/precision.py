@@ -12,14 +12,16 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """A context in which modules compute in `precision` (float32 | bfloat16 | float16).
 
-    CPUs compute in float32 whatever it says: torch 1.13 has neither LSTM nor LayerNorm in half precision there.
+    A GPU's LSTMs compute in float16 with bfloat16 too: cuDNN's autocast knows no other type, so that both need a
+    gradient scaler. CPUs compute in float32 whatever it says: torch 1.13 has neither LSTM nor LayerNorm in half
+    precision there.
     """
     enabled = precision in DTYPES and device.type == "cuda"
     return torch.autocast(device.type, dtype=DTYPES.get(precision, torch.bfloat16), enabled=enabled)
 
 
 def make_grad_scaler(enabled: bool) -> "torch.cuda.amp.GradScaler":
-    """Scales float16's small gradients up; without effect where not `enabled`."""
+    """Scales up gradients that are too small for float16; without effect where not `enabled`."""
     if hasattr(torch.amp, "GradScaler"):  # torch >= 2.3
         return torch.amp.GradScaler("cuda", enabled=enabled)
     return torch.cuda.amp.GradScaler(enabled=enabled)

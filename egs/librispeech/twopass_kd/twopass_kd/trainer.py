@@ -8,6 +8,7 @@ with the same parameters, bit for bit, as one that was not (on CPUs, with the sa
 import logging
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 import numpy as np
 import torch
 from lhotse.dataset import SpecAugment
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from twopass_kd.asr_datamodule import Batch
@@ -139,9 +140,13 @@ class Trainer:
           CheckpointError: if a checkpoint cannot be written.
         """
         self._resume()
+        self._set_train_mode()
         if self.ranks.device.type == "cuda":
-            self._set_train_mode()
             scan_largest_batches(self.optimizer_step, data.largest_batches, self.cfg.max_duration)
+        elif self.ranks.world_size > 1:
+            # DDP lays gradients out anew after the first backward pass, and three ranks or more add them in another
+            # order then: after this one, a run that is resumed has the layout of one that is not.
+            self.optimizer_step.try_gradients(data.largest_batches[0])
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         total = data.train_seconds * self.phase.num_epochs
         self.log = TrainingLog(self.exp_dir, self.metadata["phase"], total, self.ranks)
@@ -173,7 +178,7 @@ class Trainer:
                 ]
             )
             fix_random_seed(self.seed, self.step, self.ranks.rank)
-            batches = [self._augment(batch.to(self.ranks.device)) for batch in batches]
+            batches = [self._augment(batch.to(self.ranks.device), batch.feature_lens) for batch in batches]
             lr = learning_rate(
                 (self.consumed + duration) / total_seconds, self.phase.base_lr, self.cfg.warmup_fraction
             )
@@ -200,11 +205,14 @@ class Trainer:
         """Encoder frames of a batch: known before the encoder runs, since all ranks divide by their sum."""
         return int(num_output_frames(batch.feature_lens, self.model.encoder.subsampling_factor).sum())
 
-    def _augment(self, batch: Batch) -> Batch:
-        """SpecAugment on each utterance's own frames: warping time across padding would push speech out of it."""
+    def _augment(self, batch: Batch, lens: Tensor) -> Batch:
+        """SpecAugment on each utterance's own frames: warping time across padding would push speech out of it.
+
+        Args:
+          lens: the batch's `feature_lens` on the CPU; Lhotse reads them one by one.
+        """
         if self.spec_augment is not None:
-            lens = batch.feature_lens
-            segments = torch.stack([torch.arange(len(lens), device=lens.device), torch.zeros_like(lens), lens], dim=1)
+            segments = torch.stack([torch.arange(len(lens)), torch.zeros_like(lens), lens], dim=1)
             batch.feature = self.spec_augment(batch.feature, segments.int())
         return batch
 
@@ -254,7 +262,12 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": {"base_lr": self.phase.base_lr, "consumed": self.consumed},
-                "sampler": {"epoch": self.epoch, "batch": self.batch, "world_size": self.ranks.world_size},
+                "sampler": {
+                    "epoch": self.epoch,
+                    "batch": self.batch,
+                    "world_size": self.ranks.world_size,
+                    "max_duration": self.cfg.max_duration,
+                },
                 "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
                 **{name: getattr(self, name) for name in PROGRESS},
                 **self.metadata,
@@ -263,7 +276,11 @@ class Trainer:
         )
 
     def _resume(self) -> None:
-        found = find_latest(self.exp_dir) if self.ranks.is_main else None
+        found = None
+        if self.ranks.is_main:
+            for left in self.exp_dir.glob("*.pt.tmp"):  # of a process that was killed
+                left.unlink()
+            found = find_latest(self.exp_dir)
         path = self.ranks.from_main(None if found is None else found[0])
         if path is None:
             return
@@ -274,21 +291,29 @@ class Trainer:
             self.optimizer_step.scaler.load_state_dict(content["grad_scaler"])
         for name in PROGRESS:
             setattr(self, name, content[name])
-        before = content["sampler"]["world_size"]
-        if before != self.ranks.world_size:
-            self.batch = self.batch * before // self.ranks.world_size
-            logging.warning("trained by %d ranks before, now by %d: the batches differ", before, self.ranks.world_size)
+        before = content["sampler"]["world_size"], content["sampler"]["max_duration"]
+        now = self.ranks.world_size, self.cfg.max_duration
+        if before != now:
+            self.batch = int(self.batch * before[0] * before[1] / (now[0] * now[1]))
+            logging.warning("%d ranks with batches of %g s before, now %d with %g s: goes on at about the same place in"
+                            " the epoch, with other batches", *before, *now)  # fmt: skip
         self._keep_best(self.best_epoch)  # in case that the run was killed before it could
         logging.info("resuming from %s: epoch %d, step %d", path, self.epoch, self.step)
 
     def _keep_best(self, epoch: int) -> None:
         """`best-valid-loss.pt` is the checkpoint of `epoch`, if that is the best one so far."""
         source, target = self.exp_dir / f"epoch-{epoch}.pt", self.exp_dir / "best-valid-loss.pt"
-        if self.ranks.is_main and epoch == self.best_epoch and source.is_file():
-            temporary = target.with_suffix(".tmp")
-            temporary.unlink(missing_ok=True)
+        if not self.ranks.is_main or epoch != self.best_epoch or not source.is_file():
+            return
+        if target.is_file() and target.samefile(source):
+            return
+        temporary = target.with_name(target.name + ".tmp")
+        temporary.unlink(missing_ok=True)
+        try:
             os.link(source, temporary)  # takes no space
-            temporary.replace(target)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
 
     def _remove_old(self, keep: int) -> None:
         if self.ranks.is_main:

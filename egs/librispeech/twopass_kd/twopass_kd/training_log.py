@@ -106,12 +106,12 @@ class TrainingLog:
           result: of `Means.result`.
           seconds: of training so far.
           consumed: seconds of audio seen so far.
-          scalars: more numbers for tensorboard.
+          scalars: more numbers to keep.
         """
         if not self.active:
             return
         times = {"seconds": round(seconds, 2), "audio_seconds": round(consumed, 2)}
-        record = {"split": split, "epoch": epoch, "step": step, "lr": lr, **times, **result}
+        record = {"split": split, "epoch": epoch, "step": step, "lr": lr, **times, **result, **scalars}
         with open(self.exp_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(record) + "\n")
         for name, value in {"loss": result["loss"], **result["terms"], **scalars}.items():

@@ -5,6 +5,7 @@
 
 job_pid=         # of the launcher that is running
 gpus=            # for the jobs that are launched, one each
+signalled=false  # whether we have been told to stop
 requeue=false    # whether Slurm is to run this job again
 on_each_node=()  # what starts a command on every node of this job
 [ -z "${SLURM_JOB_NUM_NODES:-}" ] || [ "$SLURM_JOB_NUM_NODES" -eq 1 ] ||
@@ -13,6 +14,7 @@ on_each_node=()  # what starts a command on every node of this job
 
 # Ctrl-C and kill: the launcher passes them on to its jobs, which save their state.
 on_signal() {
+  signalled=true
   [ -n "$job_pid" ] || exit 130
   kill -TERM "$job_pid" 2>/dev/null || true
 }
@@ -21,6 +23,11 @@ on_signal() {
 on_end_of_job() {
   requeue=true
   on_signal
+}
+
+# Whether Slurm takes the nodes of this job for another one. It tells the steps of srun so, and not always this shell.
+is_preempted() {
+  [ -n "${SLURM_JOB_ID:-}" ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
 }
 
 # Where the nodes of a training meet: a port of this one, which is the job's first.
@@ -74,12 +81,16 @@ launch() {
     kill -0 "$job_pid" 2>/dev/null || break
   done
   job_pid=
-  if $requeue && [ "$status" -ne 0 ]; then
+  if [ "$status" -eq 130 ] && { $requeue || is_preempted; }; then
+    case "$current_stage" in
+      0 | [2-7]) ;; # these go on where they were
+      *) fail "Slurm ends this job before stage $current_stage is done; give it more time (slurm.*.time)" ;;
+    esac
     echo "Stage $current_stage has saved its state and goes on when Slurm runs job $SLURM_JOB_ID again"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # Slurm ends this shell
   fi
-  if [ "$status" -eq 130 ]; then
+  if [ "$status" -eq 130 ] && $signalled; then
     echo "Stage $current_stage stopped; the same command$($force && echo ', without --force,') goes on from here" >&2
     exit 130
   fi
@@ -88,23 +99,25 @@ launch() {
 
 # Submits the stages to Slurm, without the first ones if they are done.
 submit_stages() {
-  local first=$stage options=()
-  while ! $force && [ "$first" -le "$stop_stage" ] && is_done "$first"; do
+  local first=$stage options=() dry=()
+  while ! $force && ! $dry_run && [ "$first" -le "$stop_stage" ] && is_done "$first"; do
     echo "Stage $first: done already"
     first=$((first + 1))
   done
   [ "$first" -le "$stop_stage" ] || exit 0
-  check_inputs "$first"
-  $force && options+=(--force)
+  if $dry_run; then dry=(--dry-run); else check_inputs "$first"; fi
+  ! $force || options+=(--force)
   python3 utils/slurm.py submit --experiment "$experiment" --conf "$conf" --data-dir "$data_dir" \
     --stage "$first" --stop-stage "$stop_stage" --world-size "$world_size" --nnodes "$nnodes" \
-    --overrides "${overrides[@]}" -- "${command[@]}" "${running[@]}" "${options[@]}" "${overrides[@]}"
+    "${dry[@]}" --overrides "${overrides[@]}" -- "${command[@]}" "${running[@]}" "${options[@]}" "${overrides[@]}"
 }
 
 show_status() {
-  local n lines=()
+  local n when lines=()
   for ((n = 0; n <= 10; n++)); do
-    lines+=("$n"$'\t'"${titles[n]}"$'\t'"$(! is_done "$n" || marker_value "$(marker "$n")" finished)")
+    when=$(marker_value "$(marker "$n")" finished)
+    [ -z "$when" ] || is_done "$n" || when="$when, with other settings"
+    lines+=("$n"$'\t'"${titles[n]}"$'\t'"$when"$'\t'"${plan[phases.$n]}")
   done
   python3 utils/slurm.py status --experiment "$experiment" --stages "${lines[@]}"
 }

@@ -34,6 +34,7 @@ from typing import IO, Deque, Dict, List, Optional, Sequence, Tuple
 SEPARATOR = "::"
 BAR = re.compile(r"(.*\d%\|.*\|.*\[[^]]*\])(.*)")  # a state of a tqdm bar, and what was written behind it
 LOG_HEAD = re.compile(r"^[-\d]{10} [:,\d]{8,12} [A-Z]+ ")  # time and level of a log line
+WARNING = re.compile(r"^[-\d]{10} [:,\d]{8,12} WARNING ")  # shown at once
 SHOWN_ON_FAILURE = 15  # lines
 SECONDS_TO_STOP = 60.0  # that the others get after a failure before they are killed
 SECONDS_OF_ONE_SIGNAL = 1.0  # Slurm sends to all processes, which also pass it on: several that come together are one
@@ -133,6 +134,9 @@ class Job:
             print(self._prefix + line, file=self._log, flush=True)
         if line:
             self.last_lines.append(line)
+        if WARNING.match(line):
+            clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+            print(f"{clear}  {self.name}: {WARNING.sub('', line)}", file=sys.stderr, flush=True)
 
     def signal(self, number: int) -> None:
         if self.process is not None and self.process.poll() is None:

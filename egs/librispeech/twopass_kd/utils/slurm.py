@@ -18,7 +18,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from twopass_kd.config import Config, ConfigError, SlurmJobConfig, load_config
 from twopass_kd.files import write_text_atomically
@@ -43,7 +43,8 @@ def call(*command: str, script: Optional[str] = None) -> str:
     except FileNotFoundError as e:
         raise SlurmError(f"`{command[0]}` must be on PATH for Slurm's jobs; call this on a node of the cluster") from e
     if done.returncode:
-        raise SlurmError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        raise SlurmError(f"{command[0]} failed: {said} (does `sinfo` show a cluster here?)")
     return done.stdout.strip()
 
 
@@ -65,10 +66,10 @@ def resources(cfg: Config, stage: int, world_size: int, nnodes: int) -> List[str
     return options + list(job.options)
 
 
-def submit_job(name: str, script: str, log: Path, options: Sequence[str], after: Optional[str], held: bool) -> str:
-    """Submit one batch job; returns its id."""
-    dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
-    return call(
+def sbatch_command(name: str, log: Path, options: Sequence[str], after: Optional[str]) -> List[str]:
+    """The command that submits a job, whose script it reads; the first one of a chain is held."""
+    dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else ["--hold"]
+    return [
         "sbatch",
         "--parsable",
         f"--job-name={name}",
@@ -76,19 +77,19 @@ def submit_job(name: str, script: str, log: Path, options: Sequence[str], after:
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{SECONDS_TO_SAVE}",
-        *(["--hold"] if held else []),
         *dependency,
         *options,
-        script=f"#!/usr/bin/env bash\ncd {shlex.quote(str(Path.cwd()))} || exit 1\n{script}",
-    ).split(";")[0]
+    ]
 
 
 def features_script(args: argparse.Namespace, cfg: Config) -> str:
     """What each task of the array runs: every N-th chunk of the features; requeued, it goes on with the next."""
-    command = ["python3", "local/compute_fbank.py", "--conf", str(args.conf), "--data-dir", str(args.data_dir)]
-    command += ["--nj", str(cfg.slurm.cpu.cpus)]
+    lock = args.data_dir / ".lock"  # as run.sh's stages have it
+    command = ["flock", "--shared", str(lock), "python3", "local/compute_fbank.py"]
+    command += ["--conf", str(args.conf), "--data-dir", str(args.data_dir), "--nj", str(cfg.slurm.cpu.cpus)]
     shard = f'--shard "$SLURM_ARRAY_TASK_ID/{cfg.slurm.feature_jobs}"'
     return (
+        f"mkdir -p {shlex.quote(str(args.data_dir))}\n"
         "trap 'kill %1; scontrol requeue \"$SLURM_JOB_ID\"' USR1\n"
         f"{shlex.join(command)} {shard} {shlex.join(args.overrides)} &\n"
         "wait $!\n"
@@ -101,7 +102,7 @@ def chain_path(experiment: Path) -> Path:
 
 
 def read_chain(experiment: Path) -> List[Dict[str, Any]]:
-    """The jobs that were submitted last: name, stage, job_id, log."""
+    """The jobs that were submitted last: name, stage, job_id, log (of an array with %a)."""
     path = chain_path(experiment)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
@@ -116,90 +117,125 @@ def queued(job_ids: Sequence[str]) -> Dict[str, Dict[str, str]]:
     return found
 
 
+def plan_jobs(args: argparse.Namespace, cfg: Config) -> Iterator[Dict[str, Any]]:
+    """The jobs of the chain: name, stage, log (with sbatch's %j or %A_%a), options of sbatch, script."""
+    log_dir = args.experiment.resolve() / "log"
+    for stage in range(args.stage, args.stop_stage + 1):
+        needs = resources(cfg, stage, args.world_size, args.nnodes)
+        if stage == 2 and cfg.slurm.feature_jobs > 1:
+            yield {
+                "name": f"features.{cfg.name}",
+                "stage": 2,
+                "log": log_dir / "slurm-features-%A_%a.out",
+                "options": [*needs, f"--array=0-{cfg.slurm.feature_jobs - 1}"],
+                "script": features_script(args, cfg),
+            }
+        command = [*args.command, "--launcher", "local", "--stage", str(stage), "--stop-stage", str(stage)]
+        yield {
+            "name": f"s{stage}.{cfg.name}",
+            "stage": stage,
+            "log": log_dir / f"slurm-stage-{stage}-%j.out",
+            "options": needs,
+            "script": f"exec {shlex.join(command)}\n",
+        }
+
+
 def submit(args: argparse.Namespace) -> int:
     """Submit the chain. Held until the whole of it is there, so that a failure in the middle leaves nothing behind."""
     cfg = load_config(args.conf, args.overrides)
+    jobs: List[Dict[str, Any]] = []
+    show_status = shlex.join([args.command[0], "--status", *args.command[1:]])
+    if args.dry_run:
+        for job in plan_jobs(args, cfg):
+            command = sbatch_command(job["name"], job["log"], job["options"], "PREVIOUS_JOB" if jobs else None)
+            print(f"{shlex.join(command)} <<'END'\n{script_of(job)}END")
+            jobs.append(job)
+        return 0
     before = read_chain(args.experiment)
     in_queue = queued([job["job_id"] for job in before])
     if in_queue:
         ids = " ".join(job["job_id"] for job in before if job["job_id"] in in_queue)
         raise SlurmError(
-            f"{args.experiment} has jobs in the queue already; see them by `./run.sh --status`, or cancel them:"
+            f"{args.experiment} has jobs in the queue already; see them by `{show_status}`, or cancel them:"
             f" scancel {ids}"
         )
-    log_dir = args.experiment / "log"
-    log_dir.mkdir(parents=True, exist_ok=True)
-    run_sh = [*args.command, "--launcher", "local"]
-    jobs: List[Dict[str, Any]] = []
-
-    def add(stage: int, name: str, script: str, suffix: str, *options: str) -> None:
-        log = log_dir.resolve() / f"slurm-{name}-{suffix}.out"
-        needs = resources(cfg, stage, args.world_size, args.nnodes)
-        after = jobs[-1]["job_id"] if jobs else None
-        job_id = submit_job(f"{cfg.name}.{name}", script, log, [*needs, *options], after, held=not jobs)
-        log = Path(str(log).replace("%j", job_id).replace("%A", job_id))
-        jobs.append({"name": name, "stage": stage, "job_id": job_id, "log": str(log)})
-
+    args.experiment.joinpath("log").mkdir(parents=True, exist_ok=True)
     try:
-        for stage in range(args.stage, args.stop_stage + 1):
-            if stage == 2 and cfg.slurm.feature_jobs > 1:
-                add(2, "features", features_script(args, cfg), "%A_%a", f"--array=0-{cfg.slurm.feature_jobs - 1}")
-            command = [*run_sh, "--stage", str(stage), "--stop-stage", str(stage)]
-            add(stage, f"stage-{stage}", f"exec {shlex.join(command)}\n", "%j")
-    except SlurmError:
+        for job in plan_jobs(args, cfg):
+            command = sbatch_command(job["name"], job["log"], job["options"], jobs[-1]["job_id"] if jobs else None)
+            try:
+                job_id = call(*command, script=script_of(job)).split(";")[0]
+            except SlurmError as e:
+                kind = "gpu" if job["stage"] in GPU_STAGES else "cpu"
+                asks = f"stage {job['stage']}, which asks for what `slurm.{kind}` says"
+                raise SlurmError(f"{asks}, was refused: {e}") from e
+            log = str(job["log"]).replace("%j", job_id).replace("%A", job_id)
+            jobs.append({"name": job["name"], "stage": job["stage"], "job_id": job_id, "log": log})
+    except SlurmError as e:
         for job in jobs:
             call("scancel", job["job_id"])
-        raise
+        raise SlurmError(f"{e}. Nothing stays in the queue") from e
     args.experiment.joinpath(".stages").mkdir(exist_ok=True)
     write_text_atomically(chain_path(args.experiment), json.dumps(jobs, indent=1) + "\n")
     call("scontrol", "release", jobs[0]["job_id"])
     for job in jobs:
-        print(f"submitted {job['name']} as job {job['job_id']}; its log will be {job['log']}")
-    print(f"the chain: {shlex.join([args.command[0], '--status', *args.command[1:]])}")
+        print(f"submitted {job['name']} as job {job['job_id']}; its log will be {job['log'].replace('%a', '*')}")
+    print(f"see how far it is: {show_status}")
     return 0
+
+
+def script_of(job: Dict[str, Any]) -> str:
+    return f"#!/usr/bin/env bash\ncd {shlex.quote(str(Path.cwd()))} || exit 1\n{job['script']}"
+
+
+def progress(phase_dir: Path) -> str:
+    """How far a training is, by the last line of its metrics; nothing before the first."""
+    try:
+        last = json.loads((phase_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return ""
+    return f"{'/'.join(phase_dir.parts[-2:])}: epoch {last['epoch']}, step {last['step']}"
 
 
 def status(args: argparse.Namespace) -> int:
-    """Print the state of every stage: what its marker says, and the job that runs it or was to run it."""
+    """Print the state of every stage: what its marker says, how far it is, and its job."""
     chain = read_chain(args.experiment)
-    states = queued([job["job_id"] for job in chain]) if chain else {}
+    try:
+        states = queued([job["job_id"] for job in chain]) if chain else {}
+    except SlurmError as e:
+        print(f"Slurm cannot be asked, so that jobs in its queue are not shown: {e}", file=sys.stderr)
+        states = {}
     jobs: Dict[int, List[Dict[str, Any]]] = {}
     for job in chain:
         jobs.setdefault(job["stage"], []).append(job)
-    rows = [["stage", "", "job", "state", "time", "log or reason"]]
-    lost = False
+    rows = [["stage", "", "job", "state", "time", ""]]
     for line in args.stages:
-        number, title, done = line.split("\t")
-        stage = int(number)
-        for job in jobs.get(stage, [{"name": "", "job_id": "", "log": ""}]):
-            found = states.get(job["job_id"])
-            label = title if job["name"] != "features" else f"{title}: array"
+        number, title, done, phases = line.split("\t")
+        far = ", ".join(filter(None, (progress(args.experiment / phase) for phase in phases.split())))
+        for job in jobs.get(int(number), [{"name": "", "job_id": "", "log": ""}]):
+            found, job_id, log = states.get(job["job_id"]), job["job_id"], job["log"].replace("%a", "*")
+            is_array = job["name"].startswith("features.")
+            label = f"{title}: array" if is_array else title
+            has_log = bool(log) and any(Path(log).parent.glob(Path(log).name))
             if found:
-                waiting = found["state"] == "PENDING"
-                where = found["reason"] if waiting else job["log"]
-                rows.append([number, label, job["job_id"], found["state"].lower(), found["elapsed"], where])
-            elif done:
-                rows.append([number, label, job["job_id"], "done", done, ""])
-            elif not job["job_id"]:
-                rows.append([number, label, "", "not done", "", ""])
-            elif job["name"] == "features" and any(Path(p).exists() for p in _array_logs(job["log"])):
-                rows.append([number, label, job["job_id"], "ended", "", job["log"]])
-            elif Path(job["log"]).is_file():
-                lost = True
-                rows.append([number, label, job["job_id"], "failed or cancelled", "", job["log"]])
+                waits = found["state"] == "PENDING"
+                note = "; ".join(filter(None, [far, found["reason"] if waits else log]))
+                rows.append([number, label, job_id, found["state"].lower(), found["elapsed"], note])
+            elif done and not is_array:
+                rows.append([number, label, job_id, "done", "", done])
+            elif is_array and has_log:
+                rows.append([number, label, job_id, "ended", "", log])
+            elif has_log:
+                rows.append([number, label, job_id, "failed or cancelled", "", "; ".join(filter(None, [far, log]))])
+            elif job_id:
+                rows.append([number, label, job_id, "never started", "", "an earlier stage did not succeed"])
             else:
-                rows.append([number, label, job["job_id"], "never started", "", "an earlier stage did not succeed"])
+                rows.append([number, label, "", "begun" if far else "not done", "", far])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         print("  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + row[-1:]).rstrip())
-    if lost:
-        print(f"the stages' own logs are in {args.experiment}/log; the same ./run.sh command goes on where it ended")
+    print(f"the stages' own logs: {args.experiment}/log/stage-*.log; the same ./run.sh command goes on where it ended")
     return 0
-
-
-def _array_logs(log: str) -> List[str]:
-    path = Path(log)
-    return [str(p) for p in path.parent.glob(path.name.replace("%a", "*"))]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -208,7 +244,7 @@ def get_parser() -> argparse.ArgumentParser:
     for name in ("submit", "status"):
         sub = commands.add_parser(name)
         sub.add_argument("--experiment", type=Path, required=True, help="folder of the experiment, e.g. exp/mini")
-    sub.add_argument("--stages", nargs="+", required=True, help="number TAB title TAB time it was done, of each stage")
+    sub.add_argument("--stages", nargs="+", required=True, help="number, title, when done, phases; by TAB")
     sub = commands.choices["submit"]
     sub.add_argument("--conf", type=Path, required=True, help="YAML of the experiment")
     sub.add_argument("--data-dir", type=Path, required=True, help="manifests and features")
@@ -216,6 +252,7 @@ def get_parser() -> argparse.ArgumentParser:
     sub.add_argument("--stop-stage", type=int, required=True, help="last stage")
     sub.add_argument("--world-size", type=int, default=1, help="ranks on each node of a training (default: 1)")
     sub.add_argument("--nnodes", type=int, default=1, help="nodes of a training (default: 1)")
+    sub.add_argument("--dry-run", action="store_true", help="print the commands and scripts")
     sub.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help="that replace settings of --conf")
     sub.add_argument("command", nargs="+", help="./run.sh with the options that every stage gets, after --")
     return parser

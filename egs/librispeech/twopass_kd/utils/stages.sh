@@ -189,7 +189,11 @@ lock_folders() {
 # lock FD MODE FOLDER OPTION
 lock() {
   local status=0
-  flock --nonblock "$2" "$1" || status=$?
+  if [ -n "${SLURM_JOB_ID:-}" ]; then
+    flock "$2" "$1" || status=$? # a batch job has time
+  else
+    flock --nonblock "$2" "$1" || status=$?
+  fi
   case "$status" in
     0) ;;
     1) fail "another run.sh works on $3; wait for it, or choose another $4" ;;
@@ -287,10 +291,12 @@ run_stage() {
   check_inputs "$n"
   lock_folders "$n"
   needs=$(inputs "$n" | cut -f2 | summarize)
-  echo "Stage $n: ${titles[n]}${plan[phases.$n]:+ (${plan[phases.$n]// /, })}${needs:+; needs $needs}"
+  echo "Stage $n: ${titles[n]}${plan[phases.$n]:+ (${plan[phases.$n]// /, })}${needs:+; needs $needs};" \
+    "log $experiment/log/stage-$n.log"
   mkdir -p "$experiment/log"
   trap on_signal INT TERM HUP
   [ -z "${SLURM_JOB_ID:-}" ] || trap on_end_of_job USR1
+  rm -f "$done_marker" # interrupted, it is not done either
   started=$SECONDS
   "$(stage_function "$n")" "$n"
   seconds=$((SECONDS - started))
@@ -298,7 +304,7 @@ run_stage() {
   [ -z "$missing" ] || fail "stage $n ended without leaving $missing; its log: $experiment/log/stage-$n.log"
   write_marker "$n" "$seconds"
   copy_data_marker "$n"
-  echo "Stage $n: $seconds s; left $(outputs "$n" | summarize); log $experiment/log/stage-$n.log"
+  echo "Stage $n: $seconds s; left $(outputs "$n" | summarize)"
 }
 
 stage_function() {
@@ -321,9 +327,10 @@ is_done() {
   [ -f "$(marker "$1")" ] && [ -z "$(why_again "$1")" ]
 }
 
-# Prints what the trainings cost, after what --dry-run has printed.
-estimate_cost() {
+# Prints what the trainings of LibriSpeech cost, after what --dry-run has printed.
+show_cost() {
   local options=()
+  case "$kind" in *librispeech) ;; *) return 0 ;; esac
   $baseline || options+=(--no-baseline)
   printf '\n'
   python3 -m twopass_kd.bin.estimate --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \

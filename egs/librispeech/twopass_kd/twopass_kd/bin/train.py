@@ -34,20 +34,25 @@ from twopass_kd.tokenizer import Tokenizer
 from twopass_kd.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
 
 
-def identity(cfg: Config, phase: str, tokens_digest: str, data_digest: str, parents: Dict[str, str]) -> str:
-    """A hash of all that a phase's result depends on; a run resumes only checkpoints with the same one."""
+def identities(
+    cfg: Config, phase: str, tokens_digest: str, data_digest: str, parents: Dict[str, str]
+) -> Dict[str, str]:
+    """`identity`, a hash of all that a phase's result depends on, and `resume_identity`, by which a run goes on.
+
+    The latter leaves out how large batches are: who runs out of memory halfway does not have to start anew.
+    """
     full = config_to_dict(cfg)
-    return short_hash(
-        {
-            **training_settings(cfg),
-            "kd": full["kd"] if "teacher" in parents else None,
-            "model": full[full["phases"][phase]["model"]],
-            "phase": {k: v for k, v in full["phases"][phase].items() if k not in ("stage", "report_as")},
-            "tokens": tokens_digest,
-            "data": data_digest,
-            "parents": parents,
-        }
-    )
+    everything = {
+        **training_settings(cfg),
+        "kd": full["kd"] if "teacher" in parents else None,
+        "model": full[full["phases"][phase]["model"]],
+        "phase": {k: v for k, v in full["phases"][phase].items() if k not in ("stage", "report_as")},
+        "tokens": tokens_digest,
+        "data": data_digest,
+        "parents": parents,
+    }
+    train = {key: value for key, value in everything["train"].items() if key not in ("max_duration", "accum_grad")}
+    return {"identity": short_hash(everything), "resume_identity": short_hash({**everything, "train": train})}
 
 
 def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ranks) -> Path:
@@ -80,11 +85,11 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         cfg, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size
     )
     final = Path(exp_dir) / cfg.name / phase_name / "final.pt"
-    measured = _measure(data, final, ranks)
+    measured = _measure(data, final.parents[2], ranks)
 
-    run_identity = identity(cfg, phase_name, tokens_digest, measured.digest, parents)
+    run_identities = identities(cfg, phase_name, tokens_digest, measured.digest, parents)
     if ranks.is_main:
-        _set_aside_other_run(final.parent, run_identity)
+        _set_aside_other_run(final.parent, run_identities)
     if ranks.from_main(final.is_file()):
         logging.info("%s is trained already", final)
         return final
@@ -99,7 +104,11 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         check_teacher(teacher, model, cfg, phase, tokens_digest)
     if ranks.device.type == "cpu" and cfg.train.precision != "float32":
         logging.warning("a CPU computes in float32; `train.precision` (%s) is for GPUs", cfg.train.precision)
-    logging.info("training on %d utterances, %.2f hours", measured.num_cuts, measured.seconds / 3600)
+    logging.info(
+        "training on %d utterances, %.2f hours; ranks: %d (%s), each with batches of %d x %g s",
+        *(measured.num_cuts, measured.seconds / 3600, ranks.world_size, ranks.device.type),
+        *(cfg.train.accum_grad, cfg.train.max_duration),
+    )
     _initialise(cfg, exp_dir, phase_name, model, teacher, data)
     freeze_all_but(model, model.parts(), phase.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -123,7 +132,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         "config": config_to_dict(cfg),
         "environment": environment,
         "phase": phase_name,
-        "identity": run_identity,
+        **run_identities,
         "tokens_digest": tokens_digest,
         "tokens": tokenizer.pieces,
         "vocab_size": tokenizer.vocab_size,
@@ -145,26 +154,27 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     )
 
 
-def _measure(data: AsrDataModule, final: Path, ranks: Ranks) -> TrainCuts:
+def _measure(data: AsrDataModule, experiment: Path, ranks: Ranks) -> TrainCuts:
     """What `measure_train` says; rank 0 reads the corpus, the others what it has kept."""
     if not ranks.is_main:
         ranks.wait()
-    measured = data.measure_train(final.parents[1] / "train_cuts.json", final.parent / "left_out.tsv")
+    left_out_path = experiment / "left_out.tsv" if ranks.is_main else None
+    measured = data.measure_train(experiment / "train_cuts.json", left_out_path)
     if ranks.is_main:
         ranks.wait()
     return measured
 
 
-def _set_aside_other_run(phase_dir: Path, run_identity: str) -> None:
+def _set_aside_other_run(phase_dir: Path, run_identities: Dict[str, str]) -> None:
     """A folder that another config, corpus or parent made is renamed, never resumed and never deleted."""
     if (phase_dir / "final.pt").is_file():
-        content = load_checkpoint(phase_dir / "final.pt")
+        key, content = "identity", load_checkpoint(phase_dir / "final.pt")
     else:
         found = find_latest(phase_dir)
         if found is None:
             return
-        content = found[1]
-    if content["identity"] != run_identity:
+        key, content = "resume_identity", found[1]
+    if content.get(key) != run_identities[key]:
         aside = phase_dir.with_name(f"{phase_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         phase_dir.rename(aside)
         logging.warning("%s was trained with another config, data or parent; moved to %s", phase_dir, aside)
