@@ -81,7 +81,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         ratio = value / median["1 rank"]
         print(f"{name:24s} {value:8.1f} s of audio per second ({rounds}), {ratio:.2f} times one rank")
     ratio = median["2 ranks"] / median["1 rank"]
-    print(f"\n2 ranks / 1 rank: {ratio:.2f} (target {TARGET}): {'met' if ratio >= TARGET else 'MISSED'}")
+    print(f"\n2 ranks / 2 trainings of 1 rank: {median['2 ranks'] / median['2 trainings of 1 rank']:.2f}")
+    print(f"2 ranks / 1 rank: {ratio:.2f} (target {TARGET}): {'met' if ratio >= TARGET else 'MISSED'}")
 
 
 if __name__ == "__main__":

@@ -99,12 +99,17 @@ def line(cfg: Config, phase: str, args: argparse.Namespace) -> str:
     done = subprocess.run(map(str, [*command, *sizes, *args.overrides]), stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout)
     duration = args.utterances * args.seconds
-    estimate = sum(step_cost(cfg, phase).memory(duration, cfg.train.precision).values())
+    estimate = sum(step_cost(cfg, phase).memory(duration, precision(cfg, args.device)).values())
     busy = "-" if found["busy"] is None else f"{found['busy']:.0f} %"
     return (
         f"{phase:24s} {found['seconds']:9.3f} {100 * duration / found['seconds']:10.0f} {found['peak'] / 2**30:9.2f} "
         f"{estimate / 2**30:9.2f} {busy:>6s}"
     )
+
+
+def precision(cfg: Config, device: str) -> str:
+    """What a device really computes in."""
+    return "float32" if device == "cpu" else cfg.train.precision
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -129,10 +134,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.phase is not None:
         print(json.dumps(measure_here(cfg, args)))
         return
-    precision = "float32" if on_cpu else cfg.train.precision
     device = f"{torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name()
-    print(f"{describe_environment()}\n")
-    print(f"{cfg.name} on {device}, {precision}: batch of {args.utterances} x {args.seconds:g} s\n\n{HEADER}")
+    print(f"{describe_environment()}\n\n{cfg.name} on {device}, {precision(cfg, args.device)}: batch of ", end="")
+    print(f"{args.utterances} x {args.seconds:g} s\n\n{HEADER}")
     for phase in cfg.phases:
         print(line(cfg, phase, args), flush=True)
 

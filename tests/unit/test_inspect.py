@@ -1,9 +1,12 @@
 """`bin/inspect.py` tells what a checkpoint is, and names the file that it cannot read."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,3 +114,12 @@ def test_checkpoint_that_does_not_fit_its_own_config_is_named(tmp_path, run, cha
     rewrite(path, **change)
     status, _, log = run(path)
     assert status == 1 and str(path) in log and "must be a model" in log
+
+
+@pytest.mark.parametrize("name, words", [("inspect.py", "CHECKPOINT"), ("train.py", "--phase")])
+def test_programs_run_by_their_path_find_pythons_own_inspect(name, words):
+    folder = Path(program.__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(folder.parents[1])}
+    command = [sys.executable, folder / name, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and words in done.stdout, done.stderr

@@ -81,7 +81,7 @@ launch() {
     kill -0 "$job_pid" 2>/dev/null || break
   done
   job_pid=
-  if [ "$status" -eq 130 ] && { $requeue || is_preempted; }; then
+  if [ "$status" -ne 0 ] && { $requeue || is_preempted; }; then
     case "$current_stage" in
       0 | [2-7]) ;; # these go on where they were
       *) fail "Slurm ends this job before stage $current_stage is done; give it more time (slurm.*.time)" ;;
