@@ -138,7 +138,7 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(data_dir, tmp_path):
 
 
 def test_stopped_with_three_ranks_ends_bit_for_bit_the_same(data_dir, tmp_path):
-    """DDP lays gradients out anew after its first step, by which three ranks add them in another order."""
+    """Three numbers can be added in several orders; DistributedDataParallel changes its own after its first step."""
     runs = [Run(data_dir, tmp_path / name, world_size=3) for name in ("whole", "stopped")]
     runs[0].finish()
     process = runs[1].start_and_wait_for_steps()

@@ -52,6 +52,6 @@ def test_scan_of_a_batch_that_does_not_fit_says_what_to_lower(gpu, monkeypatch):
     def full(batch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(step, "_forward", full)
+    monkeypatch.setattr(step, "objective", full)
     with pytest.raises(OutOfMemory, match="4 utterances of 1.0 s does not fit.*lower train.max_duration"):
         scan_largest_batches(step, [largest_batch(16, 4.0, 1.0, 5)], max_duration=4.0)

@@ -26,7 +26,7 @@ def rows(batch, index):
 
 def gradients(ranks, accum_grad):
     """Gradients by parameter of the loss over the one batch, this rank's share of it in `accum_grad` batches."""
-    model = tiny_model(seed=ranks.rank)  # DDP must make them equal
+    model = tiny_model(seed=ranks.rank)  # rank 0's must become everybody's
     freeze_all_but(model, model.parts(), list(model.parts()))
     objective = Objective(model, SCALES, LossConfig(), KdConfig(), 1, 1, teacher=tiny_model(seed=5, dim=24))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,6 +1,6 @@
 """The ranks of a training: torchrun starts one process for each, which share every step of it.
 
-All ranks do the same steps; each has its own batches, and DDP averages the gradients. What is decided once (where to
+All ranks do the same steps; each has its own batches, and their gradients are added up. What is decided once (where to
 resume, what to write) rank 0 decides.
 """
 

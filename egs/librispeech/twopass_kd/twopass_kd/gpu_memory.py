@@ -38,8 +38,7 @@ def suggest_max_duration(peak: float, base: float, later: float, usable: float, 
 def scan_largest_batches(step: OptimizerStep, batches: List[Batch], max_duration: float) -> None:
     """Compute gradients of each of `batches` on the GPU, before training, and log what they need.
 
-    As icefall's scan_pessimistic_batches_for_oom does, but with batches made for it, so that no data is read. All ranks
-    must call it.
+    As icefall's scan_pessimistic_batches_for_oom does, but with batches made for it, so that no data is read.
 
     Raises:
       OutOfMemory: one does not fit.
@@ -47,12 +46,11 @@ def scan_largest_batches(step: OptimizerStep, batches: List[Batch], max_duration
     device = step.ranks.device
     learning = sum(p.numel() * p.element_size() for p in step.parameters)
     later = 0 if step.optimizer.state else 2 * learning  # Adam's two moments
-    gradients = learning if step.ranks.world_size == 1 else 0  # DDP holds them already
     suggestions = []
     for batch in batches:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        base = torch.cuda.memory_allocated(device) + gradients
+        base = torch.cuda.memory_allocated(device) + learning  # with the gradients
         step.try_gradients(batch.to(device))
         peak = torch.cuda.max_memory_allocated(device)
         usable = USABLE * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))

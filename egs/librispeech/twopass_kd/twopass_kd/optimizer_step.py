@@ -1,12 +1,11 @@
 """One step of the optimizer: from the batches of all ranks to new parameters."""
 
 import logging
-from contextlib import nullcontext
 from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed as dist
 from torch.optim import Optimizer
 
 from twopass_kd.asr_datamodule import Batch
@@ -21,23 +20,15 @@ class OutOfMemory(MemoryError):
     """A batch does not fit, and how to make it fit."""
 
 
-class _Forward(nn.Module):
-    """What DDP wraps: it must see the parameters as a module's, and the losses as what that module's forward gives."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-
-    def forward(self, batch: Batch) -> Losses:
-        return self.objective(batch)
-
-
 class OptimizerStep:
     """Losses, gradients over all batches of all ranks, clipping, new parameters.
 
     The loss is the mean per encoder frame over everything that the step sees: neither the number of ranks nor that of
     batches changes it, but for rounding.
+
+    Ranks add up their gradients in one all-reduce when all are there, instead of by DistributedDataParallel, which adds
+    them in parts during the backward pass. It lays these parts out anew after its first step, so that with three ranks
+    or more a resumed run adds in another order; and a rank that runs out of memory meanwhile cannot try again.
 
     Args:
       model: its parameters with `requires_grad` learn; on the device of `ranks`.
@@ -61,20 +52,17 @@ class OptimizerStep:
         self.precision = precision
         self.clip_grad_norm = clip_grad_norm
         self.ranks = ranks
+        if ranks.world_size > 1:
+            with torch.no_grad():
+                for p in model.parameters():
+                    dist.broadcast(p, src=0)
         self.scaler = make_grad_scaler(precision != "float32" and ranks.device.type == "cuda")
         self.grad_norm: Optional[Tensor] = None  # of the last step, before clipping
-        self._forward: nn.Module = _Forward(model, objective)
-        self._is_reducing = False
-        if ranks.world_size > 1:
-            self._forward = DistributedDataParallel(
-                self._forward, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
 
     def __call__(self, batches: List[Batch], num_frames: float, step: int) -> List[Losses]:
         """Do step number `step`; every rank must call it, with as many batches.
 
-        A batch that does not fit into a GPU's memory is halved until it does; with several ranks that is possible only
-        before they have begun to add up gradients.
+        A batch that does not fit into a GPU's memory is halved until it does.
 
         Args:
           batches: this rank's, on its device.
@@ -87,7 +75,7 @@ class OptimizerStep:
         """
         while True:
             try:
-                losses = self._gradients(batches, num_frames / self.ranks.world_size)
+                losses = self._gradients(batches, num_frames)
                 break
             except RuntimeError as e:
                 if not _is_out_of_memory(e):
@@ -96,11 +84,12 @@ class OptimizerStep:
                 where = f"{failed}: {[cut for b in batches for cut in b.cut_ids]} ({str(e).splitlines()[0]})"
                 halves = [half for batch in batches for half in halve(batch)]
                 on_gpu = self.ranks.device.type == "cuda"
-                if not on_gpu or self._is_reducing or len(halves) == len(batches):
+                if not on_gpu or len(halves) == len(batches):
                     raise OutOfMemory(f"{where}; lower train.max_duration, and raise train.accum_grad instead") from e
             logging.warning("%s; trying again in halves. Lower train.max_duration to save this time", where)
             batches = halves
             torch.cuda.empty_cache()  # outside `except`, where the error would keep the tensors alive
+        self._add_up()
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
         if not torch.isfinite(self.grad_norm):
@@ -110,7 +99,7 @@ class OptimizerStep:
         return losses
 
     def try_gradients(self, batch: Batch) -> None:
-        """Compute the gradients of a batch and forget them: whether it fits into memory; every rank must call it.
+        """Compute the gradients of a batch and forget them: whether it fits into memory.
 
         Raises:
           OutOfMemory: it does not.
@@ -128,20 +117,25 @@ class OptimizerStep:
             self.optimizer.zero_grad(set_to_none=True)
 
     def _gradients(self, batches: List[Batch], num_frames: float) -> List[Losses]:
-        """Leave the gradient of sum / num_frames, averaged over the ranks, in the parameters."""
-        self._is_reducing = False
+        """Leave the gradient of this rank's sum / num_frames in the parameters."""
         self.optimizer.zero_grad()
         result = []
         for batch in batches:
-            last = batch is batches[-1]
-            with nullcontext() if last or self.ranks.world_size == 1 else self._forward.no_sync():
-                with autocast(self.ranks.device, self.precision):
-                    losses = self._forward(batch)
-                loss = self.scaler.scale(losses.total.sum() / num_frames)
-                self._is_reducing = last and self.ranks.world_size > 1
-                loss.backward()
+            with autocast(self.ranks.device, self.precision):
+                losses = self.objective(batch)
+            self.scaler.scale(losses.total.sum() / num_frames).backward()
             result.append(losses)
         return result
+
+    def _add_up(self) -> None:
+        """Give every rank the sum of all ranks' gradients."""
+        if self.ranks.world_size == 1:
+            return
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        for p, total in zip(self.parameters, flat.split([p.numel() for p in self.parameters])):
+            p.grad = total.view_as(p)
 
     def _explain(self, batches: List[Batch], losses: List[Losses], step: int) -> None:
         """Raises FloatingPointError, unless it is only that the scale is too large still."""

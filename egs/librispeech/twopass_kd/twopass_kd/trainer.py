@@ -140,13 +140,9 @@ class Trainer:
           CheckpointError: if a checkpoint cannot be written.
         """
         self._resume()
-        self._set_train_mode()
         if self.ranks.device.type == "cuda":
+            self._set_train_mode()
             scan_largest_batches(self.optimizer_step, data.largest_batches, self.cfg.max_duration)
-        elif self.ranks.world_size > 1:
-            # DDP lays gradients out anew after the first backward pass, and three ranks or more add them in another
-            # order then: after this one, a run that is resumed has the layout of one that is not.
-            self.optimizer_step.try_gradients(data.largest_batches[0])
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         total = data.train_seconds * self.phase.num_epochs
         self.log = TrainingLog(self.exp_dir, self.metadata["phase"], total, self.ranks)
