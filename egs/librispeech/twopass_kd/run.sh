@@ -165,10 +165,14 @@ stage_2() {
 # Trains the phases of stage $1. They do not depend on each other, so they run side by side, as far as the cores or
 # GPUs go; with several ranks, one after the other.
 train_stage() {
-  local phases phase jobs=() count=0 ranks=()
+  local phases phase jobs=() count=0 ranks=() on_each_node=()
   read -r -a phases <<<"${plan[phases.$1]}"
   [ "$world_size" -eq 1 ] && [ "$nnodes" -eq 1 ] || ranks=(--world-size "$world_size")
-  [ "$nnodes" -eq 1 ] || ranks+=(--nnodes "$nnodes" --rdzv-endpoint "$(rdzv_endpoint)")
+  if [ "$nnodes" -gt 1 ]; then
+    ranks+=(--nnodes "$nnodes" --rdzv-endpoint "$(rdzv_endpoint)")
+    on_each_node=(srun --nodes "$nnodes" --ntasks "$nnodes" --ntasks-per-node 1 --kill-on-bad-exit=1 --disable-status
+      --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}")
+  fi
   for phase in "${phases[@]}"; do
     [ "$count" -eq 0 ] || jobs+=("::")
     jobs+=("$phase" "${on_each_node[@]}" python3 -m twopass_kd.bin.train --conf "$conf" --phase "$phase"

@@ -7,10 +7,6 @@ job_pid=         # of the launcher that is running
 gpus=            # for the jobs that are launched, one each
 signalled=false  # whether we have been told to stop
 requeue=false    # whether Slurm is to run this job again
-on_each_node=()  # what starts a command on every node of this job
-[ -z "${SLURM_JOB_NUM_NODES:-}" ] || [ "$SLURM_JOB_NUM_NODES" -eq 1 ] ||
-  on_each_node=(srun --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1
-    --disable-status)
 
 # Ctrl-C and kill: the launcher passes them on to its jobs, which save their state.
 on_signal() {

@@ -296,7 +296,7 @@ run_stage() {
   mkdir -p "$experiment/log"
   trap on_signal INT TERM HUP
   [ -z "${SLURM_JOB_ID:-}" ] || trap on_end_of_job USR1
-  rm -f "$done_marker" # interrupted, it is not done either
+  [ "$n" -eq 9 ] || rm -f "$done_marker" # interrupted, it is not done either; but the report of 9 tells of 9
   started=$SECONDS
   "$(stage_function "$n")" "$n"
   seconds=$((SECONDS - started))
