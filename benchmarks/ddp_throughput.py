@@ -8,7 +8,6 @@ nothing to do with each other are the most that two cores can do. They take turn
 `--repeats` rounds. What is timed goes from the first lines of metrics.jsonl to the last: no start, no validation.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -17,42 +16,28 @@ from typing import Dict, List, Optional
 
 from common import RECIPE
 from tqdm import tqdm
-from training_runs import TrainingRun
+from training_runs import TrainingRun, training_parser
 
 from twopass_kd.config import load_config
 from twopass_kd.environment import describe_environment
-from twopass_kd.estimate import manifests_size, train_manifests
 
 TARGET = 1.6
 LOG_INTERVAL = 5  # steps
 
 
-def throughput(run: TrainingRun, epoch_seconds: float) -> float:
-    """Seconds of audio per second of training of a finished run of one epoch."""
+def throughput(run: TrainingRun) -> float:
+    """Seconds of audio per second of training of a finished run."""
     train = [m for m in run.metrics() if m["split"] == "train"]
     first, last = train[0], train[-1]
-    steps_per_second = (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
-    num_steps = run.metrics()[-1]["step"]
-    return steps_per_second * epoch_seconds / num_steps
-
-
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="(default: conf/mini.yaml)")
-    parser.add_argument("--data-dir", type=Path, help="what stages 0-2 left (default: data/<conf> of the recipe)")
-    parser.add_argument("--phase", default="student_scratch/rnnt", help="that needs no other (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    return parser
+    return (last["audio_seconds"] - first["audio_seconds"]) / (last["seconds"] - first["seconds"])
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    args = get_parser().parse_args(argv)
+    args = training_parser(__doc__).parse_args(argv)
     overrides = [f"phases.{args.phase}.{key}" for key in ("num_epochs=1", "average=1", "sort_first_epoch=false")]
     overrides += [f"train.log_interval={LOG_INTERVAL}", *args.overrides]
     cfg = load_config(args.conf, overrides)
     data_dir = args.data_dir or RECIPE / "data" / cfg.name
-    size = manifests_size(train_manifests(cfg, data_dir))
 
     def measure(count: int, world_size: int) -> float:
         """The throughput of `count` trainings at once, together."""
@@ -65,7 +50,7 @@ def main(argv: Optional[List[str]] = None) -> None:
                 run.start()
             for run in runs:
                 run.finish()
-            return sum(throughput(run, size.seconds) for run in runs)
+            return sum(throughput(run) for run in runs)
 
     variants = {"1 rank": (1, 1), "2 ranks": (1, 2), "2 trainings of 1 rank": (2, 1)}
     load = os.getloadavg()[0]

@@ -17,7 +17,7 @@ from typing import Dict, List, Optional
 
 from common import RECIPE
 from tqdm import tqdm
-from training_runs import TrainingRun
+from training_runs import TrainingRun, training_parser
 
 from twopass_kd.config import load_config
 from twopass_kd.environment import describe_environment
@@ -48,14 +48,9 @@ def one_round(run: TrainingRun, steps: int) -> Dict[str, float]:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="(default: conf/mini.yaml)")
-    parser.add_argument("--data-dir", type=Path, help="what stages 0-2 left (default: data/<conf> of the recipe)")
-    parser.add_argument("--phase", default="student_scratch/rnnt", help="that needs no other (default: %(default)s)")
+    parser = training_parser(__doc__)
     parser.add_argument("--world-size", type=int, default=1, help="ranks (default: 1)")
     parser.add_argument("--steps", type=int, default=50, help="before the stop (default: 50)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser
 
 

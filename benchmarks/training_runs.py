@@ -1,5 +1,6 @@
 """Trainings as a user starts them, each a process, for benchmarks of whole runs."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,6 +12,17 @@ from typing import Any, Dict, List, Sequence
 from common import RECIPE
 
 from twopass_kd.config import Config
+
+
+def training_parser(description: str) -> argparse.ArgumentParser:
+    """The options of benchmarks that train; those of one alone are added to it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="(default: conf/mini.yaml)")
+    parser.add_argument("--data-dir", type=Path, help="what stages 0-2 left (default: data/<conf> of the recipe)")
+    parser.add_argument("--phase", default="student_scratch/rnnt", help="that needs no other (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
 
 
 class TrainingRun:

@@ -5,7 +5,6 @@ full-size models and one random utterance, while the layers' operations and the 
 counted.
 """
 
-import gzip
 import json
 import math
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from twopass_kd.asr_datamodule import Batch
 from twopass_kd.checkpoint import build_model
 from twopass_kd.config import Config
+from twopass_kd.cut_lines import open_lines
 from twopass_kd.objective import Objective
 from twopass_kd.trainer import freeze_all_but
 
@@ -121,10 +121,9 @@ def manifests_size(paths: List[Path]) -> CorpusSize:
     """All cuts of some manifests, usable or not."""
     seconds, num_cuts = 0.0, 0
     for path in paths:
-        with gzip.open(path, "rb") as f:
-            for line in f:
-                seconds += json.loads(line)["duration"]
-                num_cuts += 1
+        for line in open_lines(path):
+            seconds += json.loads(line)["duration"]
+            num_cuts += 1
     return CorpusSize(seconds, num_cuts, f"{paths[0].parent}, unusable cuts included")
 
 

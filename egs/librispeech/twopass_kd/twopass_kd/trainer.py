@@ -245,7 +245,7 @@ class Trainer:
 
     def _stop(self) -> None:
         self._save(self.exp_dir / f"checkpoint-{self.step}.pt")
-        self.ranks.wait()  # torchrun stops all ranks as soon as one has ended: not before rank 0 has saved
+        self.ranks.wait()  # the launcher stops all ranks as soon as one has ended: not before rank 0 has saved
         name = "a signal to another rank" if self._stop_signal is None else signal.Signals(self._stop_signal).name
         raise Interrupted(f"stopped by {name}; state saved at step {self.step}")
 
