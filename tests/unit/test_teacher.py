@@ -1,32 +1,41 @@
 """The teacher: checked against its student with both sides named, frozen, copied where shapes agree."""
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tiny import VOCAB_SIZE, tiny_model
-from twopass_kd.checkpoint import build_model, save_checkpoint
-from twopass_kd.config import ConfigError, config_to_dict, load_config
-from twopass_kd.teacher import check_sizes, check_teacher, copy_matching_weights, load_teacher
+from tiny import PIECES, TINY_CONF, lively, random_batch, save_tiny_checkpoint, tiny_model
+from twopass_kd.checkpoint import CheckpointError, build_model
+from twopass_kd.config import EXTERNAL_TEACHER, ConfigError, ExternalTeacherConfig, load_config
+from twopass_kd.export.torchscript import export_torchscript
+from twopass_kd.objective import Objective, shift_frames
+from twopass_kd.teacher import (
+    check_sizes,
+    check_teacher,
+    copy_matching_weights,
+    load_external_teacher,
+    load_teacher,
+    open_teacher,
+    without_attention_kd,
+)
 
 MINI = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf/mini.yaml"
+VOCAB_SIZE = len(PIECES)
+TOKENS = SimpleNamespace(pieces=PIECES, vocab_size=VOCAB_SIZE)  # of a Tokenizer, what is compared
+
+
+def tiny_config(*overrides):
+    return load_config(TINY_CONF, [f"tokens.vocab_size={VOCAB_SIZE}", *overrides])
 
 
 @pytest.fixture()
 def saved(tmp_path):
-    cfg = load_config(MINI)
-    model = build_model(cfg, "teacher", VOCAB_SIZE)
-    content = {
-        "model": model.state_dict(),
-        "config": config_to_dict(cfg),
-        "phase": "teacher/las",
-        "tokens_digest": "abc",
-        "vocab_size": VOCAB_SIZE,
-        "trained_parts": ["encoder", "decoder", "joiner"],
-    }
-    save_checkpoint(content, tmp_path / "final.pt")
-    return model, tmp_path / "final.pt"
+    """A teacher that was never trained in its attention decoder, and its path."""
+    path = tmp_path / "final.pt"
+    return save_tiny_checkpoint(path, phase="teacher/las", second_pass=False), path
 
 
 def test_teacher_is_rebuilt_from_its_checkpoint_and_frozen(saved):
@@ -39,27 +48,143 @@ def test_teacher_is_rebuilt_from_its_checkpoint_and_frozen(saved):
 
 
 @pytest.mark.parametrize(
-    "overrides, digest, says",
+    "overrides, pieces, says",
     [
-        ([], "xyz", "other tokens"),
-        (["student.encoder.subsampling_factor=4", "teacher.encoder.subsampling_factor=4"], "abc", "6, the student 4"),
-        (["features.num_mel_bins=40"], "abc", "has 80, the student 40"),
-        (["phases.student/rnnt_kd.loss_scales.attention_kd=1"], "abc", "never trained in attention_decoder"),
-        (["kd.band=teacher"], "abc", "never trained in simple_heads"),
+        ([], [*PIECES[:-1], "0"], "token 29 is 'Z' there and '0' here"),
+        ([], PIECES[:-1], "has 30 tokens, this lang_dir 29"),
+        (["student.encoder.subsampling_factor=4", "teacher.encoder.subsampling_factor=4"], PIECES, "6, the student 4"),
+        (["features.num_mel_bins=40"], PIECES, "has 80, the student 40"),
+        (["phases.student/rnnt_kd.loss_scales.attention_kd=1"], PIECES, "never trained in attention_decoder"),
+        (["kd.band=teacher"], PIECES, "never trained in simple_heads"),
     ],
 )
-def test_a_teacher_that_does_not_fit_is_an_error_naming_both_sides(saved, overrides, digest, says):
-    cfg = load_config(MINI, overrides)
+def test_a_teacher_that_does_not_fit_is_an_error_naming_both_sides(saved, overrides, pieces, says):
+    cfg = tiny_config(*overrides)
     student, phase = build_model(cfg, "student", VOCAB_SIZE), cfg.phases["student/rnnt_kd"]
     with pytest.raises(ConfigError) as e:
-        check_teacher(load_teacher(saved[1]), student, cfg, phase, digest)
+        tokens = SimpleNamespace(pieces=pieces, vocab_size=len(pieces))
+        check_teacher(load_teacher(saved[1]), student, cfg, phase, tokens)
     assert says in str(e.value)
 
 
 def test_a_fitting_teacher_passes(saved):
-    cfg = load_config(MINI)
+    cfg = tiny_config()
     student = build_model(cfg, "student", VOCAB_SIZE)
-    check_teacher(load_teacher(saved[1]), student, cfg, cfg.phases["student/rnnt_kd"], "abc")
+    check_teacher(load_teacher(saved[1]), student, cfg, cfg.phases["student/rnnt_kd"], TOKENS)
+
+
+@pytest.fixture()
+def scripted(tmp_path):
+    """A teacher's first pass as TorchScript, its tokens beside it, and the config that uses it."""
+    cfg = tiny_config()
+    torch.manual_seed(0)
+    model = lively(build_model(cfg, "teacher", VOCAB_SIZE).eval())
+    export_torchscript(model, tmp_path / "cpu_jit.pt")
+    lines = [f"{piece} {i}\n" for i, piece in enumerate([*PIECES, "#0", "#1"])]
+    (tmp_path / "tokens.txt").write_text("".join(lines), encoding="utf-8")
+    return model, tiny_config(f"external_teacher.path={tmp_path / 'cpu_jit.pt'}")
+
+
+def test_an_external_teacher_takes_the_place_of_the_configs_own(scripted):
+    _, cfg = scripted
+    assert {phase.model for phase in cfg.phases.values()} == {"student"}
+    assert {name: cfg.phases[name].teacher for name in ("student/rnnt_kd", "student_scratch/rnnt")} == {
+        "student/rnnt_kd": EXTERNAL_TEACHER,
+        "student_scratch/rnnt": None,
+    }
+    phase = cfg.phases["student/rnnt_kd"]
+    teacher = open_teacher(cfg, phase, Path("nowhere"), VOCAB_SIZE)
+    assert teacher.pieces == PIECES  # without icefall's disambiguation symbols
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    check_teacher(teacher, build_model(cfg, "student", VOCAB_SIZE), cfg, phase, TOKENS)
+
+
+def test_an_external_teacher_of_another_size_frame_rate_or_tokens_is_an_error(scripted):
+    model, cfg = scripted
+    phase = cfg.phases["student/rnnt_kd"]
+    teacher = open_teacher(cfg, phase, Path("nowhere"), VOCAB_SIZE)
+    big = tiny_config(f"external_teacher.path={cfg.external_teacher.path}", "student.encoder.dim=200")
+    with pytest.raises(ConfigError, match="must be at least 50% smaller than the teacher"):
+        check_teacher(teacher, build_model(big, "student", VOCAB_SIZE), big, phase, TOKENS)
+    fast = tiny_config(f"external_teacher.path={cfg.external_teacher.path}", "student.encoder.subsampling_factor=4")
+    with pytest.raises(ConfigError, match="has 6, the student 4"):
+        check_teacher(teacher, build_model(fast, "student", VOCAB_SIZE), fast, phase, TOKENS)
+    tokens = Path(cfg.external_teacher.path).with_name("other.txt")
+    tokens.write_text("".join(f"{piece} {i}\n" for i, piece in enumerate(reversed(PIECES))), encoding="utf-8")
+    other = ExternalTeacherConfig(path=cfg.external_teacher.path, tokens=str(tokens))
+    with pytest.raises(ConfigError, match="other tokens"):
+        student = build_model(cfg, "student", VOCAB_SIZE)
+        check_teacher(load_external_teacher(other, VOCAB_SIZE, 80), student, cfg, phase, TOKENS)
+
+
+def test_tokens_that_cannot_be_checked_are_said(scripted, caplog):
+    path = Path(scripted[1].external_teacher.path)
+    path.with_name("tokens.txt").unlink()
+    teacher = load_external_teacher(ExternalTeacherConfig(path=str(path)), VOCAB_SIZE, 80)
+    assert teacher.pieces is None and "no tokens.txt of 30 tokens near" in caplog.text
+
+
+@pytest.mark.parametrize("external, says", [("missing.pt", "must be a file"), ("text.pt", "not a checkpoint")])
+def test_an_external_teacher_that_is_none_is_an_error(tmp_path, external, says):
+    (tmp_path / "text.pt").write_text("no model")
+    with pytest.raises((ConfigError, CheckpointError), match=says):
+        load_external_teacher(ExternalTeacherConfig(path=str(tmp_path / external)), VOCAB_SIZE, 80)
+
+
+def test_las_learns_alone_where_the_teacher_has_no_attention_decoder(scripted, caplog):
+    _, cfg = scripted
+    caplog.set_level(logging.INFO)
+    phase = cfg.phases["student/las_kd"]
+    teacher = open_teacher(cfg, phase, Path("nowhere"), VOCAB_SIZE)
+    assert without_attention_kd(phase, teacher) == {"attention": 1.0}
+    assert "has no attention decoder: no LAS KD" in caplog.text
+    phase.loss_scales = {"attention_kd": 1.0}
+    with pytest.raises(ConfigError, match="must have `attention`"):
+        without_attention_kd(phase, teacher)
+
+
+def test_las_kd_stays_where_an_external_checkpoint_of_ours_has_an_attention_decoder(tmp_path):
+    save_tiny_checkpoint(tmp_path / "final.pt", phase="teacher/las")
+    cfg = tiny_config(f"external_teacher.path={tmp_path / 'final.pt'}")
+    phase = cfg.phases["student/las_kd"]
+    teacher = open_teacher(cfg, phase, Path("nowhere"), VOCAB_SIZE)
+    assert without_attention_kd(phase, teacher) == phase.loss_scales and phase.loss_scales["attention_kd"] > 0
+    check_teacher(teacher, build_model(cfg, "student", VOCAB_SIZE), cfg, phase, TOKENS)
+
+
+def test_shift_frames_repeats_the_ends_of_each_utterance():
+    out = torch.arange(5.0).reshape(1, 5, 1).repeat(2, 1, 1)
+    lens = torch.tensor([5, 3])
+    assert shift_frames(out, lens, 0) is out
+    assert shift_frames(out, lens, 2)[:, :, 0].tolist() == [[0, 0, 0, 1, 2], [0, 0, 0, 1, 2]]
+    assert shift_frames(out, lens, -1)[:, :, 0].tolist() == [[1, 2, 3, 4, 4], [1, 2, 2, 2, 2]]
+
+
+def test_kd_is_zero_at_the_shift_by_which_the_teacher_is_early():
+    student, teacher = tiny_model(), tiny_model()
+    teacher.encoder = _Early(student.encoder, frames=2)
+    batch = random_batch(frames=(60, 60), symbols=(5, 4))
+    cfg = load_config(TINY_CONF)
+    values = {}
+    for shift in (0, 1, 2, 3):
+        cfg.kd.frame_shift = shift
+        scales = {"simple": 1.0, "transducer_kd": 1.0}
+        objective = Objective(student, scales, cfg.loss, cfg.kd, 1, 1, teacher=teacher.requires_grad_(False))
+        values[shift] = float(objective(batch).terms["transducer_kd"].sum())
+    assert min(values, key=values.get) == 2
+    assert values[2] < 0.25 * min(values[1], values[3])  # not zero: the frames that fill the gap differ
+
+
+class _Early(torch.nn.Module):
+    """Says at frame t what its encoder says at frame t + `frames`."""
+
+    def __init__(self, encoder, frames):
+        super().__init__()
+        self.encoder, self.frames = encoder, frames
+
+    def forward(self, x, x_lens):
+        out, lens, states = self.encoder(x, x_lens)
+        return shift_frames(out, lens, -self.frames), lens, states
 
 
 @pytest.mark.parametrize("override, share", [("student.encoder.dim=400", "55%"), ("min_reduction=0.8", "80%")])

@@ -27,6 +27,8 @@ Options:
                         (default: download/LibriSpeech for LibriSpeech, else download/<conf>/LibriSpeech)
   --data-dir DIR        manifests, features, tokens (default: data for LibriSpeech, else data/<conf>);
                         with icefall's data/ here start at --stage 3
+  --teacher FILE        a trained teacher, instead of stages 3 and 4: TorchScript of icefall's export.py (it runs code:
+                        only files that you trust), or a checkpoint of this recipe; more under external_teacher in YAML
   --exp-dir DIR         checkpoints, results and logs go to DIR/<conf> (default: exp)
   --baseline BOOL       also train student_scratch: same size, no distillation (default: true)
   --nj N                jobs side by side (default: number of cores)
@@ -55,6 +57,7 @@ stop_stage=10
 conf=mini
 corpus_dir=
 data_dir=
+teacher=
 exp_dir=
 baseline=true
 nj=${SLURM_CPUS_PER_TASK:-$(number_of_cores)}
@@ -71,8 +74,8 @@ running=() # options that say how it runs
 
 while [ $# -gt 0 ]; do
   case "$1" in
-    --stage | --stop-stage | --conf | --corpus-dir | --data-dir | --exp-dir | --baseline | --nj | --threads | \
-      --world-size | --nnodes | --launcher)
+    --stage | --stop-stage | --conf | --corpus-dir | --data-dir | --teacher | --exp-dir | --baseline | --nj | \
+      --threads | --world-size | --nnodes | --launcher)
       [ $# -ge 2 ] || fail "\`$1\` must be followed by a value; see ./run.sh --help"
       name=${1#--}
       printf -v "${name//-/_}" '%s' "$2"
@@ -114,6 +117,11 @@ if [ "$nnodes" -gt 1 ] && [ "$launcher" = local ] && [ -z "${SLURM_JOB_ID:-}" ] 
 fi
 
 conf=$(find_conf "$conf")
+if [ -n "$teacher" ]; then
+  teacher=$(resolve "$teacher")
+  [ -f "$teacher" ] || fail "\`--teacher\` ($teacher) must be a file"
+  overrides+=("external_teacher.path=$teacher")
+fi
 read_plan
 kind=${plan[kind]}
 [ -z "$corpus_dir" ] || corpus_dir=$(resolve "$corpus_dir")

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from twopass_kd.config_schema import (
+    EXTERNAL_TEACHER,
     LOSS_TERMS,
     MODEL_PARTS,
     AttentionDecoderConfig,
@@ -23,6 +24,7 @@ from twopass_kd.config_schema import (
     DecoderConfig,
     EncoderConfig,
     ExportConfig,
+    ExternalTeacherConfig,
     FeaturesConfig,
     KdConfig,
     LossConfig,
@@ -36,6 +38,7 @@ from twopass_kd.config_schema import (
 )
 
 __all__ = [
+    "EXTERNAL_TEACHER",
     "LOSS_TERMS",
     "MODEL_PARTS",
     "ConfigError",
@@ -46,6 +49,7 @@ __all__ = [
     "DecoderConfig",
     "EncoderConfig",
     "ExportConfig",
+    "ExternalTeacherConfig",
     "FeaturesConfig",
     "KdConfig",
     "LossConfig",
@@ -181,8 +185,20 @@ def _build(raw: Any, overrides: Sequence[str], default_name: str, source: str) -
         cfg: Config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as e:
         raise ConfigError(f"{source}: {_explain(e)}") from e
+    if cfg.external_teacher.path is not None:
+        _replace_teacher(cfg)
     _validate(cfg)
     return cfg
+
+
+def _replace_teacher(cfg: Config) -> None:
+    """Leave out the phases that train a teacher; those that learn from one learn from the external one."""
+    own = [name for name, phase in cfg.phases.items() if phase.model == "teacher"]
+    for name in own:
+        del cfg.phases[name]
+    for phase in cfg.phases.values():
+        if phase.teacher in own:
+            phase.teacher = EXTERNAL_TEACHER
 
 
 def _explain(e: OmegaConfBaseException) -> str:
@@ -270,9 +286,10 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
         raise ConfigError(f"`{where}`: a phase must be named <system>/<phase>, e.g. student/rnnt_kd")
     if phase.model not in ("teacher", "student"):
         raise ConfigError(f"`{where}.model` ({phase.model}) must be one of teacher, student")
+    external = cfg.external_teacher.path is not None
     for key in ("init_from", "teacher"):
         ref = getattr(phase, key)
-        if ref is not None and ref not in cfg.phases:
+        if ref is not None and ref not in cfg.phases and not (external and ref == EXTERNAL_TEACHER):
             raise ConfigError(f"`{where}.{key}` ({ref}) must name a phase: {', '.join(cfg.phases)}")
     for part in phase.train:
         if part not in MODEL_PARTS:
@@ -297,7 +314,7 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
         if phase.teacher is None:
             raise ConfigError(f"`{where}.teacher` must name a phase, since its losses distil")
         factors = (cfg.teacher.encoder.subsampling_factor, cfg.student.encoder.subsampling_factor)
-        if factors[0] != factors[1]:
+        if factors[0] != factors[1] and not external:
             raise ConfigError(
                 f"`teacher.encoder.subsampling_factor` and the student's {factors} must be equal to distil"
             )
@@ -317,15 +334,17 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
 
 
 def reported_systems(cfg: Config) -> Dict[str, str]:
-    """`report_as` -> phase, in the YAML's order."""
-    return {phase.report_as: name for name, phase in cfg.phases.items() if phase.report_as}
+    """`report_as` -> phase, in the YAML's order; an external teacher is the first, as `teacher`."""
+    external = {} if cfg.external_teacher.path is None else {"teacher": EXTERNAL_TEACHER}
+    return {**external, **{phase.report_as: name for name, phase in cfg.phases.items() if phase.report_as}}
 
 
 def exported_systems(cfg: Config) -> List[str]:
-    """The systems that stage 10 exports; none where neither teacher nor student is reported."""
+    """The systems that stage 10 exports; none where neither teacher nor student is reported and trained here."""
     if cfg.export.systems is not None:
         return cfg.export.systems
-    return [name for name in ("teacher", "student") if name in reported_systems(cfg)]
+    reported = reported_systems(cfg)
+    return [name for name in ("teacher", "student") if reported.get(name, EXTERNAL_TEACHER) != EXTERNAL_TEACHER]
 
 
 def phases_of_stage(cfg: Config, stage: int) -> List[str]:

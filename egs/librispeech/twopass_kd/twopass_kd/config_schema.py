@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 LOSS_TERMS = ("simple", "pruned", "ctc", "transducer_kd", "attention", "attention_kd")
 MODEL_PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "simple_heads", "ctc_head")
+EXTERNAL_TEACHER = "external_teacher"  # stands for it where `phases.*.teacher` names a phase otherwise
 
 
 @dataclass
@@ -95,6 +96,16 @@ class ModelConfig:
 
 
 @dataclass
+class ExternalTeacherConfig:
+    """A trained transducer that takes the place of `teacher`, which is not trained then."""
+
+    path: Optional[str] = None  # TorchScript of icefall's export.py, icefall's pretrained.pt, or a checkpoint of ours
+    recipe: Optional[str] = None  # for pretrained.pt: the icefall recipe that built it, e.g. .../ASR/zipformer
+    options: List[str] = field(default_factory=list)  # of that recipe's train.py, where not its defaults
+    tokens: Optional[str] = None  # its tokens.txt; null: beside `path`, or in icefall's places near it
+
+
+@dataclass
 class LossConfig:
     """Settings of the task losses, shared by all phases."""
 
@@ -114,6 +125,9 @@ class KdConfig:
     band: str = "student"  # student | teacher: whose simple loss chooses the pruned band
     temperature: float = 1.0
     attention_temperature: float = 1.0
+    # In the transducer the student's frame t learns from the teacher's frame t - frame_shift: above 0 for a teacher
+    # that emits earlier, as one that hears the whole utterance may. bin/scan_frame_shift.py finds it on dev.
+    frame_shift: int = 0
     teacher_precision: Optional[str] = None  # float32 | bfloat16 | float16; null: as train.precision
 
 
@@ -125,7 +139,7 @@ class PhaseConfig:
     model: str = MISSING  # teacher | student: which architecture
     report_as: Optional[str] = None  # name under which stages 8 and 9 decode and report it; null: not reported
     init_from: Optional[str] = None  # phase whose weights it starts from
-    teacher: Optional[str] = None  # phase whose model is the teacher
+    teacher: Optional[str] = None  # phase whose model is the teacher; with an external teacher, that one instead
     copy_from_teacher: bool = False  # start from the teacher's weights wherever the shapes agree
     train: List[str] = MISSING  # model parts that learn; the others are frozen
     loss_scales: Dict[str, float] = MISSING  # loss term -> scale
@@ -210,6 +224,7 @@ class Config:
     tokens: TokensConfig = field(default_factory=TokensConfig)
     teacher: ModelConfig = field(default_factory=ModelConfig)
     student: ModelConfig = field(default_factory=ModelConfig)
+    external_teacher: ExternalTeacherConfig = field(default_factory=ExternalTeacherConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     kd: KdConfig = field(default_factory=KdConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from twopass_kd.asr_datamodule import Batch
 from twopass_kd.checkpoint import build_model
-from twopass_kd.config import Config
+from twopass_kd.config import EXTERNAL_TEACHER, Config
 from twopass_kd.cut_lines import open_lines
 from twopass_kd.objective import Objective
 from twopass_kd.trainer import freeze_all_but
@@ -152,7 +152,9 @@ def build_objective(cfg: Config, phase_name: str, device: torch.device) -> Objec
     freeze_all_but(model, model.parts(), phase.train)
     teacher = None
     if phase.teacher is not None:
-        teacher = build_model(cfg, cfg.phases[phase.teacher].model, vocab_size).to(device).eval().requires_grad_(False)
+        # An external teacher is counted as large as the config's own, which it takes the place of.
+        which = "teacher" if phase.teacher == EXTERNAL_TEACHER else cfg.phases[phase.teacher].model
+        teacher = build_model(cfg, which, vocab_size).to(device).eval().requires_grad_(False)
     return Objective(model, phase.loss_scales, cfg.loss, cfg.kd, sos_id=1, eos_id=1, teacher=teacher)
 
 

@@ -42,7 +42,7 @@ def fingerprint(cfg: Config, stage: int) -> str:
     keep = {**training_settings(cfg), "teacher": full["teacher"]}
     keep["phases"] = {k: p for k, p in full["phases"].items() if p["stage"] <= stage}
     if stage >= 5:
-        keep.update({k: full[k] for k in ("student", "kd", "min_reduction")})
+        keep.update({k: full[k] for k in ("student", "external_teacher", "kd", "min_reduction")})
     if stage >= 8:
         keep.update(decode=full["decode"], sets=[full["corpus"]["dev_parts"], full["corpus"]["test_parts"]])
     if stage >= 10:

@@ -132,6 +132,7 @@ class Objective:
         teacher_decoder_out = None
         if "transducer_kd" in self.scales:
             with self._teaching(batch):
+                teacher_out = shift_frames(teacher_out, encoder_out_lens, self.kd.frame_shift)
                 teacher_decoder_out = self.teacher.decoder(sos_y)
                 if self.kd.band == "teacher":
                     arcs = self._simple_loss(self.teacher, teacher_out, teacher_decoder_out, symbols, boundary)[1]
@@ -212,3 +213,20 @@ def match_frames(teacher_out: Tensor, num_frames: int) -> Tensor:
     if difference == 1:
         teacher_out = torch.cat([teacher_out, teacher_out[:, -1:]], dim=1)
     return teacher_out[:, :num_frames]
+
+
+def shift_frames(teacher_out: Tensor, lens: Tensor, frame_shift: int) -> Tensor:
+    """Frame t of each utterance becomes what frame t - `frame_shift` was; its first or last frame fills the gap.
+
+    Args:
+      teacher_out: (B, T, C).
+      lens: (B,) int64, frames of each utterance.
+      frame_shift: in frames after subsampling; above 0 delays the teacher.
+    Returns:
+      (B, T, C).
+    """
+    if frame_shift == 0:
+        return teacher_out
+    frames = torch.arange(teacher_out.size(1), device=teacher_out.device) - frame_shift
+    index = torch.minimum(frames.clamp(min=0).unsqueeze(0), (lens - 1).clamp(min=0).unsqueeze(1))
+    return teacher_out.gather(1, index.unsqueeze(2).expand(-1, -1, teacher_out.size(2)))

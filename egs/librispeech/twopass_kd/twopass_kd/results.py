@@ -33,9 +33,10 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
       progress: show a progress bar where stderr is a terminal.
     Returns:
       The content of `results.json`: conf, corpus, seed, bootstrap_samples, environment, systems, not_decoded,
-      compression, significance, significance_scratch, on_device, stages. WER and their differences are in percent,
-      times in seconds, sizes in parameters and bytes. A system without a second pass has `two_pass` null.
-      `on_device` is the content of `ondevice.json`; null where stage 10 has not run, or not since the training.
+      compression, significance_pass (in which student and teacher are compared), significance, significance_scratch,
+      on_device, stages. WER and their differences are in percent, times in seconds, sizes in parameters and bytes. A
+      system without a second pass has `two_pass` null. `on_device` is the content of `ondevice.json`; null where stage
+      10 has not run, or not since the training.
     Raises:
       ValueError: if a file of stage 8 is missing, malformed or from another checkpoint than the one that is there
         now, or if stage 10's is malformed, naming file and stage.
@@ -55,6 +56,8 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
                 wer[set_name] = _score_set(cfg, transcripts[name][set_name])
                 bar.update()
             systems.append(_system_entry(name, meta, wer))
+    # A teacher without a second pass, an external one, is compared with the student's first.
+    teacher_pass = "two_pass" if decoded.get("teacher", {}).get("rescore_weight") is not None else "first_pass"
     return {
         "conf": cfg.name,
         "corpus": _describe_corpus(cfg),
@@ -64,7 +67,8 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
         "systems": systems,
         "not_decoded": [name for name in _in_order(list(reported_systems(cfg))) if name not in decoded],
         "compression": _compression(systems),
-        "significance": _compare(cfg, transcripts, "teacher", ["two_pass"]).get("two_pass", {}),
+        "significance_pass": teacher_pass,
+        "significance": _compare(cfg, transcripts, "teacher", [teacher_pass]).get(teacher_pass, {}),
         "significance_scratch": _by_set(_compare(cfg, transcripts, "student_scratch", ["first_pass", "two_pass"])),
         "on_device": on_device,
         "stages": read_stages(experiment),
@@ -250,7 +254,8 @@ def verdict(baseline: str, pass_name: str, result: Dict[str, Any]) -> str:
 
 def comparisons(results: Results) -> List[Tuple[str, str, str, Dict[str, Any]]]:
     """(test set, baseline, pass, paired bootstrap) of every comparison with the student, the teacher's first."""
-    found = [(set_name, "teacher", "two_pass", r) for set_name, r in results["significance"].items()]
+    teacher_pass = results.get("significance_pass", "two_pass")
+    found = [(set_name, "teacher", teacher_pass, r) for set_name, r in results["significance"].items()]
     for set_name, by_pass in results["significance_scratch"].items():
         found += [(set_name, "student_scratch", suffix, r) for suffix, r in by_pass.items()]
     return found

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any, Dict, Tuple
 
 from twopass_kd.checkpoint import final_checkpoint, load_model
-from twopass_kd.config import Config, ConfigError, reported_systems
+from twopass_kd.config import EXTERNAL_TEACHER, Config, ConfigError, reported_systems
 from twopass_kd.model import TwoPassModel
+from twopass_kd.teacher import check_tokens, load_external_teacher
 from twopass_kd.tokenizer import Tokenizer
 
 # How stage 8 decoded a system: keys of its decode.json that exports and runtimes take over.
@@ -18,7 +19,8 @@ def load_system(
     """The finished model of a system, with the tokens it was trained on.
 
     Returns:
-      The path of its checkpoint, the model in eval mode, the checkpoint's other entries, and the tokenizer.
+      The path of its checkpoint, the model in eval mode (an `IcefallTransducer` where an external teacher is one), the
+      checkpoint's other entries, and the tokenizer.
     Raises:
       ConfigError: if there is no such system, or `data_dir` has other tokens.
       FileNotFoundError: naming the stage that trains it.
@@ -26,9 +28,19 @@ def load_system(
     phases = reported_systems(cfg)
     if system not in phases:
         raise ConfigError(f"`--system` ({system}) must be one of {', '.join(phases)}")
+    tokenizer = Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}")
+    if phases[system] == EXTERNAL_TEACHER:
+        teacher = load_external_teacher(cfg.external_teacher, tokenizer.vocab_size, cfg.features.num_mel_bins)
+        check_tokens(teacher, tokenizer)
+        content = {
+            "identity": teacher.digest,
+            "phase": EXTERNAL_TEACHER,
+            "trained_parts": teacher.trained_parts,
+            "train_seconds": 0.0,
+        }
+        return teacher.path, teacher.model, content, tokenizer
     path = final_checkpoint(cfg, exp_dir, phases[system])
     model, content = load_model(path)
-    tokenizer = Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}")
     if content["tokens_digest"] != tokenizer.digest():
         raise ConfigError(
             f"{path} was trained with other tokens than {data_dir} has; give the data that it was trained on"

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import List
+from typing import Dict, List
 
 import sentencepiece
 
@@ -18,6 +18,19 @@ def too_many_tokens(num_frames: int, num_tokens: int, subsampling_factor: int) -
       subsampling_factor: of the encoder. It gives at least `num_frames // subsampling_factor - 1` frames.
     """
     return num_tokens > num_frames // subsampling_factor - 1
+
+
+def parse_tokens(text: str) -> Dict[str, str]:
+    """Piece -> its number as written, of the lines of a tokens.txt, without icefall's disambiguation symbols.
+
+    Those (#0, #1, ...) belong to its lexicon; no model predicts them.
+    """
+    listed = {}
+    for line in text.splitlines():
+        piece, _, number = line.rpartition(" ")
+        if not (piece.startswith("#") and piece[1:].isdigit()):
+            listed[piece] = number
+    return listed
 
 
 class Tokenizer:
@@ -53,12 +66,7 @@ class Tokenizer:
             raise ValueError(
                 f"`{lang_dir / 'bpe.model'}` must start with {BLANK} {SOS_EOS} {UNK}, not {' '.join(self.pieces[:3])}"
             )
-        listed = {}
-        for line in self._tokens.splitlines():
-            piece, _, number = line.rpartition(" ")
-            if piece.startswith("#") and piece[1:].isdigit():
-                continue  # icefall's disambiguation symbols: of its lexicon, no model predicts them
-            listed[piece] = number
+        listed = parse_tokens(self._tokens)
         if listed == {piece: str(i) for i, piece in enumerate(self.pieces)}:
             return
         moved = [piece for i, piece in enumerate(self.pieces) if listed.get(piece) != str(i)]

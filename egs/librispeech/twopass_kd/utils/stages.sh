@@ -1,5 +1,6 @@
 # What the stages of run.sh share: markers of finished stages, checks of inputs and outputs. Sourced by run.sh, whose
-# variables it uses: caller_dir, conf, baseline, dry_run, force, given, overrides, corpus_dir, data_dir, experiment.
+# variables it uses: caller_dir, conf, teacher, baseline, dry_run, force, given, overrides, corpus_dir, data_dir,
+# experiment.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher LAS" "student RNN-T distillation"
@@ -115,6 +116,7 @@ inputs() {
       outputs 2 "${eval_parts[@]}" | sed 's/^/2\t/'
       for need in ${plan[systems]}; do
         phase=${plan[phase.$need]}
+        [ "$phase" != external_teacher ] || continue
         printf '%s\t%s\n' "${plan[stage.$phase]}" "$experiment/$phase/final.pt"
       done
       [ "$1" -eq 8 ] || outputs 8 | sed 's/^/8\t/'
@@ -275,6 +277,10 @@ run_stage() {
   current_stage=$n # for launch
   if $dry_run; then
     "$(stage_function "$n")" "$n"
+    return
+  fi
+  if [[ $n == [3-7] && -z ${plan[phases.$n]} ]]; then
+    echo "Stage $n: nothing to train${teacher:+, the teacher is $teacher}"
     return
   fi
   done_marker=$(marker "$n")

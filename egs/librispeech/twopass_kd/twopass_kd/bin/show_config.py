@@ -13,7 +13,7 @@ from typing import List, Optional, Sequence
 
 from omegaconf import OmegaConf
 
-from twopass_kd.config import Config, ConfigError, exported_systems, load_config, phases_of_stage
+from twopass_kd.config import Config, ConfigError, exported_systems, load_config, phases_of_stage, reported_systems
 from twopass_kd.fingerprint import fingerprint
 
 BASELINE = "student_scratch"
@@ -28,9 +28,9 @@ def phases_to_train(cfg: Config, stage: int, baseline: bool = True) -> List[str]
 def systems(cfg: Config, baseline: bool = True) -> List[List[str]]:
     """`[name, phase]` of every system that stages 8 and 9 report."""
     return [
-        [phase.report_as, name]
-        for name, phase in cfg.phases.items()
-        if phase.report_as and (baseline or system_of(name) != BASELINE)
+        [system, phase]
+        for system, phase in reported_systems(cfg).items()
+        if baseline or system_of(phase) != BASELINE
     ]
 
 
@@ -71,7 +71,7 @@ def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
         rows.append([f"fingerprint.{stage}", fingerprint(cfg, stage)])
         rows.append([f"phases.{stage}", *phases_to_train(cfg, stage, baseline)])
     for name, phase in cfg.phases.items():
-        needs = [ref for ref in (phase.init_from, phase.teacher) if ref]
+        needs = [ref for ref in (phase.init_from, phase.teacher) if ref in cfg.phases]
         for ref in needs:
             if cfg.phases[ref].stage >= phase.stage:
                 raise ConfigError(

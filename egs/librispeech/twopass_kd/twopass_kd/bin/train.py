@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Dict, Optional
 
@@ -29,7 +30,14 @@ from twopass_kd.launch import STOPPED, launch_ranks, rank_log
 from twopass_kd.model import TwoPassModel
 from twopass_kd.objective import Objective
 from twopass_kd.optimizer_step import OutOfMemory
-from twopass_kd.teacher import Teacher, check_sizes, check_teacher, copy_matching_weights, load_teacher
+from twopass_kd.teacher import (
+    Teacher,
+    check_sizes,
+    check_teacher,
+    copy_matching_weights,
+    open_teacher,
+    without_attention_kd,
+)
 from twopass_kd.tokenizer import Tokenizer
 from twopass_kd.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
 
@@ -74,8 +82,8 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     teacher: Optional[Teacher] = None
     before: Dict = {"trained_parts": [], "train_seconds": 0.0}
     if phase.teacher is not None:
-        teacher = load_teacher(final_checkpoint(cfg, exp_dir, phase.teacher))
-        parents["teacher"] = teacher.content["weights_digest"]
+        teacher = open_teacher(cfg, phase, exp_dir, tokenizer.vocab_size)
+        parents["teacher"] = teacher.digest
     if phase.init_from is not None:
         before = load_checkpoint(final_checkpoint(cfg, exp_dir, phase.init_from))
         parents["init_from"] = before["weights_digest"]
@@ -101,7 +109,8 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         write_text_atomically(final.parent / "environment.json", json.dumps(environment, indent=1) + "\n")
 
     if teacher is not None:
-        check_teacher(teacher, model, cfg, phase, tokens_digest)
+        phase = replace(phase, loss_scales=without_attention_kd(phase, teacher))
+        check_teacher(teacher, model, cfg, phase, tokenizer)
     if ranks.device.type == "cpu" and cfg.train.precision != "float32":
         logging.warning("a CPU computes in float32; `train.precision` (%s) is for GPUs", cfg.train.precision)
     logging.info(
@@ -190,8 +199,8 @@ def _initialise(
         return
     model.encoder.mvn.set_statistics(*data.feature_statistics())
     if phase.copy_from_teacher and teacher is not None:
-        copied = copy_matching_weights(teacher.model, model)
-        logging.info("copied from the teacher: %s", ", ".join(copied))
+        copied = copy_matching_weights(teacher.weights, model)
+        logging.info("copied from the teacher: %s", ", ".join(copied) or "nothing, no shapes agree")
 
 
 def get_parser() -> argparse.ArgumentParser:

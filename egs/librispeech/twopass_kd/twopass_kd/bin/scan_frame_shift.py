@@ -1,0 +1,104 @@
+"""Find the `kd.frame_shift` that suits a student and its teacher, on the dev sets.
+
+A student that hears no future emits later than a teacher that does; distilled frame by frame it would be taught to say
+what it cannot know yet. For each shift this prints how far a student that was trained without distillation is from the
+teacher (KD loss per frame, see losses/transducer_kd.py); the nearest shift is the one to distil with.
+
+    ./run.sh --teacher FILE --stage 5 --stop-stage 5 kd.frame_shift=0       # trains student_scratch/rnnt beside
+    python3 -m twopass_kd.bin.scan_frame_shift --conf conf/librispeech_100h.yaml external_teacher.path=FILE
+"""
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Dict
+
+import torch
+from tqdm import tqdm
+
+from twopass_kd.asr_datamodule import AsrDataModule
+from twopass_kd.checkpoint import load_model
+from twopass_kd.cli import exit_status, experiment_parser
+from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.environment import setup_logging
+from twopass_kd.objective import Objective
+from twopass_kd.teacher import check_teacher, open_teacher
+from twopass_kd.tokenizer import Tokenizer
+
+SCALES = {"simple": 1.0, "transducer_kd": 1.0}
+
+
+@torch.no_grad()
+def scan_frame_shift(
+    cfg: Config, phase_name: str, student_path: Path, data_dir: Path, exp_dir: Path, max_shift: int
+) -> Dict[int, float]:
+    """Shift -> KD loss per frame of the dev sets in nats, for shifts from -`max_shift` to `max_shift`.
+
+    Args:
+      phase_name: whose teacher it is.
+      student_path: checkpoint of a student that has learnt to emit without this teacher.
+    Raises:
+      ConfigError, CheckpointError, FileNotFoundError: for what the user gave.
+    """
+    if phase_name not in cfg.phases or cfg.phases[phase_name].teacher is None:
+        named = [name for name, phase in cfg.phases.items() if phase.teacher is not None]
+        raise ConfigError(f"`--phase` ({phase_name}) must be one that has a teacher: {', '.join(named)}")
+    phase = replace(cfg.phases[phase_name], loss_scales=SCALES)
+    tokenizer = Tokenizer(data_dir / f"lang_bpe_{cfg.tokens.vocab_size}")
+    teacher = open_teacher(cfg, phase, exp_dir, tokenizer.vocab_size)
+    model, _ = load_model(student_path)
+    check_teacher(teacher, model, cfg, phase, tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ids = {"sos_id": tokenizer.sos_id, "eos_id": tokenizer.eos_id}
+    objective = Objective(
+        model.to(device).requires_grad_(False), SCALES, cfg.loss, cfg.kd, **ids, teacher=teacher.model.to(device)
+    )
+    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
+    sums, frames = dict.fromkeys(range(-max_shift, max_shift + 1), 0.0), 0
+    for batch in tqdm(data.valid_loader(), desc="dev", unit="batch", disable=not sys.stderr.isatty()):
+        batch = batch.to(device)
+        for encoder in objective.frozen_encoders():
+            encoder.keep(batch)
+        for shift in sums:
+            objective.kd = replace(cfg.kd, frame_shift=shift)
+            losses = objective(batch)
+            sums[shift] += float(losses.terms["transducer_kd"].sum())
+        frames += int(losses.num_frames)
+        for encoder in objective.frozen_encoders():
+            encoder.cache.clear()
+    return {shift: total / frames for shift, total in sums.items()}
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = load_config(args.conf, args.overrides)
+    student = args.student or args.exp_dir / cfg.name / "student_scratch" / "rnnt" / "final.pt"
+    scan = scan_frame_shift(cfg, args.phase, student, args.data_dir, args.exp_dir, args.max_shift)
+    best = min(scan, key=lambda shift: (scan[shift], abs(shift)))
+    print("kd.frame_shift  KD loss per frame")
+    for shift, loss in scan.items():
+        print(f"{shift:14d}  {loss:17.4f}{'  <- nearest' if shift == best else ''}")
+    print(f"distil with kd.frame_shift={best} ({student} against its teacher, {', '.join(cfg.corpus.dev_parts)})")
+    if abs(best) == args.max_shift > 0:
+        logging.warning("the nearest shift is at the end of the scan; scan further: --max-shift %d", 2 * args.max_shift)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = experiment_parser(__doc__, example="external_teacher.path=jit_script.pt")
+    parser.add_argument("--phase", default="student/rnnt_kd", help="whose teacher it is (default: student/rnnt_kd)")
+    parser.add_argument(
+        "--student", type=Path, help="checkpoint (default: <exp-dir>/<conf>/student_scratch/rnnt/final.pt)"
+    )
+    parser.add_argument("--max-shift", type=int, default=8, help="frames after subsampling, both ways (default: 8)")
+    return parser
+
+
+def main() -> int:
+    args = get_parser().parse_args()
+    setup_logging()
+    return exit_status(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
