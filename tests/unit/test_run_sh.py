@@ -23,7 +23,7 @@ def dry(*args, **kwargs):
 def test_run_sh_help_lists_every_option():
     text = ok("--help")
     for option in ("stage", "stop-stage", "conf", "corpus-dir", "data-dir", "exp-dir", "baseline", "nj", "threads",
-                   "dry-run", "force", "help"):  # fmt: skip
+                   "teacher", "dry-run", "force", "help"):  # fmt: skip
         assert f"  --{option} " in text
 
 
