@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from icefall_teachers import make_icefall_teacher
+from icefall_teachers import TEXTS, make_icefall_teacher
 from train_bpe import write_lang
 
 HOW = "set ICEFALL_ROOT to a checkout of icefall and `pip install -r requirements/icefall.txt`"
-TEXTS = ["THE OLD CAPTAIN FOUND A GOLDEN MIRROR", "SHE WALKED BEHIND THE CASTLE", "THREE DAYS LATER"]
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +28,7 @@ def icefall_root() -> Path:
     try:
         return Path(importlib.import_module("icefall").__file__).resolve().parents[1]
     except ImportError as e:
+        assert named is None, f"icefall in `ICEFALL_ROOT` ({named}) cannot be imported: {e}; {HOW}"
         pytest.skip(f"icefall cannot be imported ({e}): {HOW}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Dict, Sequence, Tuple
 
 EXPORT_RANDOM = Path(__file__).with_name("export_random.py")
+TEXTS = ["THE OLD CAPTAIN FOUND A GOLDEN MIRROR", "SHE WALKED BEHIND THE CASTLE", "THREE DAYS LATER"]
 COMMON = "--decoder-dim 24 --joiner-dim 20"
 ZIPFORMER = (
     "--jit 1 --num-encoder-layers 1,1 --downsampling-factor 1,2 --feedforward-dim 32,32 --num-heads 1,1"
@@ -46,7 +47,7 @@ class IcefallTeacher:
     """An exported model of icefall.
 
     Attributes:
-      path: the TorchScript file; for `lstm` its encoder's, with `decoder_jit_trace.pt`, `joiner_jit_trace.pt` beside it.
+      path: the TorchScript file; for `lstm` its encoder's, beside `decoder_jit_trace.pt` and `joiner_jit_trace.pt`.
       checkpoint: epoch-1.pt, as icefall's training saves it, that the file comes from.
       lang_dir: its tokens.txt and bpe.model.
     """

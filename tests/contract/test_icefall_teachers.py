@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-SCRIPTED = ["zipformer", "zipformer_streaming", "zipformer7", "zipformer7_streaming", "conformer", "conformer_streaming"]
+SCRIPTED = [
+    "zipformer",
+    "zipformer_streaming",
+    "zipformer7",
+    "zipformer7_streaming",
+    "conformer",
+    "conformer_streaming",
+]
 LOG_EPS = math.log(1e-10)  # icefall pads features with it
 pytestmark = pytest.mark.slow
 

@@ -53,7 +53,7 @@ def test_a_copy_makes_corpus_and_manifests_in_its_own_folder(checkout, copied):
     assert list((copied / "data" / "tiny" / "manifests").glob("librispeech_supervisions_train-*.jsonl.gz"))
     done = json.loads((copied / "data" / "tiny" / ".stages" / "1.done").read_text())
     assert done["stage"] == 1
-    assert "stage 1 (Lhotse manifests): done already" in run(copied, "./run.sh", "--conf", TINY, "--stop-stage", 1)
+    assert "Stage 1: done already" in run(copied, "./run.sh", "--conf", TINY, "--stop-stage", 1)
 
 
 @pytest.mark.parametrize("way", ["copied", "linked"])
