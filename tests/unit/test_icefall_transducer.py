@@ -1,5 +1,7 @@
 """Teachers with icefall's interface. The real ones, made by icefall itself, are in tests/contract/."""
 
+from typing import Tuple
+
 import pytest
 import torch
 from torch import nn
@@ -122,6 +124,10 @@ class _WithStates(nn.Module):
     def __init__(self, encoder):
         super().__init__()
         self.encoder = encoder
+
+    @torch.jit.export
+    def get_init_states(self, batch_size: int, device: torch.device) -> Tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(1, batch_size, 16, device=device), torch.zeros(1, batch_size, 16, device=device)
 
     def forward(self, x, x_lens, states):
         return self.encoder(x, x_lens, states)

@@ -237,10 +237,7 @@ class _TracedLstm(nn.Module):
         self.encoder = encoder
 
     def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
-        weights = dict(self.encoder.named_parameters())
-        recurrent = [weight for name, weight in weights.items() if name.endswith("weight_hh_l0")]
-        sizes = (recurrent[0].shape[1], recurrent[0].shape[0] // 4)  # of the projected output and of the cell
-        states = tuple(x.new_zeros(len(recurrent), x.size(0), size) for size in sizes)
+        states = self.encoder.get_init_states(x.size(0), x.device)
         return self.encoder(x, x_lens, states)[:2]
 
 
