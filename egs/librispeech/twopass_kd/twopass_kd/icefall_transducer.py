@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -268,18 +269,7 @@ def load_recipe(
     """
     if not (recipe / "train.py").is_file():
         raise ConfigError(f"`external_teacher.recipe` ({recipe}) must be an icefall recipe's folder, with a train.py")
-    spec = importlib.util.spec_from_file_location("icefall_recipe_train", recipe / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(recipe))
-    try:
-        spec.loader.exec_module(train)
-    except ImportError as e:
-        raise ConfigError(
-            f"`external_teacher.recipe` ({recipe}): its train.py cannot be imported ({e}); set ICEFALL_ROOT to the "
-            "icefall checkout and install what it needs (docs/INSTALL.md)"
-        ) from e
-    finally:
-        sys.path.remove(str(recipe))
+    train = _import_train(recipe)
     params = train.get_params()
     try:
         params.update(vars(train.get_parser().parse_args(list(options))))
@@ -291,6 +281,27 @@ def load_recipe(
     module.eval()
     encode = getattr(module, "forward_encoder", None) or _encode_function(module.encoder)
     return IcefallTransducer(module, encode, num_mel_bins)
+
+
+def _import_train(recipe: Path) -> ModuleType:
+    """A recipe's train.py, whose imports are of the modules beside it and of icefall."""
+    spec = importlib.util.spec_from_file_location("icefall_recipe_train", recipe / "train.py")
+    train = importlib.util.module_from_spec(spec)
+    # It sets torch's threads when it is imported: ours stay, and torch aborts where they are in use already.
+    setters = torch.set_num_threads, torch.set_num_interop_threads
+    torch.set_num_threads = torch.set_num_interop_threads = lambda _: None
+    sys.path.insert(0, str(recipe))
+    try:
+        spec.loader.exec_module(train)
+    except ImportError as e:
+        raise ConfigError(
+            f"`external_teacher.recipe` ({recipe}): its train.py cannot be imported ({e}); set ICEFALL_ROOT to the "
+            "icefall checkout and install what it needs (docs/INSTALL.md)"
+        ) from e
+    finally:
+        sys.path.remove(str(recipe))
+        torch.set_num_threads, torch.set_num_interop_threads = setters
+    return train
 
 
 def _load_weights(module: nn.Module, path: Path, recipe: Path) -> None:
