@@ -5,6 +5,7 @@
 Utterances of noise, 2 to 17 s long, go through Lhotse's Fbank, kaldi-native-fbank (one by one) and, where it is
 installed (`make kaldifeat`), kaldifeat in batches. The extractors take turns; rows are medians, ratios are of one run.
 Audio is in memory and features are not stored, so a stage 2 that waits for its disk gains less.
+Stage 2 computes one utterance after the other, in as many processes as there are cores: on a CPU batches bring nothing.
 """
 
 import argparse

@@ -105,7 +105,7 @@ def _store_chunk(
     """
     with tempfile.TemporaryDirectory(dir=partial, prefix=".tmp-") as tmp:
         stored = list(
-            CutSet.from_cuts(cuts).compute_and_store_features(
+            CutSet.from_cuts(cuts).compute_and_store_features(  # one by one: benchmarks/features.py shows why
                 extractor=extractor,
                 storage_path=Path(tmp) / f"feats-{index}",
                 storage_type=LilcomChunkyWriter,
