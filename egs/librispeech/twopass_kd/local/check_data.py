@@ -25,7 +25,7 @@ from twopass_kd.cut_lines import open_lines, parse_line, paths_root
 from twopass_kd.noise import musan_cuts_path
 from twopass_kd.tokenizer import Tokenizer
 
-LOG_MEL = ("kaldi-fbank", "fbank", "kaldifeat-fbank", "kaldi-native-fbank")  # same values up to rounding
+LOG_MEL = ("kaldi-fbank", "fbank", "kaldifeat-fbank", "kaldi-native-fbank")  # as Kaldi has them
 FRAME_SHIFT = 0.01  # seconds
 MAX_UNK = 0.01  # share of <unk> among the tokens of a part that is still taken for an accident
 _TOLERANCE = 2e-3  # seconds, as in lhotse's validate_for_asr
