@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint clean
+.PHONY: help venv kaldifeat demo test lint clean
 
 PYTHON ?=
 ARGS ?=
@@ -19,6 +19,9 @@ help:  ## list the targets
 
 venv:  ## make .venv from requirements/ (does nothing when it is up to date)
 	@PYTHON='$(PYTHON)' tools/make_venv.sh
+
+kaldifeat: venv  ## compile kaldifeat (the features of k2's recipes) for the torch in .venv; optional, needs a C++ compiler
+	@tools/build_kaldifeat.sh $(py)
 
 demo: venv  ## train a teacher, distil a student in three stages, decode, print the table (ARGS= goes to run.sh)
 	@PATH="$$PWD/.venv/bin:$$PATH" $(recipe)/run.sh --conf mini $(ARGS)

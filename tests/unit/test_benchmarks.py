@@ -46,6 +46,14 @@ def test_sampler_startup_prints_starts_and_resumes(tmp_path: Path):
         assert any(line.startswith(f"| {name} | ") for line in text.splitlines()), name
 
 
+def test_features_prints_each_extractor(tmp_path: Path):
+    text = run("features.py", tmp_path, "--utterances", "2", "--repeats", "1", "--batch-sizes", "2")
+    names = ["Lhotse Fbank", "kaldi-native-fbank", *(["kaldifeat, 2 at once"] if "no kaldifeat: " not in text else [])]
+    for name in names:
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} | "))
+        assert all(float(number) > 0 for number in row.split("|")[2:4])
+
+
 def test_median_seconds_takes_turns_and_leaves_the_first_round_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     common, order = importlib.import_module("common"), []

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from lhotse import CutSet
 
-from compute_fbank import compute_fbank, has_kaldifeat, main, make_extractor, parse_shard, validate_features
+from compute_fbank import compute_fbank, main, make_extractor, parse_shard, validate_features, why_no_kaldifeat
 from feature_cuts import UtteranceCuts, cuts_path, features_dir
 from prepare_manifests import prepare_manifests
 from run_sh import RECIPE
@@ -214,12 +214,14 @@ def test_compute_fbank_without_manifests_names_the_stage(tmp_path):
         compute_fbank(small_config(), tmp_path)
 
 
-def test_make_extractor_takes_kaldifeat_only_where_it_works():
+def test_make_extractor_takes_kaldifeat_only_where_it_works(caplog):
+    caplog.set_level("INFO")
     assert make_extractor(FeaturesConfig(extractor="lhotse")).name == "kaldi-fbank"
-    if has_kaldifeat():
+    if why_no_kaldifeat() is None:
         assert make_extractor(FeaturesConfig()).name == "kaldifeat-fbank"
         return
     assert make_extractor(FeaturesConfig()).name == "kaldi-fbank"
+    assert caplog.messages[-1] == f"features by Lhotse's Fbank, without kaldifeat: {why_no_kaldifeat()}"
     with pytest.raises(ConfigError, match="`features.extractor` .kaldifeat. must be importable"):
         make_extractor(FeaturesConfig(extractor="kaldifeat"))
 

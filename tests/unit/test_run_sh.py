@@ -107,7 +107,8 @@ def test_run_sh_missing_input_names_the_stage_that_makes_it(tmp_path, stage, mak
 
 
 def test_run_sh_missing_teacher_names_its_stage(tmp_path):
-    data = tmp_path / "icefall's data"
+    data = tmp_path / "the user's data"
+    (data / ".stages").mkdir(parents=True)  # made by run.sh, so it is not read to be checked
     for name in ("fbank/librispeech_cuts_train-clean.jsonl.gz", "fbank/librispeech_cuts_dev-clean.jsonl.gz",
                  "lang_bpe_50/bpe.model", "lang_bpe_50/tokens.txt"):  # fmt: skip
         (data / name).parent.mkdir(parents=True, exist_ok=True)

@@ -37,33 +37,39 @@ _CHUNK = 250  # cuts that a process computes and stores in one go
 _SAMPLE = 10  # cuts per chunk whose features are read back
 
 
-def has_kaldifeat() -> bool:
-    """Whether `import kaldifeat` works; a build for another torch is found but does not load."""
+def why_no_kaldifeat() -> Optional[str]:
+    """Why `import kaldifeat` fails, as it does where it was built for another torch; None where it works."""
     try:
         import kaldifeat  # noqa: F401
-    except (ImportError, OSError):
-        return False
-    return True
+    except (ImportError, OSError) as e:
+        return " ".join(str(e).split())
+    return None
 
 
 def make_extractor(features: FeaturesConfig) -> FeatureExtractor:
-    """Kaldifeat's filter banks where that package is installed, else Lhotse's own; both give the same values.
+    """Kaldifeat's filter banks where that package works, else Lhotse's own; both give the same values.
 
     No dither, 25 ms windows every 10 ms, one frame per 10 ms of audio rounded to the nearest (snip_edges false).
 
     Raises:
-      ConfigError: `features.extractor` is kaldifeat, which is not installed.
+      ConfigError: `features.extractor` is kaldifeat, which does not work.
     """
-    if features.extractor == "kaldifeat" and not has_kaldifeat():
-        raise ConfigError("`features.extractor` (kaldifeat) must be importable; install kaldifeat or say auto")
-    if features.extractor != "lhotse" and has_kaldifeat():
+    problem = why_no_kaldifeat()
+    if features.extractor == "kaldifeat" and problem is not None:
+        raise ConfigError(
+            f"`features.extractor` (kaldifeat) must be importable ({problem}); do `make kaldifeat`, or say auto"
+        )
+    if features.extractor != "lhotse" and problem is None:
         from lhotse.features.kaldifeat import KaldifeatFbank, KaldifeatFbankConfig
         from lhotse.features.kaldifeat import KaldifeatFrameOptions as FrameOptions
         from lhotse.features.kaldifeat import KaldifeatMelOptions as MelOptions
 
+        logging.info("features by kaldifeat, which works here (`features.extractor` is %s)", features.extractor)
         frames = FrameOptions(sampling_rate=features.sampling_rate, dither=0.0, snip_edges=False)
         mel = MelOptions(num_bins=features.num_mel_bins, high_freq=HIGH_FREQ)
         return KaldifeatFbank(KaldifeatFbankConfig(frame_opts=frames, mel_opts=mel))
+    reason = "as `features.extractor` says" if features.extractor == "lhotse" else f"without kaldifeat: {problem}"
+    logging.info("features by Lhotse's Fbank, %s", reason)
     return Fbank(
         FbankConfig(
             sampling_rate=features.sampling_rate,
@@ -99,7 +105,7 @@ def _store_chunk(
     """
     with tempfile.TemporaryDirectory(dir=partial, prefix=".tmp-") as tmp:
         stored = list(
-            CutSet.from_cuts(cuts).compute_and_store_features(
+            CutSet.from_cuts(cuts).compute_and_store_features(  # one by one: benchmarks/features.py shows why
                 extractor=extractor,
                 storage_path=Path(tmp) / f"feats-{index}",
                 storage_type=LilcomChunkyWriter,
@@ -247,7 +253,6 @@ def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1, shard: Optiona
     if num_jobs < 1:
         raise ConfigError(f"`nj` ({num_jobs}) must be at least 1")
     extractor = make_extractor(cfg.features)
-    logging.info("features by %s", type(extractor).__name__)
     with _make_pool(num_jobs) as pool:
         for wanted in feature_sets(cfg, data_dir, extractor):
             made = compute_set(wanted, extractor, cfg.features, pool, num_jobs, shard)

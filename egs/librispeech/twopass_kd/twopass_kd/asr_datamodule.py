@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from twopass_kd.config import Config
-from twopass_kd.cut_lines import CutLines, open_lines, parse_line, whole_cut
+from twopass_kd.cut_lines import CutLines, open_lines, parse_line, paths_root, whole_cut
 from twopass_kd.files import write_text_atomically
 from twopass_kd.noise import NoiseMixer
 from twopass_kd.tokenizer import Tokenizer, too_many_tokens
@@ -169,7 +169,8 @@ class AsrDataModule:
     ) -> None:
         self.cfg = cfg
         self.data_dir = Path(data_dir)
-        self.dataset = AsrDataset(tokenizer, self._root())
+        self.root = paths_root(self.data_dir)
+        self.dataset = AsrDataset(tokenizer, self.root)
         self.subsampling_factor = subsampling_factor
         self.rank, self.world_size = rank, world_size
         self.measured: Optional[TrainCuts] = None
@@ -184,10 +185,7 @@ class AsrDataModule:
           FileNotFoundError: naming the missing file and the stage that makes it.
         """
         sets = [load_manifest_lazy(path) for path in self._paths(parts)]
-        return self._mixed(sets, parts).with_features_path_prefix(self._root())
-
-    def _root(self) -> Path:
-        return self.data_dir.resolve().parent
+        return self._mixed(sets, parts).with_features_path_prefix(self.root)
 
     def _mixed(self, sets: List[CutSet], parts: List[str]) -> CutSet:
         if len(sets) == 1:
@@ -352,7 +350,7 @@ class AsrDataModule:
             )
             sampler.set_epoch(epoch)
         noise = NoiseMixer(self.data_dir, self.cfg.seed, epoch) if corpus.musan else None
-        return self._loader(_Slice(sampler, skip), AsrDataset(self.dataset.tokenizer, self._root(), noise))
+        return self._loader(_Slice(sampler, skip), AsrDataset(self.dataset.tokenizer, self.root, noise))
 
     def valid_loader(self) -> DataLoader:
         """Every `world_size`-th batch of the dev cuts: none doubled, so ranks may have one batch more or less."""

@@ -7,6 +7,7 @@ that loads it. benchmarks/sampler_startup.py shows what that saves.
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Iterator
@@ -17,6 +18,16 @@ from lhotse.serialization import deserialize_item
 
 # How Lhotse begins the line of a cut; another line is parsed as a whole.
 _BEGINNING = re.compile(rb'\{"id": "([^"\\]+)", "start": [-+.\de]+, "duration": ([-+.\de]+), ')
+
+
+def paths_root(data_dir: Path) -> Path:
+    """The folder that relative paths in the manifests of `data_dir` count from, which is the one it lies in.
+
+    icefall's begin with `data/`. Where `data_dir` is a link, the folder around the link or around what it leads to may
+    be meant: it is the one with `data/fbank` in it.
+    """
+    around = [Path(os.path.abspath(data_dir)).parent, Path(data_dir).resolve().parent]
+    return next((folder for folder in around if (folder / "data" / "fbank").is_dir()), around[-1])
 
 
 def open_lines(path: Path) -> Iterator[bytes]:

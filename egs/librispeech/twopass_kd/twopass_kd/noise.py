@@ -6,7 +6,7 @@ from pathlib import Path
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from twopass_kd.cut_lines import open_lines, parse_line
+from twopass_kd.cut_lines import open_lines, parse_line, paths_root
 
 MIX_PROBABILITY = 0.5
 SNR_DB = (10.0, 20.0)  # evenly distributed between these
@@ -38,7 +38,7 @@ class NoiseMixer:
                 " --stop-stage 2; or say corpus.musan=false"
             )
         self.lines = list(open_lines(path))  # of 100 MUSAN hours 20 MB; as cuts it would be ten times as much
-        self.root = Path(data_dir).resolve().parent
+        self.root = paths_root(data_dir)
         self.seed, self.epoch = seed, epoch
 
     def mix(self, cut: Cut) -> Cut:

@@ -101,7 +101,12 @@ submit_stages() {
     first=$((first + 1))
   done
   [ "$first" -le "$stop_stage" ] || exit 0
-  if $dry_run; then dry=(--dry-run); else check_inputs "$first"; fi
+  if $dry_run; then
+    dry=(--dry-run)
+  else
+    check_data_dir "$first"
+    check_inputs "$first"
+  fi
   ! $force || options+=(--force)
   python3 utils/slurm.py submit --experiment "$experiment" --conf "$conf" --data-dir "$data_dir" \
     --stage "$first" --stop-stage "$stop_stage" --world-size "$world_size" --nnodes "$nnodes" \

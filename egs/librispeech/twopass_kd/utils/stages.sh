@@ -9,6 +9,7 @@ titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher 
 declare -A plan  # answers of show_config --plan
 experiment_lock= # file descriptors of the locks that are held
 data_lock=
+data_checked=false
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -150,6 +151,34 @@ check_inputs() {
       "./run.sh --stage $maker --stop-stage $maker${given[*]:+ $(quoted "${given[@]}")}; where it is elsewhere," \
       "name the folder (--data-dir, --exp-dir)"
   done < <(inputs "$1")
+}
+
+# check_data_dir N: whether stage N may work with the data folder.
+check_data_dir() {
+  case "$1" in
+    [0-2]) check_data_is_ours ;;
+    9) ;;
+    *) check_their_data ;;
+  esac
+}
+
+# Stages 0-2 would replace features that run.sh did not make.
+check_data_is_ours() {
+  local part fbank=$data_dir/fbank
+  for part in ${plan[parts]}; do
+    if [ -e "$fbank/librispeech_cuts_$part.jsonl.gz" ] && [ ! -e "$fbank/librispeech_feats_$part/source.json" ]; then
+      fail "\`--data-dir\` ($data_dir) has features of $part that run.sh did not make, and stages 0 to 2 would replace" \
+        "them; start at --stage 3, which takes them, or choose another --data-dir"
+    fi
+  done
+}
+
+# Data that stages 0-2 did not make is looked at once, before the first stage that reads it.
+check_their_data() {
+  if $data_checked || [ -d "$data_dir/.stages" ] || [ ! -d "$data_dir/fbank" ]; then return; fi
+  echo "Checking $data_dir, which run.sh did not make"
+  python3 local/check_data.py --conf "$conf" --data-dir "$data_dir" "${overrides[@]}" || exit 1
+  data_checked=true
 }
 
 # What the marker of a finished stage 0-2 says is true of the data, whichever experiment made it.
@@ -294,6 +323,7 @@ run_stage() {
     fi
     echo "Stage $n runs again: $why"
   fi
+  check_data_dir "$n"
   check_inputs "$n"
   lock_folders "$n"
   needs=$(inputs "$n" | cut -f2 | summarize)

@@ -16,6 +16,7 @@ from lhotse import load_manifest_lazy
 
 from twopass_kd.cli import exit_status, experiment_parser
 from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.cut_lines import paths_root
 from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure_all, read_exports, stream_long
 from twopass_kd.device_benchmark.utterances import Utterance, write_utterances
 from twopass_kd.environment import log_environment, setup_logging
@@ -40,7 +41,7 @@ def list_utterances(cfg: Config, data_dir: Path, max_seconds: float = MAX_SECOND
         path = Path(data_dir) / "fbank" / f"librispeech_cuts_{part}.jsonl.gz"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; stage 2 makes it: ./run.sh --stage 2 --stop-stage 2")
-        cuts = load_manifest_lazy(path).with_recording_path_prefix(Path(data_dir).resolve().parent)
+        cuts = load_manifest_lazy(path).with_recording_path_prefix(paths_root(data_dir))
         utterances = []
         for cut in cuts:
             source = cut.recording.sources[0]

@@ -1,0 +1,160 @@
+"""Tests of local/check_data.py on what icefall's recipe leaves, whole and spoilt."""
+
+import re
+import shutil
+
+import pytest
+from lhotse import CutSet, MfccConfig
+from lhotse.features import Mfcc
+
+from check_data import check_data, main, read_sample
+from icefall_data import VOCAB_SIZE, edit_cuts, inside, prepare, snapshot, store_features
+from small_corpus import PARTS, TINY_YAML, small_config
+
+TOKENS = f"tokens.vocab_size={VOCAB_SIZE}"
+MUSAN = ("corpus.musan=true", "train.cache_frozen_encoders=false")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """icefall's recipe after its prepare.sh."""
+    recipe = tmp_path_factory.mktemp("icefall é") / "ASR"
+    prepare(recipe, speed_perturb=True, musan=True)
+    return recipe
+
+
+@pytest.fixture()
+def data_dir(whole, tmp_path):
+    """A copy to spoil."""
+    shutil.copytree(whole, tmp_path / "ASR")
+    return tmp_path / "ASR" / "data"
+
+
+def problems(data_dir, *overrides):
+    return check_data(small_config(TOKENS, *overrides), data_dir)
+
+
+def test_check_data_takes_icefalls_data_and_writes_nothing(whole, capsys, monkeypatch):
+    monkeypatch.chdir("/")
+    before = snapshot(whole)
+    assert problems(whole / "data", *MUSAN, "corpus.speed_perturb=[0.9,1.1]") == []
+    assert snapshot(whole) == before
+    said = capsys.readouterr().out
+    assert "train-clean: 12 cuts, 8 of them at another speed" in said and "warning" not in said
+
+
+def test_check_data_takes_the_shuffled_manifest_of_all_train_parts(whole):
+    assert problems(whole / "data", "corpus.train_parts=[train-all-shuf]") == []
+
+
+def test_check_data_speed_perturb_without_copies_is_a_warning(data_dir, capsys):
+    path = data_dir / "fbank" / "librispeech_cuts_train-clean.jsonl.gz"
+    cuts = CutSet.from_file(path).to_eager()
+    CutSet.from_cuts(cut for cut in cuts if "_sp" not in cut.id).to_file(path)
+    assert problems(data_dir) == [] and "warning" not in capsys.readouterr().out
+    assert problems(data_dir, "corpus.speed_perturb=[0.9,1.1]") == []
+    assert "warning: `corpus.speed_perturb` ([0.9, 1.1]) is for stage 2" in capsys.readouterr().out
+
+
+def test_check_data_names_all_that_is_missing_at_once(data_dir, capsys):
+    (data_dir / "fbank" / "librispeech_cuts_dev-clean.jsonl.gz").unlink()
+    (data_dir / "fbank" / "musan_cuts.jsonl.gz").unlink()
+    (data_dir / "fbank" / "librispeech_feats_train-clean" / "feats-1.lca").unlink()
+    arguments = ["--conf", str(TINY_YAML), "--data-dir", str(data_dir), "tokens.vocab_size=500", *MUSAN]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "lang_bpe_500 is missing, and `tokens.vocab_size` is 500" in said
+    assert f"say tokens.vocab_size={VOCAB_SIZE} for lang_bpe_{VOCAB_SIZE}, which is there" in said
+    assert "librispeech_cuts_dev-clean.jsonl.gz is missing; run.sh --stage 2 makes it, or stage 3 of icefall's" in said
+    assert "musan_cuts.jsonl.gz is missing" in said and "say corpus.musan=false" in said
+    assert "librispeech_feats_train-clean/feats-1.lca is missing" in said
+    assert said.count("\n  - ") == 4
+
+
+def test_check_data_under_another_name_says_what_the_paths_count_from(data_dir):
+    moved = data_dir.rename(data_dir.with_name("prepared"))
+    found = problems(moved)
+    assert len(found) == 4
+    for problem in found:
+        assert "counts from the folder that --data-dir lies in; name the data folder as its recipe does" in problem
+
+
+@pytest.mark.parametrize("link", ["data", "theirs"])
+def test_check_data_through_a_link(data_dir, tmp_path, link):
+    """`data` here leads to a folder of another name, `theirs` to icefall's `data`."""
+    (tmp_path / "here").mkdir()
+    if link == "data":
+        data_dir = data_dir.rename(tmp_path / "on another disk")
+    (tmp_path / "here" / link).symlink_to(data_dir)
+    assert problems(tmp_path / "here" / link) == []
+
+
+def set_field(name, value):
+    return lambda cut: setattr(cut.features, name, value)
+
+
+def set_text(change):
+    def edit(cut):
+        cut.supervisions[0].text = change(cut.supervisions[0].text)
+
+    return edit
+
+
+def no_features(cut):
+    cut.features = None
+
+
+@pytest.mark.parametrize("edit, said", [
+    (set_field("num_features", 40), r"40 values per frame and `features.num_mel_bins` is 80; say features"),
+    (set_field("sampling_rate", 8000), r"at 8000 Hz and `features.sampling_rate` is 16000; say features"),
+    (set_field("frame_shift", 0.0125), r"a frame each 0.01 s, not 0.0125 s"),
+    (set_field("type", "whisper-fbank"), r"must be log-mel filter banks \(.*\), not whisper-fbank"),
+    (set_field("storage_key", "0,5"), r"train-clean/feats-0.lca cannot be read"),
+    (no_features, r"must be a single cut with features, not a MonoCut without"),
+    (lambda cut: cut.supervisions.clear(), r"must have one supervision, not 0; do `lhotse cut trim-to-supervisions`"),
+    (lambda cut: setattr(cut.supervisions[0], "start", 0.5), r"its supervision lasts from 0.5 to"),
+    (set_text(lambda text: " "), r"has no text"),
+    (set_text(str.lower), r"of its texts are <unk> \(e.g. 'the old captain'\); write the transcripts in upper case"),
+    (set_text(lambda text: "中文 文字"), r"<unk> .*; take the bpe.model of these transcripts"),
+])  # fmt: skip
+def test_check_data_unfit_cuts(data_dir, edit, said):
+    edit_cuts(data_dir, "train-clean", edit)
+    (problem,) = problems(data_dir)
+    assert problem.startswith("librispeech_cuts_train-clean.jsonl.gz")
+    assert re.search(said, problem), problem
+
+
+def test_check_data_mfcc(data_dir):
+    path = data_dir / "fbank" / "librispeech_cuts_dev-clean.jsonl.gz"
+    cuts = CutSet.from_file(path).drop_features().to_eager()
+    with inside(data_dir.parent):
+        store_features(cuts, "dev-clean", extractor=Mfcc(MfccConfig()))
+    found = "\n".join(problems(data_dir))
+    assert "not kaldi-mfcc" in found and "has 13 values per frame" in found
+
+
+def test_check_data_manifest_cut_short(data_dir):
+    path = data_dir / "fbank" / "librispeech_cuts_test-other.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    (problem,) = problems(data_dir)
+    assert f"{path} is not a whole manifest of cuts (EOFError: " in problem
+
+
+def test_check_data_tokens_that_do_not_belong_to_the_model(data_dir):
+    lang_dir = data_dir / f"lang_bpe_{VOCAB_SIZE}"
+    lines = (lang_dir / "tokens.txt").read_text().splitlines(keepends=True)
+    (lang_dir / "tokens.txt").write_text("".join(lines[:10]))
+    (problem,) = problems(data_dir)
+    assert "must list the pieces of bpe.model" in problem and "icefall's prepare.sh" in problem
+    (lang_dir / "tokens.txt").write_text("".join(lines))
+    lang_dir.rename(data_dir / "lang_bpe_50")
+    (problem,) = problems(data_dir, "tokens.vocab_size=50")
+    assert f"bpe.model has {VOCAB_SIZE} pieces and `tokens.vocab_size` is 50" in problem
+
+
+def test_read_sample_reaches_to_the_end_of_a_long_manifest(data_dir):
+    path = data_dir / "fbank" / "librispeech_cuts_dev-clean.jsonl.gz"
+    path.write_bytes(path.read_bytes() * 500)
+    sample = read_sample(path)
+    assert sample.size == 2000 and sample.perturbed == 0 and len(sample.cuts) < 40
+    assert PARTS[1] == "dev-clean" and len({cut.id for cut in sample.cuts}) == 4
