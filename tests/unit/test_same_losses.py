@@ -46,32 +46,32 @@ def loss_terms() -> Values:
     symbols, boundary = torch.randint(3, V, (B, S)), make_boundary(X_LENS, Y_LENS)
     found: Values = {}
 
-    def add(name: str, loss_of, x: Tensor) -> None:
+    def add(name: str, loss_of, x: Tensor, *args, **options) -> None:
         x = x.clone().requires_grad_()
-        loss = loss_of(x)
+        loss = loss_of(x, *args, **options)
+        loss = loss[0] if isinstance(loss, tuple) else loss
         loss.sum().backward()
         found[name] = [*loss.tolist(), float(x.grad.norm())]
 
     for rnnt_type in ("regular", "modified"):
-        options = {"rnnt_type": rnnt_type}
-        add(f"simple, {rnnt_type}", lambda x: simple_transducer_loss(x, lm, symbols, boundary, **options)[0], am)
-        _, arcs = simple_transducer_loss(am, lm, symbols, boundary, **options)
+        add(f"simple, {rnnt_type}", simple_transducer_loss, am, lm, symbols, boundary, rnnt_type=rnnt_type)
+        _, arcs = simple_transducer_loss(am, lm, symbols, boundary, rnnt_type=rnnt_type)
         ranges = prune_ranges(*arcs, boundary, 4)
         found[f"ranges, {rnnt_type}"] = ranges[:, :, 0].flatten().tolist()
         logits, taught = (x.gather(2, ranges.unsqueeze(-1).expand(-1, -1, -1, V)) for x in (student, teacher))
         lattice = (symbols, ranges, boundary)
-        add(f"pruned, {rnnt_type}", lambda x: pruned_transducer_loss(x, *lattice, **options), logits)
-        weights = occupation(taught, *lattice, **options)
+        add(f"pruned, {rnnt_type}", pruned_transducer_loss, logits, *lattice, rnnt_type=rnnt_type)
+        weights = occupation(taught, *lattice, rnnt_type=rnnt_type)
         found[f"occupation, {rnnt_type}"] = [float(weights.norm())]
         for kind in ("full", "collapsed"):
             for name, nodes in {"uniform": None, "occupation": weights}.items():
                 kd = {"kind": kind, "temperature": 2.0, "node_weights": nodes}
                 name = f"transducer_kd, {kind}, {name}, {rnnt_type}"
-                add(name, lambda x: transducer_kd_loss(x, taught, *lattice, **kd), logits)
+                add(name, transducer_kd_loss, logits, taught, *lattice, **kd)
     add("ctc", lambda x: ctc_loss(x.log_softmax(-1), X_LENS, symbols, Y_LENS), am)
     targets = make_attention_targets(symbols, Y_LENS, 1, 1)[1]
-    add("attention", lambda x: attention_loss(x, targets, 0.1), attention_logits)
-    add("attention_kd", lambda x: attention_kd_loss(x, attention_teacher, Y_LENS + 1, 2.0), attention_logits)
+    add("attention", attention_loss, attention_logits, targets, 0.1)
+    add("attention_kd", attention_kd_loss, attention_logits, attention_teacher, Y_LENS + 1, 2.0)
     return found
 
 
