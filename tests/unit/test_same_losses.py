@@ -90,7 +90,7 @@ def training() -> Values:
     for step in range(1, 6):
         batch = random_batch(seed=step)
         (losses,) = take_step([batch], float(objective(batch).num_frames), step)
-        found[f"step {step}, loss and gradient"] = [float(losses.total.sum()), float(take_step.grad_norm)]
+        found[f"step {step}, loss and gradient"] = [losses.total.sum().item(), take_step.grad_norm.item()]
     found["parameters after 5 steps"] = [float(p.detach().norm()) for p in student.parameters()]
     return found
 
