@@ -2,6 +2,7 @@
 
 import builtins
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,14 @@ def test_objective_takes_the_backend_of_the_config(monkeypatch):
     with pytest.raises(ValueError, match="fast_rnnt"):
         Objective(tiny_model(), {"pruned": 1.0}, LossConfig(backend="fast_rnnt"), KdConfig(), 1, 1)
     monkeypatch.undo()
+
+
+def test_fast_rnnt_without_cuda_on_a_gpu_says_how_to_build_it(monkeypatch):
+    fast_rnnt = SimpleNamespace(__name__="fast_rnnt", with_cuda=lambda: False)
+    monkeypatch.setattr(rnnt_backend, "_used", fast_rnnt)
+    on_gpu = SimpleNamespace(is_cuda=True)
+    with pytest.raises(ValueError, match="must be built with CUDA.*build_fast_rnnt.sh"):
+        rnnt_backend.mutual_information_recursion(on_gpu, on_gpu, None)
 
 
 @pytest.mark.parametrize("rnnt_type", ["regular", "modified"])

@@ -68,8 +68,18 @@ def get_rnnt_logprobs_pruned(
 
 
 def mutual_information_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`k2.mutual_information_recursion` with `return_grad`; the occupations are copies without gradient."""
-    log_prob, arcs = _backend().mutual_information_recursion(px=px, py=py, boundary=boundary, return_grad=True)
+    """`k2.mutual_information_recursion` with `return_grad`; the occupations are copies without gradient.
+
+    Raises:
+      ValueError: on a GPU, for a fast_rnnt that was built without CUDA.
+    """
+    backend = _backend()
+    if px.is_cuda and backend.__name__ == "fast_rnnt" and not backend.with_cuda():
+        raise ValueError(
+            "`loss.backend` (fast_rnnt) must be built with CUDA for training on GPUs: put nvcc of torch's CUDA version "
+            "on PATH, `pip uninstall fast_rnnt`, run tools/build_fast_rnnt.sh again; or install k2 (docs/INSTALL.md)"
+        )
+    log_prob, arcs = backend.mutual_information_recursion(px=px, py=py, boundary=boundary, return_grad=True)
     return log_prob, tuple(occupation.detach().clone() for occupation in arcs)
 
 
