@@ -1,13 +1,16 @@
-# Two commands: `make demo` and `make test`. Each sets everything up first (a virtual environment in .venv).
+# Two commands: `make demo` and `make test`. Each sets everything up first: a virtual environment, .venv with torch 1.13
+# and k2, or with STACK=torch2 .venv-torch2 with torch 2.x and fast_rnnt.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help venv kaldifeat demo test lint clean
 
+STACK ?= k2
 PYTHON ?=
 ARGS ?=
 recipe := egs/librispeech/twopass_kd
-py := .venv/bin/python
+venv := $(if $(filter torch2,$(STACK)),.venv-torch2,.venv)
+py := $(venv)/bin/python
 
 # Threads that wait must sleep: with the default, two torch threads spin against each other as soon as
 # anything else uses a core.
@@ -15,25 +18,27 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' Makefile
-	@echo '  PYTHON=/path/to/python3.11 picks the interpreter (3.10 or 3.11) for .venv'
+	@echo '  STACK=k2 (default) is torch 1.13.1 and k2 in .venv, for Python 3.10 and 3.11;'
+	@echo '  STACK=torch2 is torch 2.x and fast_rnnt in .venv-torch2, for Python 3.10 to 3.13'
+	@echo '  PYTHON=/path/to/python3.11 picks the interpreter'
 
-venv:  ## make .venv from requirements/ (does nothing when it is up to date)
-	@PYTHON='$(PYTHON)' tools/make_venv.sh
+venv:  ## make the stack's virtual environment from requirements/ (does nothing when it is up to date)
+	@STACK='$(STACK)' PYTHON='$(PYTHON)' tools/make_venv.sh
 
 kaldifeat: venv  ## compile kaldifeat (the features of k2's recipes) for the torch in .venv; optional, needs a C++ compiler
 	@tools/build_kaldifeat.sh $(py)
 
 demo: venv  ## train a teacher, distil a student in three stages, decode, print the table (ARGS= goes to run.sh)
-	@PATH="$$PWD/.venv/bin:$$PATH" $(recipe)/run.sh --conf mini $(ARGS)
+	@PATH="$$PWD/$(venv)/bin:$$PATH" $(recipe)/run.sh --conf mini $(ARGS)
 
 lint: venv  ## ruff on the Python files, shellcheck on the shell scripts
 	@$(py) -m ruff check .
-	@find . -path ./.venv -prune -o -type f \( -name '*.sh' -o -path ./.ci/run \) -print0 | xargs -0 .venv/bin/shellcheck -x
+	@find . -path './.venv*' -prune -o -type f \( -name '*.sh' -o -path ./.ci/run \) -print0 | xargs -0 $(venv)/bin/shellcheck -x
 
 test: lint  ## lint, then all tests (installs Slurm for its own where it is root)
 	@tests/slurm/install.sh
 	@$(py) -m pytest $(ARGS)
 
-clean:  ## remove .venv and caches (not what runs made: download/, data/, exp/)
-	@rm -rf .venv .pytest_cache .ruff_cache
+clean:  ## remove both environments and caches (not what runs made: download/, data/, exp/)
+	@rm -rf .venv .venv-torch2 .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from twopass_kd.asr_datamodule import Batch
 from twopass_kd.config import Config, load_config
 from twopass_kd.environment import describe_environment
+from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import (
     make_boundary,
     prune_ranges,
@@ -195,9 +196,9 @@ def main() -> None:
         print(json.dumps({"peak_extra_bytes": peak_extra_bytes(step)}))
         return
 
-    env = describe_environment()
+    env, backend = describe_environment(), use_backend(cfg.loss.backend)
     print(
-        f"torch {env['torch']}, k2 {env['k2']}, Python {platform.python_version()}, {env['cpu']}, "
+        f"torch {env['torch']}, {backend} {env[backend]}, Python {platform.python_version()}, {env['cpu']}, "
         f"{env['cores']} cores, {args.threads} thread(s)\n"
     )
     heads = Heads(args, cfg.loss.rnnt_type)

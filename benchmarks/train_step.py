@@ -3,9 +3,9 @@
     python benchmarks/train_step.py [--conf egs/librispeech/twopass_kd/conf/mini.yaml] [--data-dir DIR]
 
 One batch of random features of the configuration's size (`train.max_duration` seconds, utterances of `--seconds`) goes
-through whole training steps of a teacher phase and of a KD phase; then each part runs alone, forward and backward, on
-the same batch, so the parts need not sum exactly to the whole. With `--data-dir` the time to load a real batch
-(features from disk, tokens) is measured as well.
+through whole training steps of a teacher phase, of a KD phase and of the second pass; then each part runs alone,
+forward and backward, on the same batch, so the parts need not sum exactly to the whole. With `--data-dir` the time to
+load a real batch (features from disk, tokens) is measured as well.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.model import TwoPassModel
 from twopass_kd.objective import Objective
 from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.trainer import freeze_all_but
 
 
 def random_batch(cfg: Config, seconds: float, tokens_per_second: float) -> Batch:
@@ -123,6 +124,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=2.5, help="length of an utterance (default: 2.5)")
     parser.add_argument("--tokens-per-second", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--steps-only", action="store_true", help="leave the parts out")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser
 
@@ -141,10 +143,13 @@ def main(argv: Optional[list] = None) -> None:
     print(f"{'training step':36s} {'ms':>8s} {'frames/s':>10s}")
     settings = (cfg.loss, cfg.kd, 1, 1)
     frozen = build_model(cfg, "teacher", cfg.tokens.vocab_size).eval().requires_grad_(False)
+    second_pass = build_model(cfg, "student", cfg.tokens.vocab_size)
+    freeze_all_but(second_pass, second_pass.parts(), ["attention_decoder"])
     variants = {
         "teacher, RNN-T": (models["teacher"], scales, None),
         "student, RNN-T": (models["student"], scales, None),
         "student, RNN-T + KD": (models["student"], {**scales, "transducer_kd": 1.0}, frozen),
+        "student, LAS + KD": (second_pass, {"attention": 1.0, "attention_kd": 1.0}, frozen),
     }
     steps = {}
     for name, (model, terms, teacher) in variants.items():
@@ -153,6 +158,8 @@ def main(argv: Optional[list] = None) -> None:
     for name, seconds in median_seconds(steps, args.repeats).items():
         print(f"{name:36s} {1000 * seconds:8.1f} {frames / seconds:10.0f}")
 
+    if args.steps_only:
+        return
     table = parts(cfg, models["student"], frozen, batch)
     times = median_seconds(table, args.repeats)
     if args.data_dir is not None:

@@ -1,52 +1,69 @@
 #!/usr/bin/env bash
-# Makes .venv at the repository root with exactly the packages in requirements/. `make venv` calls it.
-# Does nothing where the stamp in .venv says that these requirements are installed already.
-#   PYTHON=...   the interpreter to use (3.10 or 3.11); default: the first of python3.11, python3.10, python3 that fits
+# Makes the virtual environment of a stack at the repository root, with exactly the packages in requirements/.
+# `make venv` calls it. Does nothing where the stamp in it says that these requirements are installed already.
+#   STACK=k2       (default) .venv: torch 1.13.1 and k2 1.23.4; Python 3.10 or 3.11
+#   STACK=torch2   .venv-torch2: torch 2.13.0 and fast_rnnt 1.3, compiled here; Python 3.10 to 3.13
+#   PYTHON=...     the interpreter to use; default: the first on PATH of python3.11, python3.10, ... that fits
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-venv=.venv
-stamp="$venv/installed"
-requirements=(requirements/pip.txt requirements/base.txt requirements/k2.txt requirements/dev.txt pyproject.toml)
-
-# Prints "3.10" or "3.11" where the interpreter $1 runs and is one of these. Running it is the test: version
-# managers put commands on PATH that exist and fail.
-supported_version() {
-  local version
-  version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || return 1
-  case "$version" in
-    3.10 | 3.11) printf '%s\n' "$version" ;;
-    *) return 1 ;;
-  esac
-}
 
 fail() {
   printf 'error: %s\n' "$*" >&2
   exit 1
 }
 
+stack=${STACK:-k2}
+requirements=(requirements/pip.txt requirements/base.txt requirements/dev.txt pyproject.toml)
+case "$stack" in
+  k2)
+    venv=.venv
+    versions=(3.11 3.10)
+    requirements+=(requirements/torch1.txt requirements/k2.txt)
+    why="torch 1.13.1 and k2 1.23.4 have no wheels for other ones; STACK=torch2 takes 3.10 to 3.13"
+    ;;
+  torch2)
+    venv=.venv-torch2
+    versions=(3.11 3.12 3.13 3.10)
+    requirements+=(requirements/torch2.txt tools/build_fast_rnnt.sh)
+    why="requirements/torch2.txt holds for these"
+    ;;
+  *) fail "\`STACK\` ($stack) must be k2 (torch 1.13.1) or torch2 (torch 2.x and no k2)" ;;
+esac
+stamp="$venv/installed"
+
+# Prints the version of the interpreter $1 where it runs and is one of the stack's. Running it is the test: version
+# managers put commands on PATH that exist and fail.
+supported_version() {
+  local version
+  version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || return 1
+  case " ${versions[*]} " in
+    *" $version "*) printf '%s\n' "$version" ;;
+    *) return 1 ;;
+  esac
+}
+
 content=$(cat "${requirements[@]}" | cksum)
 
-# The version of the environment that is there. Without PYTHON= it stays, whichever of the two it is.
+# The version of the environment that is there. Without PYTHON= it stays, whichever it is.
 existing=$(supported_version "$venv/bin/python") || existing=
 
 if [ -n "${PYTHON:-}" ]; then
-  version=$(supported_version "$PYTHON") || fail "\`PYTHON\` ($PYTHON) must be a working Python 3.10 or 3.11" \
-    "(torch 1.13.1 and k2 1.23.4 have no wheels for newer ones); give another, e.g. make PYTHON=/path/to/python3.11"
+  version=$(supported_version "$PYTHON") || fail "\`PYTHON\` ($PYTHON) must be a working Python of ${versions[*]}" \
+    "($why); give another, e.g. make PYTHON=/path/to/python3.11"
   python=$PYTHON
 elif [ -n "$existing" ]; then
   python=$venv/bin/python
   version=$existing
 else
   python=
-  for candidate in python3.11 python3.10 python3; do
+  for candidate in "${versions[@]/#/python}" python3; do
     if version=$(supported_version "$candidate"); then
       python=$candidate
       break
     fi
   done
-  [ -n "$python" ] || fail "no working python3.11, python3.10 or python3 of these versions on PATH" \
-    "(torch 1.13.1 and k2 1.23.4 have no wheels for newer ones); install one and name it: make PYTHON=/path/to/python3.11"
+  [ -n "$python" ] || fail "no working Python of ${versions[*]} on PATH" \
+    "($why); install one and name it: make PYTHON=/path/to/python3.11"
 fi
 
 if [ "$existing" = "$version" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$version $content" ]; then
@@ -54,10 +71,10 @@ if [ "$existing" = "$version" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$version $
 fi
 
 system="$(uname -s) $(uname -m)"
-[ "$system" = "Linux x86_64" ] || fail "k2's wheels are for Linux x86_64 only and this is $system;" \
-  "build k2 in an environment of your own, activate it and call run.sh in egs/librispeech/twopass_kd directly"
+[ "$system" = "Linux x86_64" ] || fail "the pinned wheels are for Linux x86_64 only and this is $system;" \
+  "make an environment of your own (docs/INSTALL.md), activate it and call run.sh in egs/librispeech/twopass_kd directly"
 
-echo "Setting up $venv with $("$python" --version) (about a minute, 3 GB)"
+echo "Setting up $venv with $("$python" --version) (some minutes, 3 GB or more)"
 if [ "$existing" != "$version" ]; then
   "$python" -m venv --clear "$venv" || fail "\`$python -m venv\` failed; on Debian and Ubuntu: apt install python$version-venv"
 fi
@@ -68,9 +85,15 @@ pip() {
     fail "pip $1 failed, see above; is the package index reachable? (set-up goes on where it stopped: run make again)"
 }
 pip install -r requirements/pip.txt
-pip install -r requirements/base.txt -r requirements/dev.txt
-pip install --no-deps -r requirements/k2.txt
-pip install --no-deps --no-build-isolation --editable . # the commands in .venv/bin, twopass-recognize among them
+if [ "$stack" = k2 ]; then
+  pip install -r requirements/base.txt -r requirements/torch1.txt -r requirements/dev.txt
+  pip install --no-deps -r requirements/k2.txt
+else
+  pip install -r requirements/base.txt -r requirements/torch2.txt -r requirements/dev.txt
+  "$venv/bin/python" -c 'import fast_rnnt' 2>/dev/null || tools/build_fast_rnnt.sh "$PWD/$venv/bin/python" ||
+    fail "fast_rnnt did not build, see above; mend that and run make again"
+fi
+pip install --no-deps --no-build-isolation --editable . # the commands in bin/ of it, twopass-recognize among them
 
 PYTHONPATH=egs/librispeech/twopass_kd "$venv/bin/python" -m twopass_kd.bin.check_env
 printf '%s\n' "$version $content" >"$stamp"

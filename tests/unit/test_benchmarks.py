@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,16 @@ def test_train_step_prints_steps_and_parts(tmp_path: Path):
     text = run("train_step.py", tmp_path, "--repeats", "1", "train.max_duration=5")
     for name in ("teacher, RNN-T", "student, RNN-T + KD", "pruned loss", "simple loss", "optimizer"):
         assert any(line.startswith(f"{name} ") for line in text.splitlines()), name
+
+
+@pytest.mark.slow
+def test_stacks_prints_a_ratio_for_each_phase(tmp_path: Path):
+    pythons = ["--k2-python", sys.executable, "--torch2-python", sys.executable]
+    text = run("stacks.py", tmp_path, *pythons, "--rounds", "1", "--repeats", "1", "train.max_duration=5")
+    assert f"torch2: Python {platform.python_version()}, torch {torch.__version__}" in text
+    for name in ("teacher, RNN-T", "student, RNN-T", "student, RNN-T + KD", "student, LAS + KD"):
+        assert re.search(rf"^{re.escape(name)} +[\d.]+ +[\d.]+ +[\d.]+  [\d.]+$", text, re.MULTILINE), text
+    assert "smallest ratio: " in text
 
 
 def test_sampler_startup_prints_starts_and_resumes(tmp_path: Path):

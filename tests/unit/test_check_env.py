@@ -5,6 +5,7 @@ import pytest
 
 from run_sh import RECIPE
 from twopass_kd.bin import check_env
+from twopass_kd.losses.rnnt_backend import use_backend
 
 
 def fake_k2(folder, torch_version, init=""):
@@ -14,15 +15,15 @@ def fake_k2(folder, torch_version, init=""):
 
 
 def check(folder):
-    """check_env in a fresh Python that finds `folder`'s k2 first."""
-    path = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(RECIPE)!r}]"
+    """check_env in a fresh Python that finds `folder`'s k2 first and has no fast_rnnt."""
+    path = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(RECIPE)!r}]; sys.modules['fast_rnnt'] = None"
     code = f"{path}\nfrom twopass_kd.bin.check_env import main\nsys.exit(main([]))"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
 def test_check_env_here_is_fine(capsys):
     assert check_env.main([]) == 0
-    assert "k2 " in capsys.readouterr().out
+    assert f"{use_backend()} " in capsys.readouterr().out
 
 
 def test_check_env_torch_that_k2_was_not_built_for_names_the_right_one(tmp_path):
@@ -41,7 +42,13 @@ def test_check_env_wheel_of_another_python_names_the_fix(tmp_path):
     assert "`import k2` failed" in done.stderr and "--no-deps -r requirements/k2.txt" in done.stderr
 
 
-def test_check_env_without_k2_says_so(monkeypatch):
+def test_check_env_without_k2_and_fast_rnnt_says_so(monkeypatch):
     monkeypatch.setattr(check_env.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(check_env.EnvironmentProblem, match="k2 is not installed; `make venv`"):
-        check_env.torch_version_k2_was_built_for()
+    with pytest.raises(check_env.EnvironmentProblem, match="k2 is not.*fast_rnnt is not.*make venv"):
+        check_env.check_environment()
+
+
+def test_check_env_takes_fast_rnnt_where_k2_does_not_work(monkeypatch):
+    monkeypatch.setattr(check_env, "_k2_problem", lambda torch_version: "k2 is broken")
+    monkeypatch.setattr(check_env, "_fast_rnnt_problem", lambda torch_version: None)
+    assert check_env._loss_backend("2.13.0") == "fast_rnnt"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from twopass_kd.bin.train import identities
 from twopass_kd.config import (
     ConfigError,
     config_from_dict,
@@ -92,6 +93,7 @@ def test_fingerprint_changes_only_for_the_stages_concerned():
     assert changed("seed=1") == list(range(11))
     assert changed("corpus.test_parts=[test-clean]") == [0, 1, 2, 8, 9, 10]
     assert changed("train.log_interval=7") == []
+    assert changed("loss.backend=k2") == []
     assert changed("tokens.vocab_size=300") == list(range(2, 11))
     assert changed("train.max_duration=7") == list(range(3, 11))
     assert changed("teacher.encoder.dim=300") == list(range(3, 11))
@@ -99,6 +101,14 @@ def test_fingerprint_changes_only_for_the_stages_concerned():
     assert changed("phases.student/deep.num_epochs=9") == [7, 8, 9, 10]
     assert changed("decode.beam=8") == [8, 9, 10]
     assert changed("export.chunk_size=8") == [10]
+
+
+def test_loss_backend_is_no_part_of_a_trainings_identity():
+    def found(override):
+        return identities(load_config(MINI, [override]), "teacher/rnnt", "tokens", "data", {})
+
+    assert found("loss.backend=k2") == found("loss.backend=fast_rnnt") == found("loss.backend=auto")
+    assert found("loss.prune_range=3") != found("loss.prune_range=5")
 
 
 def test_phases_of_stage():

@@ -218,7 +218,7 @@ def test_path_sh_takes_icefall_root(icefall):
     assert "`ICEFALL_ROOT`" in wrong.stderr and "must be an icefall checkout" in wrong.stderr
 
 
-def test_path_sh_without_k2_says_what_to_do(tmp_path):
+def test_path_sh_without_loss_backend_says_what_to_do(tmp_path):
     recipe = tmp_path / "egs" / "librispeech" / "twopass_kd"
     recipe.mkdir(parents=True)
     for name in ("run.sh", "path.sh", "cmd.sh", "utils", "conf"):
@@ -231,7 +231,30 @@ def test_path_sh_without_k2_says_what_to_do(tmp_path):
         [recipe / "run.sh", "--dry-run"], env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "`import k2` fails" in done.stderr and "make venv" in done.stderr
+    assert "neither `import k2` nor `import fast_rnnt` works" in done.stderr and "make venv" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("imports", "there", "taken"),
+    [
+        ("fast_rnnt", [".venv", ".venv-torch2"], "active"),
+        ("nothing", [".venv", ".venv-torch2"], ".venv"),
+        ("nothing", [".venv-torch2"], ".venv-torch2"),
+    ],
+)
+def test_path_sh_takes_active_environment_then_venv_then_torch2(tmp_path, imports, there, taken):
+    recipe = tmp_path / "egs" / "librispeech" / "twopass_kd"
+    recipe.mkdir(parents=True)
+    shutil.copy(RECIPE / "path.sh", recipe)
+    for name in ("active", *there):
+        python = tmp_path / name / "bin" / "python3"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\n[ "$2" = "import {imports}" ]\n')
+        python.chmod(0o755)
+    path = f"{tmp_path}/active/bin:/usr/bin:/bin"
+    code = f'. "{recipe}/path.sh" && command -v python3'
+    done = subprocess.run(["bash", "-c", code], env={"PATH": path}, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / taken / "bin" / "python3"), done.stderr
 
 
 def test_run_sh_needs_no_environment_for_help():

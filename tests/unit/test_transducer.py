@@ -1,4 +1,3 @@
-import k2
 import pytest
 import torch
 
@@ -72,6 +71,7 @@ def test_simple_loss_equals_reference(batch, lm_only_scale):
 @pytest.mark.parametrize("rnnt_type", ["regular", "modified"])
 @pytest.mark.parametrize(("lm_only_scale", "am_only_scale"), [(0.25, 0.0), (0.1, 0.2), (0.0, 0.0)])
 def test_simple_loss_equals_k2(batch, lm_only_scale, am_only_scale, rnnt_type):
+    k2 = pytest.importorskip("k2", reason="compares with k2 itself")
     scales = {"lm_only_scale": lm_only_scale, "am_only_scale": am_only_scale, "rnnt_type": rnnt_type}
     am, lm, boundary = batch["am"], batch["lm"], batch["boundary"]
     loss, arcs = simple_transducer_loss(am, lm, batch["symbols"], boundary, **scales)

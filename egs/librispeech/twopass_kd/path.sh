@@ -1,29 +1,33 @@
 # Sourced by run.sh, and by you before you call a script by hand:  . ./path.sh
-# Takes the Python environment that is active where `import k2` works in it, else the repository's .venv, and puts
-# this recipe on PYTHONPATH; an icefall checkout too, where ICEFALL_ROOT names one or this folder lies inside one.
+# Takes the Python environment that is active where k2 or fast_rnnt imports in it, else the repository's .venv, else its
+# .venv-torch2, and puts this recipe on PYTHONPATH; an icefall checkout too, where ICEFALL_ROOT names one or this folder
+# lies inside one.
 # shellcheck shell=bash
 
 # The folder as it was reached (inside icefall where a link there leads here) and where it really is.
 _twopass_here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -L)
 _twopass_real=$(cd "$_twopass_here" && pwd -P)
-_twopass_venv=$_twopass_real/../../../.venv
+_twopass_venv=   # the first of the repository's environments
+_twopass_active= # whether one of them is on PATH already
+for _twopass_root in "$_twopass_real"/../../../.venv "$_twopass_real"/../../../.venv-torch2; do
+  if [ -x "$_twopass_root/bin/python3" ]; then
+    _twopass_root=$(cd "$_twopass_root" && pwd -P)
+    _twopass_venv=${_twopass_venv:-$_twopass_root}
+    [ ! "$(dirname "$(command -v python3)")" -ef "$_twopass_root/bin" ] || _twopass_active=yes
+  fi
+done
 
-if [ -x "$_twopass_venv/bin/python3" ]; then
-  _twopass_venv=$(cd "$_twopass_venv" && pwd -P)
-else
-  _twopass_venv=
-fi
-
-if [ -n "$_twopass_venv" ] && [ "$(command -v python3)" = "$_twopass_venv/bin/python3" ]; then
-  : # active already
-elif python3 -c 'import k2' >/dev/null 2>&1; then
+if [ -n "$_twopass_active" ]; then
+  : # by `make` or by hand
+elif python3 -c 'import k2' >/dev/null 2>&1 || python3 -c 'import fast_rnnt' >/dev/null 2>&1; then
   : # the user's own
 elif [ -n "$_twopass_venv" ]; then
   export VIRTUAL_ENV=$_twopass_venv PATH=$_twopass_venv/bin:$PATH
   unset PYTHONHOME
 else
-  echo "error: \`import k2\` fails in $(command -v python3 || echo 'python3, which is not on PATH') and there is no" \
-    ".venv: do \`make venv\` at the root of the repository, or activate an environment where it works" >&2
+  echo "error: neither \`import k2\` nor \`import fast_rnnt\` works in" \
+    "$(command -v python3 || echo 'python3, which is not on PATH'), and there is no .venv: do \`make venv\` at the root" \
+    "of the repository, or activate an environment where one of them works" >&2
   return 1
 fi
 
@@ -45,7 +49,7 @@ else
   done
 fi
 export PYTHONPATH=$_twopass_pythonpath${PYTHONPATH:+:$PYTHONPATH}
-unset _twopass_here _twopass_real _twopass_venv _twopass_pythonpath _twopass_root
+unset _twopass_here _twopass_real _twopass_venv _twopass_active _twopass_pythonpath _twopass_root
 
 # Threads that wait must sleep: with the default, two torch threads spin against each other as soon as anything else
 # uses a core.

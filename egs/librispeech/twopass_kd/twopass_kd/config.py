@@ -82,6 +82,7 @@ _CHOICES = {
     "student.encoder.subsampling_factor": (4, 6),
     "teacher.decoder.kind": ("stateless", "lstm"),
     "student.decoder.kind": ("stateless", "lstm"),
+    "loss.backend": ("auto", "k2", "fast_rnnt"),
     "loss.rnnt_type": ("modified", "regular"),
     "kd.kind": ("full", "collapsed"),
     "kd.node_weights": ("uniform", "occupation"),

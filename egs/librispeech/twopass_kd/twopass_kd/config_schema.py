@@ -109,6 +109,7 @@ class ExternalTeacherConfig:
 class LossConfig:
     """Settings of the task losses, shared by all phases."""
 
+    backend: str = "auto"  # k2 | fast_rnnt: whose recursions, which give the same values; auto: the first that imports
     rnnt_type: str = "modified"  # modified: at most one symbol a frame, as the searches decode | regular
     prune_range: int = 5
     lm_only_scale: float = 0.25

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+_PACKAGES = ("torch", "k2", "fast_rnnt", "lhotse", "kaldifeat", "sentencepiece", "kaldialign", "numpy", "onnxruntime",
+             "sherpa-onnx")  # fmt: skip
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -29,7 +31,7 @@ def log_to_file(path: Path) -> None:
 def describe_environment() -> Dict[str, Any]:
     """Versions, machine and commit, for logs and results."""
     packages = {}
-    for name in ("torch", "k2", "lhotse", "sentencepiece", "kaldialign", "numpy", "onnxruntime", "sherpa-onnx"):
+    for name in _PACKAGES:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

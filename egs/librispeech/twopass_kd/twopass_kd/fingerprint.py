@@ -16,7 +16,8 @@ def training_settings(cfg: Config) -> Dict[str, Any]:
     """The settings shared by all phases that change what is learnt, to recognise a run by."""
     full = config_to_dict(cfg)
     return {
-        **{key: full[key] for key in ("seed", "features", "tokens", "loss")},
+        **{key: full[key] for key in ("seed", "features", "tokens")},
+        "loss": {key: value for key, value in full["loss"].items() if key != "backend"},  # the same values from either
         "corpus": {key: full["corpus"][key] for key in _CORPUS_TRAINED_ON},
         "train": {key: full["train"][key] for key in _TRAIN_MATTERS},
     }

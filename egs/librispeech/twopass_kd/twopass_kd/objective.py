@@ -14,6 +14,7 @@ from twopass_kd.frozen_encoder import FrozenEncoder
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss
 from twopass_kd.losses.ctc import ctc_loss
+from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import (
     make_boundary,
     occupation,
@@ -55,6 +56,8 @@ class Objective:
       kd: settings of the distillation losses.
       sos_id, eos_id: of the attention decoder.
       teacher: a frozen model in eval mode; needed by the `*_kd` terms and by `kd.band = teacher`.
+    Raises:
+      ValueError: where `loss.backend` is not installed.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Objective:
         eos_id: int,
         teacher: Optional[TwoPassModel] = None,
     ) -> None:
+        use_backend(loss.backend)
         self.model = model
         self.scales = {term: scale for term, scale in loss_scales.items() if scale != 0}
         self.loss = loss

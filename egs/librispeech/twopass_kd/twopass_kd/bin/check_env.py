@@ -1,4 +1,4 @@
-"""Checks that this Python has what the recipe needs: k2 built for the torch that is here, lhotse, the rest.
+"""Checks that this Python has what the recipe needs: k2 built for its torch, or fast_rnnt; lhotse; the rest.
 
     python -m twopass_kd.bin.check_env
 
@@ -40,17 +40,10 @@ class EnvironmentProblem(RuntimeError):
 
 
 def torch_version_k2_was_built_for() -> Optional[str]:
-    """The torch version recorded in the installed k2, e.g. `1.13.1`, read without importing k2.
-
-    Raises:
-      EnvironmentProblem: there is no k2.
-    """
+    """The torch version recorded in the installed k2, e.g. `1.13.1`, read without importing k2; None without k2."""
     spec = importlib.util.find_spec("k2")
     if spec is None or not spec.submodule_search_locations:
-        raise EnvironmentProblem(
-            "k2 is not installed; `make venv` at the repository root installs everything, "
-            "or activate an environment where `import k2` works"
-        )
+        return None
     for folder in spec.submodule_search_locations:
         record = Path(folder) / "torch_version.py"
         if record.is_file():
@@ -68,31 +61,64 @@ def check_environment() -> List[str]:
     Raises:
       EnvironmentProblem: naming the first thing that is wrong, and the fix.
     """
-    torch = _import("torch", "torch")
-    torch_version = torch.__version__.split("+")[0]
-    built_for = torch_version_k2_was_built_for()
-    if built_for is not None and torch_version != built_for:
-        raise EnvironmentProblem(
-            f"torch ({torch_version}) must be {built_for}, the version that the installed k2 was built for; "
-            f"do `pip install torch=={built_for}`, or install the k2 built for torch {torch_version}"
-        )
+    torch_version = _import("torch", "torch").__version__.split("+")[0]
     numpy = _import("numpy", "numpy")
     if torch_version.startswith("1.") and not numpy.__version__.startswith("1."):
         raise EnvironmentProblem(
             f"numpy ({numpy.__version__}) must be below 2 with torch {torch_version}; do `pip install 'numpy<2'`"
         )
+    backend = _loss_backend(torch_version)
+    for module, package in MODULES.items():
+        _import(module, package)
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", backend, "lhotse", "numpy")]
+    return ["python %d.%d.%d" % sys.version_info[:3], *versions]
+
+
+def _loss_backend(torch_version: str) -> str:
+    """The name of what the transducer losses will use; see `rnnt_backend.use_backend`."""
+    problems = []
+    for backend, problem in (("k2", _k2_problem), ("fast_rnnt", _fast_rnnt_problem)):
+        found = problem(torch_version)
+        if found is None:
+            return backend
+        problems.append(found)
+    raise EnvironmentProblem(
+        f"the transducer losses need k2 or fast_rnnt, and neither works here. {problems[0]}. {problems[1]}. "
+        "`make venv` at the repository root installs everything, or activate an environment where one of them imports"
+    )
+
+
+def _k2_problem(torch_version: str) -> Optional[str]:
+    if importlib.util.find_spec("k2") is None:
+        return "k2 is not installed"
+    built_for = torch_version_k2_was_built_for()
+    if built_for is not None and torch_version != built_for:
+        return (
+            f"torch ({torch_version}) must be {built_for}, the version that the installed k2 was built for: "
+            f"do `pip install torch=={built_for}`, or install the k2 built for torch {torch_version}"
+        )
     try:
         importlib.import_module("k2")
     except Exception as e:  # a wrong wheel fails in many ways
         python = "%d.%d" % sys.version_info[:2]
-        raise EnvironmentProblem(
-            f"`import k2` failed ({type(e).__name__}: {e}); with \"No module named '_k2'\" it is the wheel of another "
+        return (
+            f"`import k2` failed ({type(e).__name__}: {e}): with \"No module named '_k2'\" it is the wheel of another "
             f"Python than this {python}: do `pip install --force-reinstall --no-deps -r requirements/k2.txt`"
-        ) from e
-    for module, package in MODULES.items():
-        _import(module, package)
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "k2", "lhotse", "numpy")]
-    return ["python %d.%d.%d" % sys.version_info[:3], *versions]
+        )
+    return None
+
+
+def _fast_rnnt_problem(torch_version: str) -> Optional[str]:
+    if importlib.util.find_spec("fast_rnnt") is None:
+        return "fast_rnnt is not installed (`tools/build_fast_rnnt.sh` builds it for torch 2)"
+    try:
+        importlib.import_module("fast_rnnt")
+    except Exception as e:
+        return (
+            f"`import fast_rnnt` failed ({type(e).__name__}: {e}): it was built for another torch than this "
+            f"{torch_version}: do `pip uninstall fast_rnnt`, then `tools/build_fast_rnnt.sh`"
+        )
+    return None
 
 
 def _import(module: str, package: str):

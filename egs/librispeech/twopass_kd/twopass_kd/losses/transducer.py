@@ -1,7 +1,7 @@
 """The pruned transducer loss: a cheap simple loss chooses a band of the lattice, the joiner works on that band.
 
 Kuang et al. 2022, "Pruned RNN-T for fast, memory-efficient ASR training", arXiv 2206.13236. The recursions and the
-choice of the band are k2's; all values are per utterance and in nats.
+choice of the band are k2's (or fast_rnnt's: see rnnt_backend.py); all values are per utterance and in nats.
 """
 
 import torch
@@ -12,7 +12,6 @@ from twopass_kd.losses.rnnt_backend import (
     get_rnnt_logprobs_pruned,
     get_rnnt_prune_ranges,
     mutual_information_recursion,
-    rnnt_loss_pruned,
 )
 from twopass_kd.precision import at_least_float32, autocast_off
 
@@ -84,8 +83,8 @@ def simple_transducer_loss(
         px = px.masked_fill(after.unsqueeze(1), float("-inf"))
         if rnnt_type == "modified":
             px = px[:, :, :-1].contiguous()  # a label on the last frame ends the utterance
-        log_prob, (px_grad, py_grad) = mutual_information_recursion(px=px, py=py, boundary=boundary, return_grad=True)
-    return -log_prob, (px_grad.detach(), py_grad.detach())
+        log_prob, arcs = mutual_information_recursion(px=px, py=py, boundary=boundary)
+    return -log_prob, arcs
 
 
 def _smoothed_arcs(
@@ -175,15 +174,8 @@ def pruned_transducer_loss(
     """
     _check_symbols(symbols, logits.shape[1])
     with autocast_off(logits):
-        return rnnt_loss_pruned(
-            logits=at_least_float32(logits),
-            symbols=symbols,
-            ranges=ranges,
-            termination_symbol=blank_id,
-            boundary=boundary,
-            rnnt_type=rnnt_type,
-            reduction="none",
-        )
+        px, py = get_rnnt_logprobs_pruned(at_least_float32(logits), symbols, ranges, blank_id, boundary, rnnt_type)
+        return -mutual_information_recursion(px=px, py=py, boundary=boundary)[0]
 
 
 def valid_nodes(ranges: Tensor, boundary: Tensor) -> Tensor:
@@ -216,15 +208,8 @@ def occupation(
     """
     _check_symbols(symbols, logits.shape[1])
     with autocast_off(logits):
-        px, py = get_rnnt_logprobs_pruned(
-            logits=at_least_float32(logits),
-            symbols=symbols,
-            ranges=ranges,
-            termination_symbol=blank_id,
-            boundary=boundary,
-            rnnt_type=rnnt_type,
-        )
-        _, (px_grad, py_grad) = mutual_information_recursion(px=px, py=py, boundary=boundary, return_grad=True)
+        px, py = get_rnnt_logprobs_pruned(at_least_float32(logits), symbols, ranges, blank_id, boundary, rnnt_type)
+        _, (px_grad, py_grad) = mutual_information_recursion(px=px, py=py, boundary=boundary)
     nodes = py_grad.clone()  # (B, S + 1, T)
     nodes[:, :-1] += px_grad[:, :, : nodes.shape[2]]
     on_band = nodes.transpose(1, 2).gather(2, ranges)
