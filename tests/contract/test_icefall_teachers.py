@@ -96,14 +96,18 @@ def test_encoder_of_a_scripted_teacher_on_whole_utterances(icefall_teacher, kind
 @torch.no_grad()
 @pytest.mark.parametrize("kind", SCRIPTED)
 def test_encoder_of_a_scripted_teacher_in_a_padded_batch(icefall_teacher, kind):
-    """All but the last frames are those of the utterance alone: convolutions look a few frames past the end."""
+    """As the utterance alone, but for frames near its end that look past it.
+
+    A conformer's first convolution pads time with a zero, so that its last frame, and through attention all of them a
+    little, depend on what an utterance is padded with.
+    """
     encode = whole_utterances(load(icefall_teacher(kind)), kind)
     x = torch.randn(2, 200, 80, generator=torch.Generator().manual_seed(0))
-    x[1, 151:] = LOG_EPS
+    x[1, 151:] = 0.0 if kind.startswith("conformer") else LOG_EPS
     together, lens = encode(x, torch.tensor([200, 151]))
     alone, _ = encode(x[1:, :151], torch.tensor([151]))
     difference = (together[1, : lens[1]] - alone[0]).abs().amax(dim=1) / alone.abs().max()
-    assert float(difference[:-2].max()) < 0.05
+    assert float(difference[:-2].max()) < 1e-3 and float(difference.max()) < 0.01
 
 
 @torch.no_grad()
