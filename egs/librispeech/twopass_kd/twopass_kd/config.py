@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from twopass_kd.config_schema import (
     LOSS_TERMS,
     MODEL_PARTS,
+    SEARCHES,
     AttentionDecoderConfig,
     Config,
     CorpusConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "phases_of_stage",
     "reported_systems",
     "save_config",
+    "searched_systems",
 ]
 
 
@@ -111,6 +113,10 @@ _POSITIVE = (
     "decode.max_duration",
     "decode.beam",
     "decode.nbest",
+    "decode.fast_beam",
+    "decode.max_contexts",
+    "decode.max_states",
+    "decode.lm_order",
     "export.chunk_size",
     "export.timed_utterances",
     "slurm.cpu.cpus",
@@ -257,11 +263,35 @@ def _validate(cfg: Config) -> None:
             raise ConfigError(f"`slurm.{kind}.mem` ({job.mem}) must be as sbatch takes it, e.g. 64G")
         if job.gpus < 0:
             raise ConfigError(f"`slurm.{kind}.gpus` ({job.gpus}) must not be negative")
-    for system in cfg.export.systems or []:
-        if system not in reported:
-            raise ConfigError(f"`export.systems` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
-        if cfg.export.systems.count(system) > 1:
-            raise ConfigError(f"`export.systems` ({system}) must be there once")
+    for key in ("export.systems", "decode.search_systems"):
+        systems = _get(cfg, key) or []
+        for system in systems:
+            if system not in reported:
+                raise ConfigError(f"`{key}` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
+            if systems.count(system) > 1:
+                raise ConfigError(f"`{key}` ({system}) must be there once")
+    _validate_searches(cfg)
+
+
+def _validate_searches(cfg: Config) -> None:
+    decode = cfg.decode
+    for name in decode.searches:
+        if name not in SEARCHES:
+            raise ConfigError(f"`decode.searches` ({name}) must list searches out of {', '.join(SEARCHES)}")
+        if decode.searches.count(name) > 1:
+            raise ConfigError(f"`decode.searches` ({name}) must be there once")
+    for system in searched_systems(cfg):
+        which = cfg.phases[reported_systems(cfg)[system]].model
+        if getattr(cfg, which).decoder.kind != "stateless":
+            raise ConfigError(
+                f"`{which}.decoder.kind` ({getattr(cfg, which).decoder.kind}) must be stateless for "
+                f"{', '.join(decode.searches)}, which tell hypotheses apart by their last tokens; set decode.searches=[],"
+                f" or leave {system} out of decode.search_systems"
+            )
+    if "fast_beam_search_LG" in decode.searches and not decode.lm_scales:
+        raise ConfigError("`decode.lm_scales` must have at least one entry for fast_beam_search_LG")
+    if "fast_beam_search_hotwords" in decode.searches and not any(phrase.strip() for phrase in decode.hotwords):
+        raise ConfigError("`decode.hotwords` must have at least one phrase for fast_beam_search_hotwords")
 
 
 def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
@@ -326,6 +356,13 @@ def exported_systems(cfg: Config) -> List[str]:
     if cfg.export.systems is not None:
         return cfg.export.systems
     return [name for name in ("teacher", "student") if name in reported_systems(cfg)]
+
+
+def searched_systems(cfg: Config) -> List[str]:
+    """The systems that `decode.searches` decode."""
+    if not cfg.decode.searches:
+        return []
+    return exported_systems(cfg) if cfg.decode.search_systems is None else cfg.decode.search_systems
 
 
 def phases_of_stage(cfg: Config, stage: int) -> List[str]:

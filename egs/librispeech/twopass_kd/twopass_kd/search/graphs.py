@@ -30,7 +30,7 @@ class DecodingGraph:
       device: where the search runs.
     """
 
-    def __init__(self, arcs: Tensor, scale: float = 1.0, device: str = "cpu") -> None:
+    def __init__(self, arcs: Tensor, scale: float = 1.0, device: torch.device = torch.device("cpu")) -> None:
         self.fsa = import_k2("a decoding graph").Fsa(arcs).to(device)
         self.fsa.scores = self.fsa.scores * scale
         self._scores = torch.cat([self.fsa.scores, self.fsa.scores.new_zeros(1)])
