@@ -285,8 +285,8 @@ def _validate_searches(cfg: Config) -> None:
         if getattr(cfg, which).decoder.kind != "stateless":
             raise ConfigError(
                 f"`{which}.decoder.kind` ({getattr(cfg, which).decoder.kind}) must be stateless for "
-                f"{', '.join(decode.searches)}, which tell hypotheses apart by their last tokens; set decode.searches=[],"
-                f" or leave {system} out of decode.search_systems"
+                f"{', '.join(decode.searches)}, which tell hypotheses apart by their last tokens; set "
+                f"decode.searches=[], or leave {system} out of decode.search_systems"
             )
     if "fast_beam_search_LG" in decode.searches and not decode.lm_scales:
         raise ConfigError("`decode.lm_scales` must have at least one entry for fast_beam_search_LG")

@@ -58,6 +58,7 @@ def fast_beam_search(
     k2 = import_k2("fast_beam_search")
     joiner, decoder = model.joiner, model.decoder
     am = joiner.encoder_proj(encoder_out)
+    tables = decoder.context_tables()
     streams = k2.RnntDecodingStreams(
         [k2.RnntDecodingStream(graph.fsa) for _ in range(len(am))],
         k2.RnntDecodingConfig(model.vocab_size, decoder.context_size, beam, max_states, max_contexts),
@@ -70,7 +71,7 @@ def fast_beam_search(
         shape, contexts = streams.get_contexts()
         utterance = shape.row_ids(1).long()
         if t < num_frames:
-            lm = joiner.decoder_proj(decoder(contexts.long(), need_pad=False).squeeze(1))
+            lm = joiner.decoder_proj(decoder.of_contexts(contexts.long(), tables))
             log_probs = joiner(am[utterance, t], lm, project_input=False).log_softmax(-1)
             blank = torch.logaddexp(log_probs[:, model.blank_id], log_probs[:, model.unk_id])
             log_probs[:, model.blank_id] = blank

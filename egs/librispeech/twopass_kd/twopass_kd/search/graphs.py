@@ -4,7 +4,7 @@ All are acceptors over tokens. A sentence ends with an arc of the end label (the
 which carries the final score: k2's search leaves out the scores of its own final arcs.
 """
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -27,11 +27,11 @@ class DecodingGraph:
     Args:
       arcs: (num_arcs, 4) int32, sorted by source: source state, destination, label, bits of the float32 score.
       scale: of the scores.
-      device: where the search runs.
+      device: where the search runs; None: the CPU.
     """
 
-    def __init__(self, arcs: Tensor, scale: float = 1.0, device: torch.device = torch.device("cpu")) -> None:
-        self.fsa = import_k2("a decoding graph").Fsa(arcs).to(device)
+    def __init__(self, arcs: Tensor, scale: float = 1.0, device: Optional[torch.device] = None) -> None:
+        self.fsa = import_k2("a decoding graph").Fsa(arcs).to(device or torch.device("cpu"))
         self.fsa.scores = self.fsa.scores * scale
         self._scores = torch.cat([self.fsa.scores, self.fsa.scores.new_zeros(1)])
 
