@@ -9,6 +9,8 @@ import hashlib
 import io
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -69,17 +71,17 @@ def compile_lg(arpa: Path, tokenizer: Tokenizer) -> Tensor:
       ConfigError: if the file is no ARPA file, or none of its words can be spelt.
     """
     k2 = import_k2("an LG graph")
-    import kaldilm
-
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "words.txt"
-        try:
-            text = kaldilm.arpa2fst(str(arpa), disambig_symbol=_BACKOFF, write_symbol_table=str(table))
-        except Exception as e:
-            raise ConfigError(f"`decode.arpa` ({arpa}) must be an n-gram model in ARPA format: {e}") from e
+        # In a process of its own, since it aborts where a file is malformed.
+        command = [sys.executable, "-m", "kaldilm", f"--disambig-symbol={_BACKOFF}", f"--write-symbol-table={table}"]
+        done = subprocess.run([*command, str(arpa)], capture_output=True, text=True)
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if line.startswith(("[E]", "[F]"))), done.stderr)
+            raise ConfigError(f"`decode.arpa` ({arpa}) must be an n-gram model in ARPA format: {said.strip()[-200:]}")
         lines = (line.split() for line in table.read_text(encoding="utf-8").splitlines())
         words = {word: int(number) for word, number in lines}
-    grammar = k2.Fsa.from_openfst(text, acceptor=False)
+    grammar = k2.Fsa.from_openfst(done.stdout, acceptor=False)
     del grammar.aux_labels
 
     backoff = tokenizer.vocab_size  # a label after the tokens
