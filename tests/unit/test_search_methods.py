@@ -19,7 +19,7 @@ from twopass_kd.search.nbest import Hypothesis, best_first, two_pass_scores
 
 V, BLANK, UNK = 5, 0, 2
 FRAMES = (4, 3, 1)
-ALL = {"beam": 1e3, "max_contexts": 1000, "max_states": 1000, "nbest": 60}  # nothing is pruned
+ALL = {"beam": 1e3, "max_contexts": 1000, "max_states": 1000, "nbest": 130}  # nothing is pruned
 BIGRAM = {  # a language model over tokens 3 and 4 alone: log-probs given the token before (None at the ends)
     None: {3: -0.3, 4: -1.6, None: -2.0},
     3: {3: -2.5, 4: -0.4, None: -1.0},
@@ -50,14 +50,15 @@ def no_score(tokens):
     return 0.0
 
 
-def graph_search(arcs):
-    return partial(fast_beam_search, graph=DecodingGraph(arcs), **ALL)
+def graph_search(arcs, by_length=False):
+    return partial(fast_beam_search, graph=DecodingGraph(arcs), by_length=by_length, **ALL)
 
 
 METHODS = {  # search, what its graph adds to a token sequence, how it sorts; None: only the best alignment counts
     "greedy": (lambda: greedy_search, no_score, None),
-    "modified_beam": (lambda: partial(modified_beam_search, beam=625, nbest=60), no_score, "by length"),
-    "fast_beam": (lambda: graph_search(trivial_graph(V, UNK)), no_score, "by score"),
+    "modified_beam": (lambda: partial(modified_beam_search, beam=625, nbest=130), no_score, "by length"),
+    "fast_beam": (lambda: graph_search(trivial_graph(V, UNK), by_length=True), no_score, "by length"),
+    "fast_beam_by_score": (lambda: graph_search(trivial_graph(V, UNK)), no_score, "by score"),
     "fast_beam_bigram": (lambda: graph_search(bigram_graph()), bigram_score, "by score"),
     "fast_beam_hotwords": (lambda: graph_search(hotword_graph(PHRASES, REWARD, V, UNK)), hotword_score, "by score"),
 }

@@ -174,9 +174,9 @@ class DecodeConfig:
     searches: List[str] = field(default_factory=list)
     search_systems: Optional[List[str]] = None  # `report_as` names that they decode; null: those that stage 10 exports
     fast_beam: float = 6.0  # nats
-    max_contexts: int = 4  # of an utterance in a frame
-    max_states: int = 8  # pairs of context and graph state of an utterance in a frame
-    lm_scales: List[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5])  # of LG; one is chosen on dev
+    max_contexts: int = 6  # of an utterance in a frame
+    max_states: int = 24  # pairs of context and graph state of an utterance in a frame
+    lm_scales: List[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.2])  # of LG; one is chosen on dev
     arpa: Optional[str] = None  # n-gram model of LG; null: one is trained on the transcripts that the tokens come from
     lm_order: int = 3  # of that one
     hotwords: List[str] = field(default_factory=list)  # phrases, as transcripts spell them

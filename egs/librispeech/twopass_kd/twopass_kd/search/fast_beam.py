@@ -13,7 +13,7 @@ from twopass_kd.decoder import StatelessDecoder
 from twopass_kd.model import TwoPassModel
 from twopass_kd.search.graphs import DecodingGraph, import_k2
 from twopass_kd.search.lattice import nbest_of_lattice
-from twopass_kd.search.nbest import NBest
+from twopass_kd.search.nbest import NBest, best_first
 
 _IMPOSSIBLE = -1e10  # finite, since k2 subtracts scores
 
@@ -25,9 +25,10 @@ def fast_beam_search(
     encoder_out_lens: Tensor,
     graph: DecodingGraph,
     beam: float = 6.0,
-    max_contexts: int = 4,
-    max_states: int = 16,
+    max_contexts: int = 6,
+    max_states: int = 24,
     nbest: int = 4,
+    by_length: bool = True,
 ) -> List[NBest]:
     """Beam search with at most one symbol a frame, restricted and weighted by a graph (icefall's `fast_beam_search`).
 
@@ -43,10 +44,11 @@ def fast_beam_search(
       max_contexts: different decoder contexts (last tokens) kept for each utterance.
       max_states: different pairs of context and graph state kept for each utterance.
       nbest: how many hypotheses to return at most.
+      by_length: sort by the score per token, as `modified_beam_search` does; False: by the score, as icefall does
+        here, for graphs whose language model has its say on the length.
     Returns:
-      For each utterance its hypotheses, sorted by `log_prob + graph_score`, best first, as icefall sorts them (not by
-      length, unlike `modified_beam_search`). `log_prob` is log P_rnnt alone, what the second pass interpolates;
-      `graph_score` is what the graph added.
+      For each utterance its hypotheses, best first, by `log_prob + graph_score`. `log_prob` is log P_rnnt alone, which
+      the second pass interpolates with log P_att; `graph_score` is what the graph adds, in both passes.
     Raises:
       ConfigError: if the decoder is not stateless: k2 tells hypotheses apart by their last tokens.
     """
@@ -85,4 +87,7 @@ def fast_beam_search(
     arcs, graph_arcs = streams.streams.format_output((encoder_out_lens + 2).tolist(), True)
     lattice = k2.Fsa(arcs)
     lattice.graph_score = graph.scores_of(graph_arcs)
-    return nbest_of_lattice(k2.connect(lattice), encoder_out_lens, model.unk_id, nbest)
+    found = nbest_of_lattice(k2.connect(lattice), encoder_out_lens, model.unk_id, 2 * nbest)
+    if by_length:
+        found = [best_first(hyps, decoder.context_size) for hyps in found]
+    return [hyps[:nbest] for hyps in found]

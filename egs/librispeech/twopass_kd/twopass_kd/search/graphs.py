@@ -31,8 +31,9 @@ class DecodingGraph:
     """
 
     def __init__(self, arcs: Tensor, scale: float = 1.0, device: Optional[torch.device] = None) -> None:
-        self.fsa = import_k2("a decoding graph").Fsa(arcs).to(device or torch.device("cpu"))
-        self.fsa.scores = self.fsa.scores * scale
+        scores = arcs[:, 3].contiguous().view(torch.float32) * scale
+        arcs = torch.cat([arcs[:, :3], scores.view(torch.int32).unsqueeze(1)], dim=1)  # k2 keeps and changes its arcs
+        self.fsa = import_k2("a decoding graph").Fsa(arcs.to(device or torch.device("cpu")))
         self._scores = torch.cat([self.fsa.scores, self.fsa.scores.new_zeros(1)])
 
     def scores_of(self, arcs: Tensor) -> Tensor:

@@ -26,25 +26,26 @@ class _Arcs(NamedTuple):
     final: Tensor
 
 
-def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, nbest: int) -> List[NBest]:
+def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int) -> List[NBest]:
     """The most probable token sequences of a lattice whose arcs take a frame each.
 
-    Goes through the frames of all utterances at once. A state keeps its `2 * nbest` best token sequences, each with the
-    sum over its alignments. Deterministic, where icefall samples paths; exact where no state has more sequences.
+    Goes through the frames of all utterances at once. A state keeps its `width` best token sequences, each with the sum over
+    its alignments, out of the `2 * width` best ways to enter it. Deterministic, where icefall samples paths; exact
+    where no state has more.
 
     Args:
       lattice: k2.Fsa of 3 axes with the attribute `graph_score`, (num_arcs,) float32: the share of `scores` that is
         not of the model. Its labels are tokens, 0 (blank), `end` and k2's -1 of the final arc.
       num_frames: (B,) int64, arcs of each path but for the last two (`end` and the final arc).
       end: a label that is no token.
-      nbest: how many to return at most.
+      width: how many hypotheses a state keeps, and are returned at most.
     Returns:
       For each utterance its hypotheses by falling `log_prob + graph_score`; `graph_score` and `frames` are those of the
       best path. So `log_prob` is that of the model alone where the graph has one path for a token sequence; where it
       has several (the back-offs of an n-gram) their sum counts, of which `graph_score` has the best one's.
     """
     arcs = _arcs(lattice)
-    num_arcs, width = len(arcs.src) - 1, 2 * nbest
+    num_arcs = len(arcs.src) - 1
     emits = (arcs.label > 0) & (arcs.label != end)
     factor, addend = torch.where(emits, HASH_FACTOR, 1), torch.where(emits, arcs.label + 1, 0)
     shape = (arcs.frames[-1], width)
@@ -57,15 +58,16 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, nbest: int) -> 
         before = arcs.src[entering]
         summed = (total[before] + arcs.score[entering].unsqueeze(2)).flatten(1)
         spelt = (spelling[before] * factor[entering].unsqueeze(2) + addend[entering].unsqueeze(2)).flatten(1)
-        summed, order = summed.sort(dim=1, descending=True)
+        # What comes after the first 2 * width would hardly change the sums, and merging compares all with all.
+        summed, order = summed.topk(min(2 * width, summed.size(1)), dim=1)
         spelt = spelt.gather(1, order)
         total[begin:stop], keep = merge(summed, spelt).topk(width, dim=1)
         spelling[begin:stop] = spelt.gather(1, keep)
         origin[begin:stop] = order.gather(1, keep)
 
     # Backwards along the best paths of the best sequences, all utterances at once.
-    state = arcs.final.unsqueeze(1).expand(-1, nbest)
-    totals, slot = total[arcs.final].topk(nbest, dim=1)
+    state = arcs.final.unsqueeze(1).expand(-1, width)
+    totals, slot = total[arcs.final].sort(dim=1, descending=True)
     path = []
     for _ in arcs.frames[2:]:
         came = origin[state, slot]
@@ -73,7 +75,7 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, nbest: int) -> 
         slot = torch.where(arc < num_arcs, came % width, slot)
         state = torch.where(arc < num_arcs, arcs.src[arc], state)
         path.append(arc)
-    taken = torch.stack(path[::-1], dim=2)  # (B, nbest, steps), the ends aligned
+    taken = torch.stack(path[::-1], dim=2)  # (B, width, steps), the ends aligned
     graph = torch.cat([lattice.graph_score, lattice.graph_score.new_zeros(1)])[taken].sum(2)
     tokens = torch.where(emits, arcs.label, 0)[taken].tolist()
     offsets = (taken.size(2) - 2 - num_frames).tolist()

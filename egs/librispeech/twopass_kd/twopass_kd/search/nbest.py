@@ -26,13 +26,15 @@ NBest = List[Hypothesis]  # best first
 
 
 def best_first(hyps: Sequence[Hypothesis], context_size: int) -> NBest:
-    """Sorted by `log_prob / (context_size + number of tokens)`, by which icefall and sherpa-onnx choose out of a beam.
+    """Sorted by score / (context_size + number of tokens), by which icefall and sherpa-onnx choose out of a beam.
+
+    The score is `log_prob + graph_score`.
 
     Args:
       hyps: what a beam search has kept for one utterance; ties stay in their order.
       context_size: of the decoder; the blanks before the first token count as tokens.
     """
-    return sorted(hyps, key=lambda hyp: -hyp.log_prob / (context_size + len(hyp.tokens)))
+    return sorted(hyps, key=lambda hyp: -(hyp.log_prob + hyp.graph_score) / (context_size + len(hyp.tokens)))
 
 
 def two_pass_scores(
