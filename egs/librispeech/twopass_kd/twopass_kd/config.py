@@ -281,12 +281,11 @@ def _validate_searches(cfg: Config) -> None:
         if decode.searches.count(name) > 1:
             raise ConfigError(f"`decode.searches` ({name}) must be there once")
     for system in searched_systems(cfg):
-        which = cfg.phases[reported_systems(cfg)[system]].model
+        which = _model_of(cfg, system)
         if getattr(cfg, which).decoder.kind != "stateless":
             raise ConfigError(
-                f"`{which}.decoder.kind` ({getattr(cfg, which).decoder.kind}) must be stateless for "
-                f"{', '.join(decode.searches)}, which tell hypotheses apart by their last tokens; set "
-                f"decode.searches=[], or leave {system} out of decode.search_systems"
+                f"`{which}.decoder.kind` (lstm) must be stateless for {', '.join(decode.searches)}, which keep "
+                f"nothing but the last tokens; leave {system} out of `decode.search_systems`"
             )
     if "fast_beam_search_LG" in decode.searches and not decode.lm_scales:
         raise ConfigError("`decode.lm_scales` must have at least one entry for fast_beam_search_LG")
@@ -359,10 +358,16 @@ def exported_systems(cfg: Config) -> List[str]:
 
 
 def searched_systems(cfg: Config) -> List[str]:
-    """The systems that `decode.searches` decode."""
+    """The systems that `decode.searches` decode: those named, or those of stage 10 that have a stateless decoder."""
     if not cfg.decode.searches:
         return []
-    return exported_systems(cfg) if cfg.decode.search_systems is None else cfg.decode.search_systems
+    if cfg.decode.search_systems is not None:
+        return cfg.decode.search_systems
+    return [s for s in exported_systems(cfg) if getattr(cfg, _model_of(cfg, s)).decoder.kind == "stateless"]
+
+
+def _model_of(cfg: Config, system: str) -> str:
+    return cfg.phases[reported_systems(cfg)[system]].model
 
 
 def phases_of_stage(cfg: Config, stage: int) -> List[str]:

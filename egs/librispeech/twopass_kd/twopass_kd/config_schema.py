@@ -172,7 +172,8 @@ class DecodeConfig:
     # Further searches, by k2: fast_beam_search, fast_beam_search_LG (words of an n-gram), fast_beam_search_hotwords.
     # Without k2 stage 8 leaves them out and says so.
     searches: List[str] = field(default_factory=list)
-    search_systems: Optional[List[str]] = None  # `report_as` names that they decode; null: those that stage 10 exports
+    # `report_as` names of the systems that they decode; null: those of stage 10 whose `decoder.kind` is stateless.
+    search_systems: Optional[List[str]] = None
     fast_beam: float = 6.0  # nats
     max_contexts: int = 6  # of an utterance in a frame
     max_states: int = 24  # pairs of context and graph state of an utterance in a frame

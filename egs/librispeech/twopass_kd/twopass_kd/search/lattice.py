@@ -29,9 +29,9 @@ class _Arcs(NamedTuple):
 def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int) -> List[NBest]:
     """The most probable token sequences of a lattice whose arcs take a frame each.
 
-    Goes through the frames of all utterances at once. A state keeps its `width` best token sequences, each with the sum over
-    its alignments, out of the `2 * width` best ways to enter it. Deterministic, where icefall samples paths; exact
-    where no state has more.
+    Goes through the frames of all utterances at once. A state keeps its `width` best token sequences, each with the
+    sum over its alignments, out of the `2 * width` best ways to enter it. Deterministic, where icefall samples paths;
+    exact where no state has more.
 
     Args:
       lattice: k2.Fsa of 3 axes with the attribute `graph_score`, (num_arcs,) float32: the share of `scores` that is

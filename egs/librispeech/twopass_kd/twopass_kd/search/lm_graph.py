@@ -6,6 +6,7 @@ read off the tokens. Words that the ARPA file does not have cannot be recognised
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import logging
 import os
@@ -117,8 +118,13 @@ def load_lg(lang_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: i
       arpa: a language model of the user's; None: train one.
       order: of the n-gram that is trained.
     Raises:
-      ConfigError: if a file is missing.
+      ConfigError: if a file is missing, or a package that makes the graph.
     """
+    for needed in ("kaldilm", "kaldingram"):
+        if importlib.util.find_spec(needed) is None:
+            raise ConfigError(
+                f"an LG graph needs {needed}; install requirements/base.txt, or take it out of decode.searches"
+            )
     source = lang_dir / "transcript_words.txt" if arpa is None else arpa
     if not source.is_file():
         remedy = "run stage 2, which makes it, or give `decode.arpa`" if arpa is None else "correct `decode.arpa`"
