@@ -58,12 +58,15 @@ def write_fake_experiment(
     num_utts: int = 60,
     curves: bool = True,
     on_device: bool = False,
+    searched: Sequence[str] = (),
 ) -> Path:
     """Fill `<exp_dir>/<conf name>` and return it."""
     experiment = exp_dir / cfg.name
     phase_of = {p.report_as: name for name, p in cfg.phases.items() if p.report_as}
     for i, system in enumerate(systems):
         _write_decoded(experiment, cfg, system, phase_of.get(system, system), num_utts, seed=10 * i)
+        if system in searched:
+            _add_searches(experiment / "decode" / system / "decode.json", cfg)
     for i, (name, phase) in enumerate(cfg.phases.items()):
         if curves:
             _write_metrics(experiment / name, list(phase.loss_scales), phase.num_epochs, seed=i)
@@ -195,6 +198,24 @@ def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_u
     _write_json(folder / "decode.json", decoded)
     (experiment / phase).mkdir(parents=True, exist_ok=True)
     (experiment / phase / "identity").write_text(f"{decoded['identity']}\n", encoding="utf-8")
+
+
+def _add_searches(path: Path, cfg: Config) -> None:
+    """What `decode.searches` add to a decode.json."""
+    decoded = json.loads(path.read_text())
+    sets = [*cfg.corpus.test_parts, *cfg.corpus.dev_parts]
+    for name, scale in (("fast_beam_search", None), ("fast_beam_search_LG", 0.05)):
+        decoded["searches"] = decoded.get("searches", {})
+        decoded["searches"][name] = {
+            "wer": {s: {"first_pass": 8.25, "two_pass": 7.5} for s in sets},
+            "rtf": {s: {"first_pass": 0.0123, "two_pass": 0.0145} for s in sets},
+            "lm_scale": scale,
+            "scale_scan": [] if scale is None else [{"scale": scale, "wer": 8.0}],
+            "rescore_weight": 0.3,
+            "length_reward": 0.0,
+            "weight_scan": [],
+        }
+    _write_json(path, decoded)
 
 
 def _write_metrics(folder: Path, terms: Sequence[str], num_epochs: int, seed: int) -> None:

@@ -87,6 +87,8 @@ def test_run_sh_decoding_leaves_icefall_files_for_every_system(finished):
     for system in SYSTEMS:
         folder = experiment / "decode" / system
         passes = ["greedy_search", "first_pass"] + ["two_pass"] * (system != "student_stage1")
+        further = ["fast_beam_search", "fast_beam_search_LG"] if system in ("teacher", "student") else []
+        passes += [f"{name}{suffix}" for name in further for suffix in ("", "_two_pass")]
         kinds = ("recogs", "errs", "wer-summary")
         found = {p.name for p in folder.glob("*.txt")}
         assert found == {f"{kind}-{s}-{p}.txt" for kind in kinds for s in SETS for p in passes}
@@ -94,7 +96,9 @@ def test_run_sh_decoding_leaves_icefall_files_for_every_system(finished):
             lines = (folder / f"recogs-{part}-first_pass.txt").read_text().splitlines()
             assert len([x for x in lines if "ref=" in x]) == len([x for x in lines if "hyp=" in x]) == count
         decoded = json.loads((folder / "decode.json").read_text())
-        assert decoded["system"] == system
+        assert decoded["system"] == system and list(decoded["searches"]) == further
+        for search in decoded["searches"].values():
+            assert set(search["wer"]) == set(search["rtf"]) == set(SETS) and search["rescore_weight"] is not None
         parts = ("encoder", "decoder", "joiner", "attention_decoder")
         assert decoded["params"]["total"] == sum(decoded["params"][p] for p in parts)
         assert set(decoded["rtf"]) == set(decoded["audio_seconds"]) == set(SETS)

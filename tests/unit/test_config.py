@@ -12,6 +12,7 @@ from twopass_kd.config import (
     load_config,
     phases_of_stage,
     save_config,
+    searched_systems,
 )
 from twopass_kd.fingerprint import fingerprint
 
@@ -51,6 +52,12 @@ def test_every_shipped_yaml_loads(path):
         ("train.keep_last_k=0", "must be positive"),
         ("corpus.train_parts=[]", "at least one entry"),
         ("decode.rescore_weights=[]", "at least one entry"),
+        ("decode.searches=[fast_beam]", "must list searches out of fast_beam_search,"),
+        ("decode.searches=[fast_beam_search,fast_beam_search]", "must be there once"),
+        ("decode.searches=[fast_beam_search_hotwords]", "`decode.hotwords` must have at least one phrase"),
+        ("decode.search_systems=[pupil]", "must be `report_as` of a phase"),
+        ("decode.lm_scales=[]", "`decode.lm_scales` must have at least one entry"),
+        ("decode.max_states=0", "must be positive"),
         ("min_reduction=1.5", "must be in [0, 1)"),
         ("train", "must look like key=value"),
     ],
@@ -100,6 +107,7 @@ def test_fingerprint_changes_only_for_the_stages_concerned():
     assert changed("kd.temperature=2") == list(range(5, 11))
     assert changed("phases.student/deep.num_epochs=9") == [7, 8, 9, 10]
     assert changed("decode.beam=8") == [8, 9, 10]
+    assert changed("decode.searches=[]") == changed("decode.lm_scales=[0.3]") == [8, 9, 10]
     assert changed("export.chunk_size=8") == [10]
 
 
@@ -113,3 +121,12 @@ def test_loss_backend_is_no_part_of_a_trainings_identity():
 
 def test_phases_of_stage():
     assert phases_of_stage(load_config(MINI), 5) == ["student/rnnt_kd", "student_scratch/rnnt"]
+
+
+def test_searched_systems_are_those_of_stage_10_with_a_stateless_decoder():
+    assert searched_systems(load_config(MINI)) == ["teacher", "student"]
+    assert searched_systems(load_config(MINI, ["decode.searches=[]"])) == []
+    assert searched_systems(load_config(MINI, ["student.decoder.kind=lstm"])) == ["teacher"]
+    assert searched_systems(load_config(MINI, ["decode.search_systems=[student_stage1]"])) == ["student_stage1"]
+    with pytest.raises(ConfigError, match=r"`student.decoder.kind` \(lstm\) must be stateless for fast_beam_search"):
+        load_config(MINI, ["student.decoder.kind=lstm", "decode.search_systems=[student]"])

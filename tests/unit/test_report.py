@@ -338,3 +338,11 @@ def test_scan_at_chosen_reward_leaves_the_other_rewards_out():
 @pytest.mark.parametrize("seconds, text", [(3, "3.0 s"), (42, "42 s"), (408, "6.8 min"), (11160, "3.1 h")])
 def test_format_duration(seconds: float, text: str):
     assert format_duration(seconds) == text
+
+
+def test_reports_have_the_table_of_searches_where_there_are_some(cfg: Config, experiment: Path, tmp_path: Path):
+    searched = scored(cfg, tmp_path, searched=("student",))
+    for render, heading in ((render_markdown, "## Further searches"), (render_html, '<section id="searches">')):
+        assert heading not in render(collect(cfg, experiment, CONF))
+        text = render(collect(cfg, searched, CONF)).replace("\\_", "_")
+        assert heading in text and "fast_beam_search_LG (scale 0.05)" in text

@@ -261,3 +261,26 @@ def test_scoring_and_reporting_do_not_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=RECIPE)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_further_searches_are_in_results_and_summary(cfg: Config, tmp_path: Path):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=("teacher", "student"), searched=("student",))
+    results = build_results(cfg, experiment, progress=False)
+    teacher, student = results["systems"]
+    assert teacher["searches"] == {} and list(student["searches"]) == ["fast_beam_search", "fast_beam_search_LG"]
+    lines = [line.split() for line in summary_text(results).splitlines()]
+    assert ["student", "fast_beam_search", "8.25", "7.50", "8.25", "7.50", "0.0123"] in lines
+    assert ["student", "fast_beam_search_LG", "(scale", "0.05)", "8.25", "7.50", "8.25", "7.50", "0.0123"] in lines
+    own = student["wer"]["test-clean"]
+    beam = next(line for line in lines if line[:2] == ["student", "modified_beam_search"])
+    assert beam[2:4] == [f"{own[key]['wer']:.2f}" for key in ("first_pass", "two_pass")]
+
+
+def test_searches_that_were_left_out_are_told_once(cfg: Config, tmp_path: Path):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=("teacher", "student"))
+    assert "further searches" not in summary_text(build_results(cfg, experiment, progress=False))
+    for system in ("teacher", "student"):
+        path = experiment / "decode" / system / "decode.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "searches_left_out": "k2 is not installed"}))
+    text = summary_text(build_results(cfg, experiment, progress=False))
+    assert text.count("further searches were left out: k2 is not installed") == 1

@@ -17,6 +17,7 @@ from twopass_kd.config_schema import (
     EXTERNAL_TEACHER,
     LOSS_TERMS,
     MODEL_PARTS,
+    SEARCHES,
     AttentionDecoderConfig,
     Config,
     CorpusConfig,
@@ -67,6 +68,7 @@ __all__ = [
     "phases_of_stage",
     "reported_systems",
     "save_config",
+    "searched_systems",
 ]
 
 
@@ -116,6 +118,10 @@ _POSITIVE = (
     "decode.max_duration",
     "decode.beam",
     "decode.nbest",
+    "decode.fast_beam",
+    "decode.max_contexts",
+    "decode.max_states",
+    "decode.lm_order",
     "export.chunk_size",
     "export.timed_utterances",
     "slurm.cpu.cpus",
@@ -274,11 +280,34 @@ def _validate(cfg: Config) -> None:
             raise ConfigError(f"`slurm.{kind}.mem` ({job.mem}) must be as sbatch takes it, e.g. 64G")
         if job.gpus < 0:
             raise ConfigError(f"`slurm.{kind}.gpus` ({job.gpus}) must not be negative")
-    for system in cfg.export.systems or []:
-        if system not in reported:
-            raise ConfigError(f"`export.systems` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
-        if cfg.export.systems.count(system) > 1:
-            raise ConfigError(f"`export.systems` ({system}) must be there once")
+    for key in ("export.systems", "decode.search_systems"):
+        systems = _get(cfg, key) or []
+        for system in systems:
+            if system not in reported:
+                raise ConfigError(f"`{key}` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
+            if systems.count(system) > 1:
+                raise ConfigError(f"`{key}` ({system}) must be there once")
+    _validate_searches(cfg)
+
+
+def _validate_searches(cfg: Config) -> None:
+    decode = cfg.decode
+    for name in decode.searches:
+        if name not in SEARCHES:
+            raise ConfigError(f"`decode.searches` ({name}) must list searches out of {', '.join(SEARCHES)}")
+        if decode.searches.count(name) > 1:
+            raise ConfigError(f"`decode.searches` ({name}) must be there once")
+    for system in searched_systems(cfg):
+        which = _model_of(cfg, system)
+        if getattr(cfg, which).decoder.kind != "stateless":
+            raise ConfigError(
+                f"`{which}.decoder.kind` (lstm) must be stateless for {', '.join(decode.searches)}, which keep "
+                f"nothing but the last tokens; leave {system} out of `decode.search_systems`"
+            )
+    if "fast_beam_search_LG" in decode.searches and not decode.lm_scales:
+        raise ConfigError("`decode.lm_scales` must have at least one entry for fast_beam_search_LG")
+    if "fast_beam_search_hotwords" in decode.searches and not any(phrase.strip() for phrase in decode.hotwords):
+        raise ConfigError("`decode.hotwords` must have at least one phrase for fast_beam_search_hotwords")
 
 
 def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
@@ -346,6 +375,19 @@ def exported_systems(cfg: Config) -> List[str]:
         return cfg.export.systems
     reported = reported_systems(cfg)
     return [name for name in ("teacher", "student") if reported.get(name, EXTERNAL_TEACHER) != EXTERNAL_TEACHER]
+
+
+def searched_systems(cfg: Config) -> List[str]:
+    """The systems that `decode.searches` decode: those named, or those of stage 10 that have a stateless decoder."""
+    if not cfg.decode.searches:
+        return []
+    if cfg.decode.search_systems is not None:
+        return cfg.decode.search_systems
+    return [s for s in exported_systems(cfg) if getattr(cfg, _model_of(cfg, s)).decoder.kind == "stateless"]
+
+
+def _model_of(cfg: Config, system: str) -> str:
+    return cfg.phases[reported_systems(cfg)[system]].model
 
 
 def phases_of_stage(cfg: Config, stage: int) -> List[str]:

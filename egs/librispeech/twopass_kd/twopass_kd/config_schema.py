@@ -9,6 +9,7 @@ from typing import Dict, List, Optional
 from omegaconf import MISSING
 
 LOSS_TERMS = ("simple", "pruned", "ctc", "transducer_kd", "attention", "attention_kd")
+SEARCHES = ("fast_beam_search", "fast_beam_search_LG", "fast_beam_search_hotwords")
 MODEL_PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "simple_heads", "ctc_head")
 EXTERNAL_TEACHER = "external_teacher"  # stands for it where `phases.*.teacher` names a phase otherwise
 
@@ -183,6 +184,19 @@ class DecodeConfig:
     )
     length_rewards: List[float] = field(default_factory=lambda: [0.0])  # per token; scanned on dev with the weights
     bootstrap_samples: int = 10000
+    # Further searches, by k2: fast_beam_search, fast_beam_search_LG (words of an n-gram), fast_beam_search_hotwords.
+    # Without k2 stage 8 leaves them out and says so.
+    searches: List[str] = field(default_factory=list)
+    # `report_as` names of the systems that they decode; null: those of stage 10 whose `decoder.kind` is stateless.
+    search_systems: Optional[List[str]] = None
+    fast_beam: float = 6.0  # nats
+    max_contexts: int = 6  # of an utterance in a frame
+    max_states: int = 24  # pairs of context and graph state of an utterance in a frame
+    lm_scales: List[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.2])  # of LG; one is chosen on dev
+    arpa: Optional[str] = None  # n-gram model of LG; null: one is trained on the transcripts that the tokens come from
+    lm_order: int = 3  # of that one
+    hotwords: List[str] = field(default_factory=list)  # phrases, as transcripts spell them
+    hotword_score: float = 1.0  # nats for each token of a hotword
 
 
 @dataclass

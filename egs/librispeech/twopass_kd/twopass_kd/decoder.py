@@ -34,6 +34,14 @@ class StatelessDecoder(nn.Module):
         out = self.conv(self.embedding(y).transpose(1, 2)).transpose(1, 2)
         return self.dropout(F.relu(out))
 
+    def context_tables(self) -> Tensor:
+        """What each token adds to the convolution at each place of a context, (context_size, V, dim)."""
+        return self.embedding.weight @ self.conv.weight.permute(2, 1, 0)
+
+    def of_contexts(self, contexts: Tensor, tables: Tensor) -> Tensor:
+        """The output after contexts (N, context_size) int64, (N, dim), without dropout. tables: `context_tables()`."""
+        return F.relu(sum(table[tokens] for table, tokens in zip(tables, contexts.t())))
+
     def init_state(self, batch_size: int) -> State:
         """State before the first token: `context_size - 1` blanks, (N, context_size - 1) int64."""
         device = self.embedding.weight.device

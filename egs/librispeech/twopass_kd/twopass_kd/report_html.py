@@ -45,6 +45,7 @@ from twopass_kd.results import (
     find_system,
     verdict,
 )
+from twopass_kd.search_results import SEARCHES_UNIT, search_rows, searches_left_out
 from twopass_kd.significance import format_p, judge
 
 _DIFFERENCE_HEADS = ("difference in WER", "95% interval", "p")
@@ -60,6 +61,7 @@ def render_html(report: Report) -> str:
         ("significance", "Significance", _significance_section(results)),
         ("size", "Size, speed, training time", _size_section(results)),
         *([("ondevice", "On the device", _on_device_section(results))] if results.get("on_device") else []),
+        *([("searches", "Further searches", searches)] if (searches := _searches_section(results)) else []),
         ("weights", "Rescoring weight", _weights_section(results)),
         ("losses", "Losses", _losses_section(report)),
         ("time", "Wall time by stage", _time_section(results)),
@@ -266,6 +268,15 @@ def _on_device_section(results: Results) -> str:
     wer = [[cell for s in sets for cell in wer_cells(row, s, "–")] for row in rows]
     blocks.append(f"<h3>WER by runtime</h3>{_table(header, list(zip(names, wer, strict=True)))}")
     return "\n".join([*blocks, *_int8_block(on_device), *_agreement_block(on_device)])
+
+
+def _searches_section(results: Results) -> str:
+    rows, blocks = search_rows(results), []
+    if rows:
+        cells = [(_name(row[0]), ["–" if cell == "-" else escape(cell) for cell in row[1:]]) for row in rows[1:]]
+        what = f'<p class="note">{escape(SEARCHES_UNIT[0].upper() + SEARCHES_UNIT[1:])}.</p>'
+        blocks = [_table(f"<tr>{_heads(rows[0])}</tr>", cells, "mixed"), what]
+    return "".join([*blocks, *(f"<p>{escape(line)}</p>" for line in searches_left_out(results))])
 
 
 def _int8_block(on_device: OnDevice) -> List[str]:

@@ -31,6 +31,7 @@ from twopass_kd.report import (
     stage_rows,
 )
 from twopass_kd.results import PARTS, PASS_TITLES, PASSES, Results, dev_set_mark, format_wer, verdicts
+from twopass_kd.search_results import SEARCHES_UNIT, search_rows, searches_left_out
 
 _WER_UNIT = "WER in %, with 95% bootstrap intervals; the first pass is the transducer's beam search"
 
@@ -45,6 +46,8 @@ def render_markdown(report: Report) -> str:
     lines += ["## Size, speed, training time", "", *_size_table(results), ""]
     if results.get("on_device"):
         lines += ["## On the device", "", *_on_device_lines(results, with_dev=True), ""]
+    if search_rows(results) or searches_left_out(results):
+        lines += ["## Further searches", "", *_search_lines(results), ""]
     lines += ["## Losses", "", *_loss_table(report), ""]
     lines += ["## Rescoring weight on dev", "", *_scan_table(results), ""]
     lines += ["## Wall time by stage", "", *_stage_table(results), ""]
@@ -75,6 +78,8 @@ def render_results_md(report: Report) -> str:
     lines += _command_lines(report)[:4]
     lines += [f"{_WER_UNIT}:", "", *_wer_table(results, with_dev=False), ""]
     lines += [*_verdict_lines(results), "", *_size_table(results), ""]
+    if search_rows(results):
+        lines += ["### Further searches", "", *_search_lines(results), ""]
     if results.get("on_device"):
         lines += ["### On the device", "", *_on_device_lines(results, with_dev=False), ""]
     lines += _environment_lines(results)
@@ -169,6 +174,13 @@ def _on_device_lines(results: Results, with_dev: bool) -> List[str]:
             same.append([_text(system), _text(precision), _text(title), share, different])
         lines += [*_table(["system", "precision", "method", "same", "different (at most 10)"], same), ""]
     return [*lines, _text(long_audio_line(on_device))]
+
+
+def _search_lines(results: Results) -> List[str]:
+    rows = search_rows(results)
+    table = _table(rows[0], [[_text(cell) for cell in row] for row in rows[1:]]) if rows else []
+    lines = [f"{_text(SEARCHES_UNIT[0].upper() + SEARCHES_UNIT[1:])}.", "", *table] if rows else []
+    return lines + [_text(line) for line in searches_left_out(results)]
 
 
 def _number(value: Optional[float], pattern: str) -> str:

@@ -13,6 +13,7 @@ from twopass_kd.config import Config, reported_systems
 from twopass_kd.environment import describe_environment
 from twopass_kd.files import write_text_atomically
 from twopass_kd.ondevice_results import check_on_device, sentences, summary_rows
+from twopass_kd.search_results import SEARCHES_UNIT, search_rows, searches_left_out
 from twopass_kd.significance import describe
 from twopass_kd.wer import Transcript, bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs
 
@@ -200,7 +201,9 @@ def _score_set(cfg: Config, passes: Dict[str, Optional[List[Transcript]]]) -> Di
 def _system_entry(name: str, meta: Dict[str, Any], wer: Dict[str, Any]) -> Dict[str, Any]:
     copied = ("phase", "params", "bytes")
     extra = ("rtf", "train_seconds", "rescore_weight", "length_reward", "weight_scan")
-    return {"name": name, **{k: meta[k] for k in copied}, "wer": wer, **{k: meta[k] for k in extra}}
+    entry = {"name": name, **{k: meta[k] for k in copied}, "wer": wer, **{k: meta[k] for k in extra}}
+    # A decode.json from before there were further searches has no such keys.
+    return {**entry, "searches": meta.get("searches", {}), "searches_left_out": meta.get("searches_left_out")}
 
 
 def _describe_corpus(cfg: Config) -> Dict[str, Any]:
@@ -287,6 +290,10 @@ def summary_text(results: Results) -> str:
             rows.append(_summary_row(system, teacher, set_name))
         lines += ["", f"{set_name} ({words} words){dev_set_mark(results, set_name)}", *_columns(rows)]
         lines += [sentence for name, sentence in verdicts(results) if name == set_name]
+    rows = search_rows(results)
+    if rows:
+        lines += ["", f"further searches: {SEARCHES_UNIT}", *_columns(rows)]
+    lines += searches_left_out(results)
     if results["not_decoded"]:
         lines += ["", f"not decoded, so not scored: {', '.join(results['not_decoded'])}"]
     if results.get("on_device"):  # a results.json from before stage 10 existed has no such key

@@ -47,7 +47,7 @@ class Tokenizer:
     """
 
     def __init__(self, lang_dir: Path) -> None:
-        lang_dir = Path(lang_dir)
+        lang_dir = self.lang_dir = Path(lang_dir)
         for name in ("bpe.model", "tokens.txt"):
             if not (lang_dir / name).is_file():
                 raise ValueError(f"`lang_dir` ({lang_dir}) must hold {name}; run stage 2, which makes it")

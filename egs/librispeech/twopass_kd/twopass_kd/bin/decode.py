@@ -1,6 +1,7 @@
 """Decode the dev and test sets with one system: greedy search, modified beam search, then the second pass.
 
 The interpolation weight of the second pass is chosen on the dev sets alone. The architecture comes from the checkpoint.
+`decode.searches` names further searches; each has a weight and, with a language model, a scale of its own.
 Leaves recogs-, errs- and wer-summary- files (icefall's formats) and decode.json in <exp-dir>/<conf>/decode/<system>/.
 """
 
@@ -12,7 +13,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch.nn import functional as F
@@ -20,13 +21,12 @@ from tqdm import tqdm
 
 from twopass_kd.asr_datamodule import AsrDataModule, cut_text
 from twopass_kd.cli import exit_status, experiment_parser
-from twopass_kd.config import Config, load_config
+from twopass_kd.config import Config, load_config, searched_systems
 from twopass_kd.encoder import Conv2dSubsampling
 from twopass_kd.environment import log_environment, log_to_file, setup_logging
 from twopass_kd.files import write_text_atomically
 from twopass_kd.model import TwoPassModel
-from twopass_kd.search.greedy import greedy_search
-from twopass_kd.search.modified_beam import modified_beam_search
+from twopass_kd.search.methods import Search, further_searches, own_searches, why_no_further_searches
 from twopass_kd.search.nbest import NBest
 from twopass_kd.search.rescoring import attention_log_probs, rescore_with_attention_decoder
 from twopass_kd.systems import load_system
@@ -36,31 +36,31 @@ from twopass_kd.wer import Transcript, corpus_wer, write_decoding_results
 
 @dataclass
 class Decoded:
-    """One set, decoded: per utterance, in the order of `cut_ids`."""
+    """One set, decoded: per utterance, in the order of `cut_ids`; n-best lists and their second pass by search."""
 
     cut_ids: List[str] = field(default_factory=list)
     refs: List[List[str]] = field(default_factory=list)
-    greedy: List[NBest] = field(default_factory=list)
-    beam: List[NBest] = field(default_factory=list)
-    attention: List[List[float]] = field(default_factory=list)
+    nbests: Dict[str, List[NBest]] = field(default_factory=lambda: defaultdict(list))
+    attention: Dict[str, List[List[float]]] = field(default_factory=lambda: defaultdict(list))
     audio_seconds: float = 0.0
     seconds: Dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by step
 
-    def real_time_factors(self, second_pass: bool) -> Dict[str, Optional[float]]:
-        """Seconds of computing per second of audio, from features to tokens."""
-        greedy = self.seconds["encoder"] + self.seconds["greedy_search"]
-        first = self.seconds["encoder"] + self.seconds["beam"]
-        return {
-            "greedy_search": greedy / self.audio_seconds,
-            "first_pass": first / self.audio_seconds,
-            "two_pass": (first + self.seconds["attention"]) / self.audio_seconds if second_pass else None,
-        }
+    def real_time_factors(self, search: str) -> Tuple[float, Optional[float]]:
+        """Seconds of computing per second of audio, from features to tokens: first pass, and both passes."""
+        first = self.seconds["encoder"] + self.seconds[search]
+        both = first + self.seconds[f"{search}, attention"] if search in self.attention else None
+        return first / self.audio_seconds, both and both / self.audio_seconds
 
 
 def decode_set(
-    model: TwoPassModel, data: AsrDataModule, part: str, cfg: Config, tokenizer: Tokenizer, second_pass: bool
+    model: TwoPassModel,
+    data: AsrDataModule,
+    part: str,
+    searches: Dict[str, Search],
+    tokenizer: Tokenizer,
+    second_pass: Sequence[str] = (),
 ) -> Decoded:
-    """Decode one part with all search methods."""
+    """Decode one part with all `searches`; those named in `second_pass` get the attention decoder's log-probs."""
     out = Decoded()
     clock = time.perf_counter
 
@@ -78,12 +78,12 @@ def decode_set(
             missing = max(0, Conv2dSubsampling.receptive_field - batch.feature.size(1))
             batch.feature = F.pad(batch.feature, (0, 0, 0, missing))  # a cut too short for one frame decodes to nothing
             encoder_out, lens, _ = timed("encoder", model.encoder, batch.feature, batch.feature_lens)
-            out.greedy += timed("greedy_search", greedy_search, model, encoder_out, lens)
-            nbests = timed("beam", modified_beam_search, model, encoder_out, lens, cfg.decode.beam, cfg.decode.nbest)
-            out.beam += nbests
-            if second_pass:
-                ids = (tokenizer.sos_id, tokenizer.eos_id)
-                out.attention += timed("attention", attention_log_probs, model, encoder_out, lens, nbests, *ids)
+            for name, search in searches.items():
+                nbests = timed(name, search, model, encoder_out, lens)
+                out.nbests[name] += nbests
+                if name in second_pass:
+                    inputs = (model, encoder_out, lens, nbests, tokenizer.sos_id, tokenizer.eos_id)
+                    out.attention[name] += timed(f"{name}, attention", attention_log_probs, *inputs)
             out.cut_ids += batch.cut_ids
             out.refs += [cut_text(c).split() for c in batch.cuts]
             out.audio_seconds += batch.duration
@@ -97,15 +97,26 @@ def transcripts(decoded: Decoded, tokens: List[List[int]], tokenizer: Tokenizer)
     return list(zip(decoded.cut_ids, decoded.refs, hyps))
 
 
-def second_pass_tokens(decoded: Decoded, weight: float, length_reward: float) -> List[List[int]]:
+def first_pass_tokens(decoded: Decoded, search: str) -> List[List[int]]:
+    return [nbest[0].tokens for nbest in decoded.nbests[search]]
+
+
+def second_pass_tokens(decoded: Decoded, search: str, weight: float, length_reward: float) -> List[List[int]]:
     return [
         rescore_with_attention_decoder(nbest, attention, weight, length_reward).tokens
-        for nbest, attention in zip(decoded.beam, decoded.attention)
+        for nbest, attention in zip(decoded.nbests[search], decoded.attention[search])
     ]
 
 
+def middle_of_best(scan: List[Dict[str, float]]) -> Dict[str, float]:
+    """The entry with the lowest `wer`; of several the middle one."""
+    lowest = min(entry["wer"] for entry in scan)
+    best = [entry for entry in scan if entry["wer"] == lowest]
+    return best[len(best) // 2]
+
+
 def choose_weights(
-    dev: List[Decoded], cfg: Config, tokenizer: Tokenizer
+    dev: List[Decoded], search: str, cfg: Config, tokenizer: Tokenizer
 ) -> Tuple[float, float, List[Dict[str, float]]]:
     """Scan interpolation weights and length rewards on the dev sets.
 
@@ -115,12 +126,59 @@ def choose_weights(
     scan = []
     for length_reward in cfg.decode.length_rewards:
         for weight in cfg.decode.rescore_weights:
-            rows = [t for d in dev for t in transcripts(d, second_pass_tokens(d, weight, length_reward), tokenizer)]
+            tokens = [second_pass_tokens(d, search, weight, length_reward) for d in dev]
+            rows = [t for d, k in zip(dev, tokens) for t in transcripts(d, k, tokenizer)]
             scan.append({"weight": weight, "length_reward": length_reward, "wer": corpus_wer(rows).wer})
-    lowest = min(entry["wer"] for entry in scan)
-    best = [entry for entry in scan if entry["wer"] == lowest]
-    chosen = best[len(best) // 2]
+    chosen = middle_of_best(scan)
     return chosen["weight"], chosen["length_reward"], scan
+
+
+def choose_scales(
+    model: TwoPassModel, data: AsrDataModule, cfg: Config, tokenizer: Tokenizer, made: Dict[str, Dict[float, Search]]
+) -> Tuple[Dict[str, Search], Dict[str, List[Dict[str, float]]]]:
+    """Of each search the one with the scale whose first pass is best on the dev sets.
+
+    Returns:
+      The searches by name, and the scans, empty where there was nothing to choose.
+    """
+    chosen = {name: next(iter(by_scale.values())) for name, by_scale in made.items()}
+    scans: Dict[str, List[Dict[str, float]]] = {name: [] for name in made}
+    for name, by_scale in made.items():
+        if len(by_scale) == 1:
+            continue
+        candidates = {str(scale): search for scale, search in by_scale.items()}
+        dev = [decode_set(model, data, part, candidates, tokenizer) for part in cfg.corpus.dev_parts]
+        for scale in by_scale:
+            rows = [t for d in dev for t in transcripts(d, first_pass_tokens(d, str(scale)), tokenizer)]
+            scans[name].append({"scale": scale, "wer": corpus_wer(rows).wer})
+        chosen[name] = by_scale[middle_of_best(scans[name])["scale"]]
+    return chosen, scans
+
+
+def own_rtf(decoded: Decoded) -> Dict[str, Optional[float]]:
+    first, both = decoded.real_time_factors("first_pass")
+    return {"greedy_search": decoded.real_time_factors("greedy_search")[0], "first_pass": first, "two_pass": both}
+
+
+def describe_search(
+    name: str,
+    decoded: Dict[str, Decoded],
+    wer: Dict[str, Dict[str, float]],
+    weights: Optional[Tuple[float, float, List[Dict[str, float]]]],
+    scale_scan: List[Dict[str, float]],
+) -> Dict[str, Any]:
+    """What decode.json says of a further search: WERs (percent) and real-time factors by set, and what dev chose."""
+    weight, length_reward, scan = weights or (None, None, [])
+    passes = ("first_pass", "two_pass")
+    return {
+        "wer": {part: {"first_pass": w[name], "two_pass": w.get(f"{name}_two_pass")} for part, w in wer.items()},
+        "rtf": {part: dict(zip(passes, d.real_time_factors(name))) for part, d in decoded.items()},
+        "lm_scale": middle_of_best(scale_scan)["scale"] if scale_scan else None,
+        "scale_scan": scale_scan,
+        "rescore_weight": weight,
+        "length_reward": length_reward,
+        "weight_scan": scan,
+    }
 
 
 def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
@@ -134,22 +192,34 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
     log_environment()
 
     second_pass = "attention_decoder" in content["trained_parts"]
+    searches, further, left_out, scans = own_searches(cfg), {}, None, {}
+    if system in searched_systems(cfg):
+        left_out = why_no_further_searches()
+        if left_out:
+            logging.warning("%s are left out: %s", ", ".join(cfg.decode.searches), left_out)
+        else:
+            made = further_searches(cfg, tokenizer, tokenizer.lang_dir, next(model.parameters()).device)
+            further, scans = choose_scales(model, data, cfg, tokenizer, made)
     parts = [*cfg.corpus.dev_parts, *(p for p in cfg.corpus.test_parts if p not in cfg.corpus.dev_parts)]
-    decoded = {part: decode_set(model, data, part, cfg, tokenizer, second_pass) for part in parts}
-    weight, length_reward, scan = None, None, []
-    if second_pass:
-        weight, length_reward, scan = choose_weights([decoded[p] for p in cfg.corpus.dev_parts], cfg, tokenizer)
-        logging.info("weight of the second pass, chosen on dev: %.2f (length reward %.2f)", weight, length_reward)
+    rescored = ["first_pass", *further] if second_pass else []
+    decoded = {part: decode_set(model, data, part, {**searches, **further}, tokenizer, rescored) for part in parts}
+    dev = [decoded[part] for part in cfg.corpus.dev_parts]
+    weights = {}
+    for name in rescored:
+        weights[name] = choose_weights(dev, name, cfg, tokenizer)
+        chosen = weights[name][:2]
+        logging.info("%s: weight of the second pass, chosen on dev: %.2f (length reward %.2f)", name, *chosen)
+    wer: Dict[str, Dict[str, float]] = defaultdict(dict)
     for part, result in decoded.items():
-        passes = {
-            "greedy_search": [n[0].tokens for n in result.greedy],
-            "first_pass": [n[0].tokens for n in result.beam],
-        }
-        if second_pass:
-            passes["two_pass"] = second_pass_tokens(result, weight, length_reward)
+        passes = {name: first_pass_tokens(result, name) for name in (*searches, *further)}
+        for name in rescored:
+            suffix = "two_pass" if name == "first_pass" else f"{name}_two_pass"
+            passes[suffix] = second_pass_tokens(result, name, *weights[name][:2])
         for name, tokens in passes.items():
             stats = write_decoding_results(out_dir, part, name, transcripts(result, tokens, tokenizer))
+            wer[part][name] = stats.wer
             logging.info("%s, %s, %s: WER %.2f%% of %d words", system, part, name, stats.wer, stats.ref_words)
+    weight, length_reward, scan = weights.get("first_pass", (None, None, []))
     summary = {
         "system": system,
         "identity": content["identity"],
@@ -163,7 +233,9 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         "rescore_weight": weight,
         "length_reward": length_reward,
         "weight_scan": scan,
-        "rtf": {part: d.real_time_factors(second_pass) for part, d in decoded.items()},
+        "rtf": {part: own_rtf(d) for part, d in decoded.items()},
+        "searches": {name: describe_search(name, decoded, wer, weights.get(name), scans[name]) for name in further},
+        "searches_left_out": left_out,
         "audio_seconds": {part: d.audio_seconds for part, d in decoded.items()},
         "threads": torch.get_num_threads(),
     }

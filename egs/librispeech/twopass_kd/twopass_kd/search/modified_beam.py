@@ -9,7 +9,7 @@ from twopass_kd.model import TwoPassModel
 from twopass_kd.search.nbest import Hypothesis, NBest, best_first
 
 # Hypotheses with the same tokens are found by a rolling hash of them (int64, wraps around).
-_HASH_FACTOR = 6364136223846793005
+HASH_FACTOR = 6364136223846793005
 
 
 @torch.no_grad()
@@ -60,8 +60,8 @@ def modified_beam_search(
 
         emits = token != blank
         spelling = spelling.gather(1, parent)
-        spelling = torch.where(emits, spelling * _HASH_FACTOR + token + 1, spelling)
-        log_prob = torch.where(valid, _merge(log_prob, spelling), log_prob)
+        spelling = torch.where(emits, spelling * HASH_FACTOR + token + 1, spelling)
+        log_prob = torch.where(valid, merge(log_prob, spelling), log_prob)
 
         rows = (parent + offset).flatten()
         lm = lm.flatten(0, 1)[rows]
@@ -77,7 +77,7 @@ def modified_beam_search(
     return [best_first(hyps, decoder.context_size)[:nbest] for hyps in beams]
 
 
-def _merge(log_prob: Tensor, spelling: Tensor) -> Tensor:
+def merge(log_prob: Tensor, spelling: Tensor) -> Tensor:
     """Add up hypotheses of equal spelling in the first of them; the others get -inf. Both (B, K)."""
     same = (spelling.unsqueeze(2) == spelling.unsqueeze(1)) & torch.isfinite(log_prob).unsqueeze(1)
     summed = log_prob.unsqueeze(1).expand_as(same).masked_fill(~same, float("-inf")).logsumexp(2)

@@ -1,0 +1,122 @@
+"""N-best lists off a lattice of k2. Imports no k2: a lattice brings its own methods."""
+
+from typing import Any, List, NamedTuple
+
+import torch
+from torch import Tensor
+
+from twopass_kd.search.modified_beam import HASH_FACTOR, merge
+from twopass_kd.search.nbest import Hypothesis, NBest
+
+
+class _Arcs(NamedTuple):
+    """The arcs of a lattice, one more that stands for "no arc", and its states numbered frame by frame.
+
+    src: (A + 1,) int64, score: (A + 1,) float32, -inf for no arc; label: (A + 1,) int64.
+    entering: (num_states, D) int64, the arcs that enter each state, filled up with A; degree: (num_states,) how many.
+    frames: first state of each frame, and the number of states. final: (B,) int64, last state of each utterance.
+    """
+
+    src: Tensor
+    label: Tensor
+    score: Tensor
+    entering: Tensor
+    degree: Tensor
+    frames: List[int]
+    final: Tensor
+
+
+def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int) -> List[NBest]:
+    """The most probable token sequences of a lattice whose arcs take a frame each.
+
+    Goes through the frames of all utterances at once. A state keeps its `width` best token sequences, each with the
+    sum over its alignments, out of the `2 * width` best ways to enter it. Deterministic, where icefall samples paths;
+    exact where no state has more.
+
+    Args:
+      lattice: k2.Fsa of 3 axes with the attribute `graph_score`, (num_arcs,) float32: the share of `scores` that is
+        not of the model. Its labels are tokens, 0 (blank), `end` and k2's -1 of the final arc.
+      num_frames: (B,) int64, arcs of each path but for the last two (`end` and the final arc).
+      end: a label that is no token.
+      width: how many hypotheses a state keeps, and are returned at most.
+    Returns:
+      For each utterance its hypotheses by falling `log_prob + graph_score`; `graph_score` and `frames` are those of the
+      best path. So `log_prob` is that of the model alone where the graph has one path for a token sequence; where it
+      has several (the back-offs of an n-gram) their sum counts, of which `graph_score` has the best one's.
+    """
+    arcs = _arcs(lattice)
+    num_arcs = len(arcs.src) - 1
+    emits = (arcs.label > 0) & (arcs.label != end)
+    factor, addend = torch.where(emits, HASH_FACTOR, 1), torch.where(emits, arcs.label + 1, 0)
+    shape = (arcs.frames[-1], width)
+    total = arcs.score.new_full(shape, float("-inf"))
+    spelling = arcs.src.new_zeros(shape)
+    origin = arcs.src.new_zeros(shape)  # position among the entering arcs * width + slot there
+    total[: arcs.frames[1], 0] = 0.0
+    for begin, stop in zip(arcs.frames[1:], arcs.frames[2:]):
+        entering = arcs.entering[begin:stop, : int(arcs.degree[begin:stop].max())]
+        before = arcs.src[entering]
+        summed = (total[before] + arcs.score[entering].unsqueeze(2)).flatten(1)
+        spelt = (spelling[before] * factor[entering].unsqueeze(2) + addend[entering].unsqueeze(2)).flatten(1)
+        # What comes after the first 2 * width would hardly change the sums, and merging compares all with all.
+        summed, order = summed.topk(min(2 * width, summed.size(1)), dim=1)
+        spelt = spelt.gather(1, order)
+        total[begin:stop], keep = merge(summed, spelt).topk(width, dim=1)
+        spelling[begin:stop] = spelt.gather(1, keep)
+        origin[begin:stop] = order.gather(1, keep)
+
+    # Backwards along the best paths of the best sequences, all utterances at once.
+    state = arcs.final.unsqueeze(1).expand(-1, width)
+    totals, slot = total[arcs.final].sort(dim=1, descending=True)
+    path = []
+    for _ in arcs.frames[2:]:
+        came = origin[state, slot]
+        arc = arcs.entering[state, torch.div(came, width, rounding_mode="floor")]
+        slot = torch.where(arc < num_arcs, came % width, slot)
+        state = torch.where(arc < num_arcs, arcs.src[arc], state)
+        path.append(arc)
+    taken = torch.stack(path[::-1], dim=2)  # (B, width, steps), the ends aligned
+    graph = torch.cat([lattice.graph_score, lattice.graph_score.new_zeros(1)])[taken].sum(2)
+    tokens = torch.where(emits, arcs.label, 0)[taken].tolist()
+    offsets = (taken.size(2) - 2 - num_frames).tolist()
+    return [
+        [
+            Hypothesis(
+                [k for k in row if k],
+                log_prob - graph_score,
+                [t - offset for t, k in enumerate(row) if k],
+                graph_score,
+            )
+            for row, log_prob, graph_score in zip(*rows)
+            if log_prob != float("-inf")
+        ]
+        for offset, *rows in zip(offsets, tokens, totals.tolist(), graph.tolist())
+    ]
+
+
+def _arcs(lattice: Any) -> _Arcs:
+    arcs, splits = lattice.arcs.values(), lattice.arcs.row_splits(1)
+    src = lattice.arcs.row_ids(2).long()
+    dst = arcs[:, 1] + splits[lattice.arcs.row_ids(1).long()[src]]  # k2 numbers the states of each utterance from 0
+    # k2's batches of states whose entering arcs come from earlier batches are the frames here.
+    batches = lattice._get_state_batches()
+    order = batches.values.long()
+    number = torch.empty_like(order)
+    number[order] = torch.arange(len(order), device=order.device)
+    frames = batches.shape.row_splits(2)[batches.shape.row_splits(1).long()].tolist()
+
+    src, dst = number[src], number[dst.long()]
+    degree = torch.bincount(dst, minlength=len(order))
+    by_dst = dst.argsort(stable=True)
+    position = torch.arange(len(dst), device=dst.device) - (degree.cumsum(0) - degree)[dst[by_dst]]
+    entering = dst.new_full((len(order), int(degree.max())), len(dst))
+    entering[dst[by_dst], position] = by_dst
+    return _Arcs(
+        torch.cat([src, src.new_zeros(1)]),
+        torch.cat([lattice.labels.long(), src.new_zeros(1)]),
+        torch.cat([lattice.scores, lattice.scores.new_full((1,), float("-inf"))]),
+        entering,
+        degree,
+        frames,
+        number[splits[1:].long() - 1],
+    )

@@ -1,0 +1,148 @@
+"""The decoding graph LG: the words of an n-gram language model (ARPA), spelt in tokens. For `fast_beam_search`.
+
+The steps are those of icefall's `local/compile_lg.py`; what is left of them is an acceptor over tokens, since words are
+read off the tokens. Words that the ARPA file does not have cannot be recognised with it.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import torch
+from torch import Tensor
+
+from twopass_kd.config import ConfigError
+from twopass_kd.search.graphs import end_with, import_k2, pack_arcs
+from twopass_kd.tokenizer import Tokenizer
+
+_BACKOFF = "#0"  # label of the back-off arcs
+_NO_WORDS = ("<eps>", "<s>", "</s>", "<unk>", "<UNK>", _BACKOFF)
+
+
+def train_arpa(texts: Path, order: int, arpa: Path) -> None:
+    """Train a Kneser-Ney n-gram (kaldingram's, which is SRILM's) and write it as an ARPA file.
+
+    Args:
+      texts: a sentence a line, UTF-8.
+      order: longest n-gram.
+      arpa: the file to write.
+    """
+    from kaldingram.train import NgramCounts
+
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars do not ask for a terminal
+        counts = NgramCounts(order)
+        counts.add_raw_counts_from_file(str(texts))
+        counts.cal_discounting_constants()
+        counts.cal_f()
+        counts.cal_bow()
+        with arpa.open("w", encoding="latin-1") as f:  # as it has read them: bytes pass through
+            counts.print_as_arpa(fout=f)
+
+
+def spell(words: Dict[str, int], tokenizer: Tokenizer) -> Dict[int, List[int]]:
+    """The lexicon: number of a word -> its tokens. Words with letters that the tokens do not have are left out."""
+    names = [word for word in words if word not in _NO_WORDS]
+    spelt = dict(zip(names, tokenizer.encode(names)))
+    left_out = [word for word, tokens in spelt.items() if tokenizer.unk_id in tokens]
+    if left_out:
+        logging.warning("LG: %d of %d words cannot be spelt, e.g. %s", len(left_out), len(names), left_out[0])
+    first: Dict[tuple, int] = {}
+    for word, tokens in spelt.items():
+        if word not in left_out:
+            first.setdefault(tuple(tokens), words[word])  # of words that are spelt alike, one is enough
+    return {word: list(tokens) for tokens, word in first.items()}
+
+
+def compile_lg(arpa: Path, tokenizer: Tokenizer) -> Tensor:
+    """Compose lexicon and n-gram to one acceptor over tokens.
+
+    Args:
+      arpa: the language model.
+    Returns:
+      Its arcs for `DecodingGraph`; scores are log-probs (natural) of the model, pushed towards the beginning of words.
+    Raises:
+      ConfigError: if the file is no ARPA file, or none of its words can be spelt.
+    """
+    k2 = import_k2("an LG graph")
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "words.txt"
+        # In a process of its own, since it aborts where a file is malformed.
+        command = [sys.executable, "-m", "kaldilm", f"--disambig-symbol={_BACKOFF}", f"--write-symbol-table={table}"]
+        done = subprocess.run([*command, str(arpa)], capture_output=True, text=True)
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if line.startswith(("[E]", "[F]"))), done.stderr)
+            raise ConfigError(f"`decode.arpa` ({arpa}) must be an n-gram model in ARPA format: {said.strip()[-200:]}")
+        lines = (line.split() for line in table.read_text(encoding="utf-8").splitlines())
+        words = {word: int(number) for word, number in lines}
+    grammar = k2.Fsa.from_openfst(done.stdout, acceptor=False)
+    del grammar.aux_labels
+
+    backoff = tokenizer.vocab_size  # a label after the tokens
+    spelt = spell(words, tokenizer)
+    if not spelt:
+        raise ConfigError(f"`decode.arpa` ({arpa}) must have words that {tokenizer.vocab_size} tokens can spell")
+    arcs, num_states = [], 1
+    for word, tokens in spelt.items():
+        states = [0, *range(num_states, num_states + len(tokens) - 1), 0]
+        num_states += len(tokens) - 1
+        for i, token in enumerate(tokens):
+            arcs.append((states[i], states[i + 1], token, word if i == 0 else 0))
+    arcs += [(0, 0, backoff, words[_BACKOFF]), (0, num_states, -1, -1)]
+    arcs.sort()
+    lexicon = k2.Fsa(pack_arcs([(*arc[:3], 0.0) for arc in arcs]))
+    lexicon.aux_labels = torch.tensor([arc[3] for arc in arcs], dtype=torch.int32)
+
+    graph = k2.connect(k2.compose(k2.arc_sort(lexicon), k2.arc_sort(grammar)))
+    del graph.aux_labels
+    graph = k2.connect(k2.determinize(graph, k2.DeterminizeWeightPushingType.kLogWeightPushing))
+    labels = graph.labels.clone()
+    labels[labels == backoff] = 0
+    graph.labels = labels
+    graph = k2.arc_sort(k2.connect(k2.remove_epsilon(graph)))
+    return end_with(graph.arcs.values(), tokenizer.unk_id)
+
+
+def load_lg(lang_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: int) -> Tensor:
+    """The arcs of LG, from `lang_dir` where they are there and still right, else made and kept there.
+
+    Args:
+      lang_dir: the folder of `tokenizer`; its transcript_words.txt (icefall has it too) is what the n-gram learns from.
+      arpa: a language model of the user's; None: train one.
+      order: of the n-gram that is trained.
+    Raises:
+      ConfigError: if a file is missing, or a package that makes the graph.
+    """
+    for needed in ("kaldilm", "kaldingram"):
+        if importlib.util.find_spec(needed) is None:
+            raise ConfigError(
+                f"an LG graph needs {needed}; install requirements/base.txt, or take it out of decode.searches"
+            )
+    source = lang_dir / "transcript_words.txt" if arpa is None else arpa
+    if not source.is_file():
+        remedy = "run stage 2, which makes it, or give `decode.arpa`" if arpa is None else "correct `decode.arpa`"
+        raise ConfigError(f"{source} is missing, from which the graph LG is made; {remedy}")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    key = [tokenizer.digest(), digest, "arpa" if arpa else order]
+    path = lang_dir / "LG.pt"
+    if path.is_file():
+        kept = torch.load(path)
+        if kept["key"] == key:
+            return kept["arcs"]
+    with tempfile.TemporaryDirectory(prefix=".LG-", dir=lang_dir) as folder:
+        made = Path(folder)
+        if arpa is None:
+            train_arpa(source, order, made / "G.arpa")
+        arcs = compile_lg(arpa or made / "G.arpa", tokenizer)
+        torch.save({"key": key, "arcs": arcs}, made / "LG.pt")
+        for file in made.iterdir():
+            os.replace(file, lang_dir / file.name)
+    logging.info("%s: %d arcs, from %s", path, len(arcs), source)
+    return arcs
