@@ -133,7 +133,7 @@ def load_lg(lang_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: i
     key = [tokenizer.digest(), digest, "arpa" if arpa else order]
     path = lang_dir / "LG.pt"
     if path.is_file():
-        kept = torch.load(path)
+        kept = torch.load(path, weights_only=True)
         if kept["key"] == key:
             return kept["arcs"]
     with tempfile.TemporaryDirectory(prefix=".LG-", dir=lang_dir) as folder:
