@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections import defaultdict
 from functools import partial
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from twopass_kd.config import ConfigError
 from twopass_kd.search.fast_beam import fast_beam_search
 from twopass_kd.search.graphs import DecodingGraph, end_with, hotword_graph, pack_arcs, trivial_graph
 from twopass_kd.search.greedy import greedy_search
+from twopass_kd.search.methods import why_no_further_searches
 from twopass_kd.search.modified_beam import modified_beam_search
 from twopass_kd.search.nbest import Hypothesis, best_first, two_pass_scores
 
@@ -163,6 +165,12 @@ def test_another_decoder_is_a_config_error():
 
 
 def test_without_k2_the_error_says_what_needs_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "k2", None)
+    monkeypatch.setitem(sys.modules, "k2", None)
     with pytest.raises(ImportError, match="a decoding graph needs k2"):
         DecodingGraph(trivial_graph(V, UNK))
+
+
+def test_without_k2_the_further_searches_have_a_reason_to_be_left_out(monkeypatch):
+    assert why_no_further_searches() is None
+    monkeypatch.setitem(sys.modules, "k2", None)
+    assert why_no_further_searches().startswith("fast_beam_search needs k2, which does not import here")

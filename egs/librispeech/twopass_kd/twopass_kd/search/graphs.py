@@ -17,7 +17,7 @@ def import_k2(what: str) -> Any:
     try:
         import k2
     except ImportError as e:
-        raise ImportError(f"{what} needs k2, which does not import here ({e}); take it out of `decode.searches`") from e
+        raise ImportError(f"{what} needs k2, which does not import here ({e})") from e
     return k2
 
 

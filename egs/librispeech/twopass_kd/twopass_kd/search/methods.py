@@ -1,6 +1,5 @@
 """The searches of stage 8 by their names, ready to be called."""
 
-import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
@@ -11,7 +10,7 @@ from torch import Tensor
 from twopass_kd.config import Config, ConfigError
 from twopass_kd.model import TwoPassModel
 from twopass_kd.search.fast_beam import fast_beam_search
-from twopass_kd.search.graphs import DecodingGraph, hotword_graph, trivial_graph
+from twopass_kd.search.graphs import DecodingGraph, hotword_graph, import_k2, trivial_graph
 from twopass_kd.search.greedy import greedy_search
 from twopass_kd.search.lm_graph import load_lg
 from twopass_kd.search.modified_beam import modified_beam_search
@@ -29,7 +28,11 @@ def own_searches(cfg: Config) -> Dict[str, Search]:
 
 def why_no_further_searches() -> Optional[str]:
     """Why `decode.searches` cannot run on this machine; None where they can."""
-    return None if importlib.util.find_spec("k2") else "k2 is not installed"
+    try:
+        import_k2("fast_beam_search")
+    except ImportError as e:
+        return str(e)
+    return None
 
 
 def further_searches(
