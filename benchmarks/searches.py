@@ -45,16 +45,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     cfg = load_config(args.conf, [*GRAPHS, *args.overrides])
     model, content = load_model(args.checkpoint)
-    lang_dir = args.data_dir / f"lang_bpe_{cfg.tokens.vocab_size}"
-    tokenizer = Tokenizer(lang_dir)
+    tokenizer = Tokenizer(args.data_dir / f"lang_bpe_{cfg.tokens.vocab_size}")
     part = args.part or cfg.corpus.test_parts[0]
     data = AsrDataModule(cfg, args.data_dir, tokenizer, model.encoder.subsampling_factor)
     batches: List[Batch] = list(data.decode_loader(part))[-args.limit :]
     refs = [cut_text(cut).split() for batch in batches for cut in batch.cuts]
     seconds = sum(batch.duration for batch in batches)
 
-    searches = own_searches(cfg)
-    for name, by_scale in further_searches(cfg, tokenizer, lang_dir, torch.device("cpu")).items():
+    searches, cpu = own_searches(cfg), torch.device("cpu")
+    for name, by_scale in further_searches(cfg, tokenizer, args.checkpoint.parents[2] / "graphs", cpu).items():
         for scale, search in by_scale.items():
             searches[name if len(by_scale) == 1 else f"{name}, scale {scale:g}"] = search
 

@@ -13,7 +13,10 @@ import torch
 
 from run_sh import ok
 from small_export import SYSTEM, exportable_experiment
+from tiny import lively
 from twopass_kd.bin.export import export
+from twopass_kd.checkpoint import build_model, save_checkpoint
+from twopass_kd.config import config_to_dict, load_config
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests/conf/tiny.yaml"
@@ -119,6 +122,24 @@ def test_full_size_step_prints_each_phase(tmp_path: Path):
     for seconds, frames_per_second, peak, estimate, busy in rows.values():
         assert float(seconds) > 0 and float(frames_per_second) > 0 and float(peak) > 0 and busy == "-"
         assert float(estimate) >= 0
+
+
+def test_searches_prints_each_search_beside_greedy(tmp_path: Path, data_dir: Path):
+    pytest.importorskip("k2")
+    cfg = load_config(TINY)
+    model = lively(build_model(cfg, "student", cfg.tokens.vocab_size))
+    content = {
+        "model": model.state_dict(),
+        "config": config_to_dict(cfg),
+        "phase": "student/deep",
+        "vocab_size": cfg.tokens.vocab_size,
+    }
+    path = tmp_path / "student" / "deep" / "final.pt"
+    save_checkpoint(content, path)
+    text = run("searches.py", tmp_path, "--data-dir", str(data_dir), "--checkpoint", str(path), "--repeats", "1")
+    rows = [line.split(" | ")[0][2:] for line in text.splitlines() if line.startswith("| ")]
+    assert rows[1:5] == ["greedy_search", "first_pass", "fast_beam_search", "fast_beam_search_LG, scale 0.01"]
+    assert (tmp_path / "graphs" / "LG.pt").is_file()
 
 
 @pytest.mark.slow

@@ -124,24 +124,27 @@ def test_lg_is_kept_until_text_or_settings_change(lang_dir, tmp_path):
     folder = tmp_path / "lang"
     write_lang(folder, TEXTS, 20)
     tokenizer = Tokenizer(folder)
-    first = load_lg(folder, tokenizer, None, order=2)
-    assert {p.name for p in folder.iterdir()} == {"bpe.model", "tokens.txt", "transcript_words.txt", "G.arpa", "LG.pt"}
-    made = (folder / "LG.pt").stat().st_mtime_ns
-    assert torch.equal(load_lg(folder, tokenizer, None, order=2), first)
-    assert (folder / "LG.pt").stat().st_mtime_ns == made
-    assert not torch.equal(load_lg(folder, tokenizer, None, order=1), first)
+    graphs = tmp_path / "graphs"
+    first = load_lg(graphs, tokenizer, None, order=2)
+    assert {p.name for p in folder.iterdir()} == {"bpe.model", "tokens.txt", "transcript_words.txt"}
+    assert {p.name for p in graphs.iterdir()} == {"G.arpa", "LG.pt"}
+    made = (graphs / "LG.pt").stat().st_mtime_ns
+    assert torch.equal(load_lg(graphs, tokenizer, None, order=2), first)
+    assert (graphs / "LG.pt").stat().st_mtime_ns == made
+    assert not torch.equal(load_lg(graphs, tokenizer, None, order=1), first)
     (tmp_path / "own.arpa").write_text(ARPA)
-    own = load_lg(folder, tokenizer, tmp_path / "own.arpa", order=2)
+    own = load_lg(graphs, tokenizer, tmp_path / "own.arpa", order=2)
     assert torch.equal(own, compile_lg(tmp_path / "own.arpa", tokenizer))
     (folder / "transcript_words.txt").write_text("OLD CARS\n" * 3)
-    assert len(load_lg(folder, tokenizer, None, order=2)) < len(first)
+    assert len(load_lg(graphs, tokenizer, None, order=2)) < len(first)
 
 
 def test_lg_errors_name_the_file_and_the_setting(lang_dir, tmp_path):
     tokenizer = Tokenizer(lang_dir)
     with pytest.raises(ConfigError, match=r"no.arpa is missing.* correct `decode.arpa`"):
-        load_lg(lang_dir, tokenizer, tmp_path / "no.arpa", 3)
+        load_lg(tmp_path, tokenizer, tmp_path / "no.arpa", 3)
     with pytest.raises(ConfigError, match=r"transcript_words.txt is missing.* run stage 2"):
+        tokenizer.lang_dir = tmp_path
         load_lg(tmp_path, tokenizer, None, 3)
     (tmp_path / "bad.arpa").write_text("no n-grams here\n")
     with pytest.raises(ConfigError, match=r"`decode.arpa` \(.*bad.arpa\) must be an n-gram model in ARPA format"):

@@ -198,7 +198,8 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         if left_out:
             logging.warning("%s are left out: %s", ", ".join(cfg.decode.searches), left_out)
         else:
-            made = further_searches(cfg, tokenizer, tokenizer.lang_dir, next(model.parameters()).device)
+            device = next(model.parameters()).device
+            made = further_searches(cfg, tokenizer, Path(exp_dir) / cfg.name / "graphs", device)
             further, scans = choose_scales(model, data, cfg, tokenizer, made)
     parts = [*cfg.corpus.dev_parts, *(p for p in cfg.corpus.test_parts if p not in cfg.corpus.dev_parts)]
     rescored = ["first_pass", *further] if second_pass else []

@@ -110,11 +110,11 @@ def compile_lg(arpa: Path, tokenizer: Tokenizer) -> Tensor:
     return end_with(graph.arcs.values(), tokenizer.unk_id)
 
 
-def load_lg(lang_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: int) -> Tensor:
-    """The arcs of LG, from `lang_dir` where they are there and still right, else made and kept there.
+def load_lg(graph_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: int) -> Tensor:
+    """The arcs of LG, from `graph_dir` where they are there and still right, else made and kept there.
 
     Args:
-      lang_dir: the folder of `tokenizer`; its transcript_words.txt (icefall has it too) is what the n-gram learns from.
+      tokenizer: in its folder is transcript_words.txt (icefall has it too), which the n-gram learns from.
       arpa: a language model of the user's; None: train one.
       order: of the n-gram that is trained.
     Raises:
@@ -125,24 +125,25 @@ def load_lg(lang_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: i
             raise ConfigError(
                 f"an LG graph needs {needed}; install requirements/base.txt, or take it out of decode.searches"
             )
-    source = lang_dir / "transcript_words.txt" if arpa is None else arpa
+    source = tokenizer.lang_dir / "transcript_words.txt" if arpa is None else arpa
     if not source.is_file():
         remedy = "run stage 2, which makes it, or give `decode.arpa`" if arpa is None else "correct `decode.arpa`"
         raise ConfigError(f"{source} is missing, from which the graph LG is made; {remedy}")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     key = [tokenizer.digest(), digest, "arpa" if arpa else order]
-    path = lang_dir / "LG.pt"
+    path = graph_dir / "LG.pt"
     if path.is_file():
         kept = torch.load(path, weights_only=True)
         if kept["key"] == key:
             return kept["arcs"]
-    with tempfile.TemporaryDirectory(prefix=".LG-", dir=lang_dir) as folder:
+    graph_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".LG-", dir=graph_dir) as folder:
         made = Path(folder)
         if arpa is None:
             train_arpa(source, order, made / "G.arpa")
         arcs = compile_lg(arpa or made / "G.arpa", tokenizer)
         torch.save({"key": key, "arcs": arcs}, made / "LG.pt")
         for file in made.iterdir():
-            os.replace(file, lang_dir / file.name)
+            os.replace(file, graph_dir / file.name)
     logging.info("%s: %d arcs, from %s", path, len(arcs), source)
     return arcs

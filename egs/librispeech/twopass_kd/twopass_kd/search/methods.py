@@ -36,10 +36,12 @@ def why_no_further_searches() -> Optional[str]:
 
 
 def further_searches(
-    cfg: Config, tokenizer: Tokenizer, lang_dir: Path, device: torch.device
+    cfg: Config, tokenizer: Tokenizer, graph_dir: Path, device: torch.device
 ) -> Dict[str, Dict[float, Search]]:
     """`decode.searches`: name -> scale of the graph's scores -> search. Where there are several, dev has to choose.
 
+    Args:
+      graph_dir: where graphs that take long to make are kept.
     Raises:
       ConfigError: if a graph cannot be made of what the config names.
     """
@@ -49,7 +51,7 @@ def further_searches(
         scales = [1.0]
         if name == "fast_beam_search_LG":
             arpa = Path(decode.arpa) if decode.arpa else None
-            arcs, scales = load_lg(lang_dir, tokenizer, arpa, decode.lm_order), decode.lm_scales
+            arcs, scales = load_lg(graph_dir, tokenizer, arpa, decode.lm_order), decode.lm_scales
         elif name == "fast_beam_search_hotwords":
             phrases = tokenizer.encode(decode.hotwords)
             for phrase, text in zip(phrases, decode.hotwords):
