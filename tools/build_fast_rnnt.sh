@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Builds fast_rnnt 1.3, the loss of the torch2 stack, from its source distribution against the torch of the Python $1.
-# It needs what requirements/torch2.txt pins, a C++17 compiler and make: about two minutes on two cores. With nvcc on
-# PATH and a torch for CUDA it is built for GPUs too.
+# Its own CMake build downloads pybind11 from a code host, and with a torch for CUDA needs the CUDA toolkit even where
+# only CPUs are meant. So its few files are compiled by torch's own helper: pip, setuptools, a C++17 compiler and a
+# few minutes are all it takes.
+#   FAST_RNNT_CUDA=1   for GPUs too; needs a torch for CUDA and its version of the CUDA toolkit, nvcc on PATH
 set -euo pipefail
 
 if [ $# -ne 1 ]; then
@@ -9,27 +11,45 @@ if [ $# -ne 1 ]; then
   exit 1
 fi
 python=$1
-for tool in c++ make; do
-  command -v "$tool" >/dev/null || {
-    echo "error: \`$tool\` is not on PATH, and fast_rnnt must be compiled; on Debian and Ubuntu: apt install g++ make" >&2
-    exit 1
-  }
-done
-
-cuda=OFF
-if command -v nvcc >/dev/null && "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
-  cuda=ON
-fi
-
+command -v c++ >/dev/null || {
+  echo "error: \`c++\` is not on PATH, and fast_rnnt must be compiled; on Debian and Ubuntu: apt install g++" >&2
+  exit 1
+}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# Its CMake files download pybind11 from a code host; this folder stands in for what they would get.
-mkdir "$work/pybind11"
-echo "find_package(pybind11 CONFIG REQUIRED PATHS $("$python" -m pybind11 --cmakedir))" >"$work/pybind11/CMakeLists.txt"
 
-PATH="$(dirname "$python"):$PATH" MAKEFLAGS="-j$(nproc)" \
-  FT_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -DFT_BUILD_TESTS=OFF -DFT_WITH_CUDA=$cuda -DCMAKE_CXX_STANDARD=17 \
--DCMAKE_POLICY_VERSION_MINIMUM=3.5 -DCMAKE_FIND_PACKAGE_TARGETS_GLOBAL=ON \
--DFETCHCONTENT_SOURCE_DIR_PYBIND11=$work/pybind11" \
-  "$python" -m pip --disable-pip-version-check --quiet install --no-build-isolation --no-deps --no-cache-dir \
-  --no-binary fast_rnnt fast_rnnt==1.3
+pip=("$python" -m pip --disable-pip-version-check --quiet)
+"${pip[@]}" download --no-deps --no-build-isolation --no-binary fast_rnnt --dest "$work" fast_rnnt==1.3
+tar -xzf "$work"/fast_rnnt-1.3.tar.gz -C "$work"
+cat >"$work/fast_rnnt-1.3/setup.py" <<'END'
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from torch.utils import cpp_extension
+
+cuda = os.environ.get("FAST_RNNT_CUDA") == "1"
+sources = sorted(Path("fast_rnnt").rglob("csrc/*.cu"))
+if not cuda:  # plain C++ but for the one that has the kernels
+    sources = [s for s in sources if s.name != "mutual_information_cuda.cu"]
+    sources = [shutil.copy(s, s.with_suffix(".cc")) for s in sources]
+extension = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+setup(
+    name="fast_rnnt",
+    version="1.3",
+    packages=["fast_rnnt"],
+    package_dir={"fast_rnnt": "fast_rnnt/python/fast_rnnt"},
+    ext_modules=[
+        extension(
+            "_fast_rnnt",
+            [str(source) for source in sources],
+            include_dirs=[str(Path.cwd())],
+            extra_link_args=["-Wl,-rpath,$ORIGIN/torch/lib"],
+            define_macros=[("FT_WITH_CUDA", None)] if cuda else [],
+        )
+    ],
+    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=False)},
+)
+END
+"${pip[@]}" install --no-build-isolation --no-deps --no-cache-dir --force-reinstall "$work/fast_rnnt-1.3"

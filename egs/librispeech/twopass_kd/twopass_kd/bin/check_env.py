@@ -116,7 +116,7 @@ def _fast_rnnt_problem(torch_version: str) -> Optional[str]:
     except Exception as e:
         return (
             f"`import fast_rnnt` failed ({type(e).__name__}: {e}): it was built for another torch than this "
-            f"{torch_version}: do `pip uninstall fast_rnnt`, then `tools/build_fast_rnnt.sh`"
+            f"{torch_version}: do `tools/build_fast_rnnt.sh PYTHON` again"
         )
     return None
 

@@ -76,8 +76,8 @@ def mutual_information_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tu
     backend = _backend()
     if px.is_cuda and backend.__name__ == "fast_rnnt" and not backend.with_cuda():
         raise ValueError(
-            "`loss.backend` (fast_rnnt) must be built with CUDA for training on GPUs: put nvcc of torch's CUDA version "
-            "on PATH, `pip uninstall fast_rnnt`, run tools/build_fast_rnnt.sh again; or install k2 (docs/INSTALL.md)"
+            "`loss.backend` (fast_rnnt) must be built with CUDA for training on GPUs: do "
+            "`FAST_RNNT_CUDA=1 tools/build_fast_rnnt.sh PYTHON`, or install k2 (docs/INSTALL.md)"
         )
     log_prob, arcs = backend.mutual_information_recursion(px=px, py=py, boundary=boundary, return_grad=True)
     return log_prob, tuple(occupation.detach().clone() for occupation in arcs)
