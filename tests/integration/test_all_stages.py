@@ -1,5 +1,6 @@
 """All stages of run.sh on a few dozen synthetic utterances with tiny models, and what they must leave."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import yaml
 from run_sh import RECIPE, TINY, command, environment, ok
 from twopass_kd.checkpoint import load_checkpoint
 
+HAS_K2 = importlib.util.find_spec("k2") is not None
 SYSTEMS = ("teacher", "student_scratch", "student_stage1", "student_stage2", "student")
 SETS = ("dev-clean", "test-clean", "test-other")
 PHASES = ("teacher/rnnt", "teacher/las", "student/rnnt_kd", "student/las_kd", "student/deep",
@@ -87,7 +89,8 @@ def test_run_sh_decoding_leaves_icefall_files_for_every_system(finished):
     for system in SYSTEMS:
         folder = experiment / "decode" / system
         passes = ["greedy_search", "first_pass"] + ["two_pass"] * (system != "student_stage1")
-        further = ["fast_beam_search", "fast_beam_search_LG"] if system in ("teacher", "student") else []
+        searched = system in ("teacher", "student")
+        further = ["fast_beam_search", "fast_beam_search_LG"] if searched and HAS_K2 else []
         passes += [f"{name}{suffix}" for name in further for suffix in ("", "_two_pass")]
         kinds = ("recogs", "errs", "wer-summary")
         found = {p.name for p in folder.glob("*.txt")}
@@ -97,6 +100,7 @@ def test_run_sh_decoding_leaves_icefall_files_for_every_system(finished):
             assert len([x for x in lines if "ref=" in x]) == len([x for x in lines if "hyp=" in x]) == count
         decoded = json.loads((folder / "decode.json").read_text())
         assert decoded["system"] == system and list(decoded["searches"]) == further
+        assert ("needs k2" in (decoded["searches_left_out"] or "")) == (searched and not HAS_K2)
         for search in decoded["searches"].values():
             assert set(search["wer"]) == set(search["rtf"]) == set(SETS) and search["rescore_weight"] is not None
         parts = ("encoder", "decoder", "joiner", "attention_decoder")

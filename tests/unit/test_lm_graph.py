@@ -10,6 +10,8 @@ from twopass_kd.config import ConfigError
 from twopass_kd.search.lm_graph import compile_lg, load_lg, spell, train_arpa
 from twopass_kd.tokenizer import Tokenizer
 
+pytest.importorskip("k2", reason="graphs need k2")
+
 TEXTS = ["THE OLD CAR", "THE OLD CARS", "OLD CARS", "A CAR", "THE CAR", "A OLD CAR", "CARS", "A THE CAR CARS"]
 ARPA = """\\data\\
 ngram 1=5
