@@ -7,6 +7,7 @@ The dataclasses are in config_schema.py. Neither imports torch or k2, so that th
 
 import difflib
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
@@ -169,7 +170,7 @@ def config_from_dict(resolved: Dict[str, Any]) -> Config:
 
 def config_to_dict(cfg: Config) -> Dict[str, Any]:
     """A plain nested dict of `cfg`, as stored in checkpoints."""
-    return OmegaConf.to_container(OmegaConf.structured(cfg))
+    return asdict(cfg)
 
 
 def save_config(cfg: Config, path: Path) -> None:
