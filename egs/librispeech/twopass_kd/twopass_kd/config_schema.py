@@ -189,8 +189,8 @@ class DecodeConfig:
     searches: List[str] = field(default_factory=list)
     # `report_as` names of the systems that they decode; null: those of stage 10 whose `decoder.kind` is stateless.
     search_systems: Optional[List[str]] = None
-    fast_beam: float = 6.0  # nats
-    max_contexts: int = 6  # of an utterance in a frame
+    fast_beam: float = 4.0  # nats
+    max_contexts: int = 4  # of an utterance in a frame
     max_states: int = 24  # pairs of context and graph state of an utterance in a frame
     lm_scales: List[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.2])  # of LG; one is chosen on dev
     arpa: Optional[str] = None  # n-gram model of LG; null: one is trained on the transcripts that the tokens come from
