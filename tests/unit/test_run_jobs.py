@@ -92,6 +92,17 @@ def test_run_jobs_signal_lets_all_jobs_save(tmp_path, sent):
     assert [(tmp_path / n).read_text() for n in ("a", "b")] == ["saved", "saved"]
 
 
+def test_run_jobs_ends_a_job_that_loses_its_interrupt_before_it_writes_anything(tmp_path):
+    # As a Python program does while it imports SciPy: found in a run.sh that was stopped in its first second.
+    loses_it = "import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: open(sys.argv[1], 'w').close())"
+    ready, lost = tmp_path / "ready", tmp_path / "lost"
+    code = f"{loses_it}; open(sys.argv[2], 'w').write('ready'); time.sleep(60)"
+    process = launch(tmp_path / "a.log", ["a", sys.executable, "-c", code, lost, ready])
+    wait_for(ready, "ready")
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 130 and not lost.exists()
+
+
 def test_run_jobs_second_signal_kills(tmp_path):
     log = tmp_path / "a.log"
     deaf = "import signal, time; signal.signal(2, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"

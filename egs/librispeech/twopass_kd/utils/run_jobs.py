@@ -7,7 +7,7 @@
   progress bar only the last state is kept there. On a terminal the newest progress is shown as one line; commands
   then write to a terminal too (else they would draw no bar).
 - When a command fails, the others are interrupted, and its last lines are shown. Returns its exit status.
-- SIGINT (Ctrl-C) and SIGTERM are passed on as one SIGINT to every command; they get the time to save their state.
+- SIGINT (Ctrl-C) and SIGTERM are passed on as one signal to every command; they get the time to save their state.
   Returns 130. A later second signal kills them.
 - With --gpus, each command has one GPU to itself (CUDA_VISIBLE_DEVICES), and no more run at a time than there are.
 """
@@ -53,6 +53,7 @@ class Job:
         self.ended_at: Optional[float] = None
         self.gpu: Optional[str] = None  # that it has to itself
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._silent = True
         self._pending = ""
         self._bar = ""
         self._prefix = prefix
@@ -110,6 +111,7 @@ class Job:
 
     def feed(self, data: bytes) -> None:
         """Take a piece of output: whole lines to the log, the newest state of a bar to `progress`. Empty: the end."""
+        self._silent = self._silent and not data
         self._pending += self._decoder.decode(data, final=not data)
         *lines, self._pending = self._pending.split("\n")
         if not data and self._pending:
@@ -138,9 +140,11 @@ class Job:
             clear = "\r\x1b[K" if sys.stderr.isatty() else ""
             print(f"{clear}  {self.name}: {WARNING.sub('', line)}", file=sys.stderr, flush=True)
 
-    def signal(self, number: int) -> None:
+    def interrupt(self) -> None:
+        """Send SIGINT; SIGTERM where it has written nothing yet: it has nothing to save, and is likely in its imports,
+        where SciPy's modules lose a KeyboardInterrupt."""
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
+            self.process.send_signal(signal.SIGTERM if self._silent else signal.SIGINT)
 
     def kill_group(self) -> None:
         """Kill the command and all that it started."""
@@ -266,7 +270,7 @@ class Runner:
             self.signals = 1
         if self.signals > self._handled:
             for job in self.running:
-                job.signal(signal.SIGINT) if self._handled == 0 else job.kill_group()
+                job.interrupt() if self._handled == 0 else job.kill_group()
             if self._handled == 0:
                 self._clear()
                 print("interrupted: waiting for running jobs to save their state (again to kill them)", file=sys.stderr)
@@ -274,7 +278,7 @@ class Runner:
         if self.failed and self.running and self._kill_at is None and not self.signals:
             self._kill_at = time.monotonic() + SECONDS_TO_STOP
             for job in self.running:
-                job.signal(signal.SIGINT)
+                job.interrupt()
         if self._kill_at is not None and time.monotonic() > self._kill_at:
             for job in self.running:
                 job.kill_group()
