@@ -53,18 +53,27 @@ def no_score(tokens):
     return 0.0
 
 
-def graph_search(arcs, by_length=False):
+def ambiguous_graph():
+    """The bigram's, with a worse path beside each arc, as n-grams have by their back-offs."""
+    arcs = bigram_graph()
+    worse = arcs[arcs[:, 2] != -1].clone()
+    worse[:, 3] = (worse[:, 3].view(torch.float32) - 0.2).view(torch.int32)
+    both = torch.cat([arcs, worse])
+    return both[both[:, 0].argsort(stable=True)]
+
+
+def graph_search(arcs):
     pytest.importorskip("k2", reason="searches on graphs need k2")
-    return partial(fast_beam_search, graph=DecodingGraph(arcs), by_length=by_length, **ALL)
+    return partial(fast_beam_search, graph=DecodingGraph(arcs), **ALL)
 
 
-METHODS = {  # search, what its graph adds to a token sequence, how it sorts; None: only the best alignment counts
-    "greedy": (lambda: greedy_search, no_score, None),
-    "modified_beam": (lambda: partial(modified_beam_search, beam=625, nbest=130), no_score, "by length"),
-    "fast_beam": (lambda: graph_search(trivial_graph(V, UNK), by_length=True), no_score, "by length"),
-    "fast_beam_by_score": (lambda: graph_search(trivial_graph(V, UNK)), no_score, "by score"),
-    "fast_beam_bigram": (lambda: graph_search(bigram_graph()), bigram_score, "by score"),
-    "fast_beam_hotwords": (lambda: graph_search(hotword_graph(PHRASES, REWARD, V, UNK)), hotword_score, "by score"),
+METHODS = {  # search, what its graph adds to a token sequence
+    "greedy": (lambda: greedy_search, no_score),
+    "modified_beam": (lambda: partial(modified_beam_search, beam=625, nbest=130), no_score),
+    "fast_beam": (lambda: graph_search(trivial_graph(V, UNK)), no_score),
+    "fast_beam_bigram": (lambda: graph_search(bigram_graph()), bigram_score),
+    "fast_beam_ambiguous": (lambda: graph_search(ambiguous_graph()), bigram_score),
+    "fast_beam_hotwords": (lambda: graph_search(hotword_graph(PHRASES, REWARD, V, UNK)), hotword_score),
 }
 
 
@@ -101,22 +110,18 @@ def exhaustive(model, encoder_out, graph_score):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_search_equals_exhaustive_search(name, seed):
-    build, graph_score, order = METHODS[name]
+    build, graph_score = METHODS[name]
     model = lively(tiny_model(vocab_size=V, seed=seed), scale=1.5)
     encoder_out, lens = torch.randn(len(FRAMES), max(FRAMES), 16), torch.tensor(FRAMES)
     for nbest, x, n in zip(build()(model, encoder_out, lens), encoder_out, lens):
-        if order is None:  # greedy: frame by frame the best label, not the best sequence
+        if name == "greedy":  #: frame by frame the best label, not the best sequence
             (got,) = nbest
             paths = alignments(model, x[:n])
             same = [p for tokens, p, frames in paths if [*tokens] == got.tokens and frames == got.frames]
             assert got.log_prob == pytest.approx(max(same), abs=1e-4)
             continue
         wanted = exhaustive(model, x[:n], graph_score)
-        if order == "by length":
-            expected = best_first(list(wanted.values()), model.decoder.context_size)
-        else:
-            expected = sorted(wanted.values(), key=lambda h: -h.log_prob - h.graph_score)
-        expected = expected[: ALL["nbest"]]
+        expected = best_first(list(wanted.values()), model.decoder.context_size)[: ALL["nbest"]]
         assert [h.tokens for h in nbest] == [h.tokens for h in expected]
         assert [h.log_prob for h in nbest] == pytest.approx([h.log_prob for h in expected], abs=1e-4)
         assert [h.graph_score for h in nbest] == pytest.approx([h.graph_score for h in expected], abs=1e-4)
@@ -145,11 +150,22 @@ def test_fast_beam_search_is_the_same_alone_and_in_a_padded_batch():
     model = lively(tiny_model(vocab_size=V, seed=5), scale=3.0)
     encoder_out, lens = torch.randn(3, 12, 16), torch.tensor([12, 9, 2])
     small = {"beam": 8.0, "max_contexts": 6, "max_states": 12, "nbest": 3}
-    search = partial(graph_search(trivial_graph(V, UNK), by_length=True), **small)
+    search = partial(graph_search(trivial_graph(V, UNK)), **small)
     for nbest, x, n in zip(search(model, encoder_out, lens), encoder_out, lens):
         (alone,) = search(model, x[None, :n], n[None])
         assert [(h.tokens, h.frames) for h in alone] == [(h.tokens, h.frames) for h in nbest]
         assert [h.log_prob for h in alone] == pytest.approx([h.log_prob for h in nbest], abs=1e-4)
+
+
+@torch.no_grad()
+def test_final_scores_outside_of_the_beam_are_kept():
+    # All ends cost more than the beam is wide; and the contexts that end are as many as are kept.
+    model = lively(tiny_model(vocab_size=V, seed=3), scale=1.5)
+    arcs = trivial_graph(V, UNK)
+    arcs[arcs[:, 2] == UNK, 3] = torch.tensor([-6.0]).view(torch.int32)
+    search = partial(graph_search(arcs), beam=4.0, max_contexts=4, max_states=24, nbest=4)
+    (nbest,) = search(model, torch.randn(1, 4, 16), torch.tensor([4]))
+    assert len(nbest) == 4 and [h.graph_score for h in nbest] == pytest.approx([-6.0] * 4, abs=1e-4)
 
 
 @torch.no_grad()

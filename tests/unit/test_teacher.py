@@ -1,6 +1,7 @@
 """The teacher: checked against its student with both sides named, frozen, copied where shapes agree."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from tiny import PIECES, TINY_CONF, lively, random_batch, save_tiny_checkpoint, 
 from twopass_kd.checkpoint import CheckpointError, build_model
 from twopass_kd.config import EXTERNAL_TEACHER, ConfigError, ExternalTeacherConfig, load_config
 from twopass_kd.export.torchscript import export_torchscript
-from twopass_kd.objective import Objective, shift_frames
+from twopass_kd.objective import Objective, match_frames
 from twopass_kd.teacher import (
     check_sizes,
     check_teacher,
@@ -152,12 +153,69 @@ def test_las_kd_stays_where_an_external_checkpoint_of_ours_has_an_attention_deco
     check_teacher(teacher, build_model(cfg, "student", VOCAB_SIZE), cfg, phase, TOKENS)
 
 
-def test_shift_frames_repeats_the_ends_of_each_utterance():
+def test_match_frames_repeats_the_ends_of_each_utterance():
     out = torch.arange(5.0).reshape(1, 5, 1).repeat(2, 1, 1)
     lens = torch.tensor([5, 3])
-    assert shift_frames(out, lens, 0) is out
-    assert shift_frames(out, lens, 2)[:, :, 0].tolist() == [[0, 0, 0, 1, 2], [0, 0, 0, 1, 2]]
-    assert shift_frames(out, lens, -1)[:, :, 0].tolist() == [[1, 2, 3, 4, 4], [1, 2, 2, 2, 2]]
+    assert match_frames(out, lens, 5, 0)[:, :, 0].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 2, 2]]
+    assert match_frames(out, lens, 5, 2)[:, :, 0].tolist() == [[0, 0, 0, 1, 2], [0, 0, 0, 1, 2]]
+    assert match_frames(out, lens, 5, -1)[:, :, 0].tolist() == [[1, 2, 3, 4, 4], [1, 2, 2, 2, 2]]
+    assert match_frames(out, lens, 6, 0)[:, :, 0].tolist() == [[0, 1, 2, 3, 4, 4], [0, 1, 2, 2, 2, 2]]
+    assert match_frames(out, lens, 4, 0)[:, :, 0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 2]]
+    with pytest.raises(ValueError, match="or one more or less"):
+        match_frames(out, lens, 7, 0)
+
+
+@pytest.mark.parametrize("frame_shift", [-2, 0, 2])
+@pytest.mark.parametrize("teacher_frames", [-1, 1])
+def test_kd_from_a_teacher_with_a_frame_more_or_less_does_not_depend_on_the_batch(frame_shift, teacher_frames):
+    student, teacher = tiny_model(seed=1), tiny_model(seed=2)
+    teacher.encoder = _OtherLengths(teacher.encoder, teacher_frames)
+    cfg = load_config(TINY_CONF)
+    cfg.kd.frame_shift = frame_shift
+    scales = {"simple": 1.0, "transducer_kd": 1.0, "attention_kd": 1.0}
+
+    def terms(batch, keep):
+        objective = Objective(student, scales, cfg.loss, cfg.kd, 1, 1, teacher=teacher.requires_grad_(False))
+        if keep:
+            objective.teacher_encoder.keep(batch)
+        return objective(batch).terms
+
+    batch = random_batch(frames=(60, 44), symbols=(5, 4))
+    together = terms(batch, keep=False)
+    kept = terms(batch, keep=True)
+    alone = terms(second_utterance(batch), keep=False)
+    for name in ("transducer_kd", "attention_kd"):
+        torch.testing.assert_close(kept[name], together[name], rtol=1e-3, atol=1e-3)  # kept in float16
+        torch.testing.assert_close(alone[name][0], together[name][1], rtol=1e-4, atol=1e-4)
+
+
+def second_utterance(batch):
+    """It without padding and without the first."""
+    return replace(
+        batch,
+        feature=batch.feature[1:, : batch.feature_lens[1]],
+        feature_lens=batch.feature_lens[1:],
+        y=batch.y[1:, : batch.y_lens[1]],
+        y_lens=batch.y_lens[1:],
+        cuts=batch.cuts[1:],
+    )
+
+
+class _OtherLengths(torch.nn.Module):
+    """Leaves out the last frame of each utterance, or says one twice more."""
+
+    def __init__(self, encoder, frames):
+        super().__init__()
+        self.encoder, self.frames = encoder, frames
+
+    def forward(self, x, x_lens):
+        out, lens, states = self.encoder(x, x_lens)
+        out = torch.cat([out, out.new_full((len(out), 1, out.size(2)), 9.0)], dim=1)  # padding is any number
+        lens = lens + self.frames
+        if self.frames > 0:
+            rows = torch.arange(len(out))
+            out[rows, lens - 1] = out[rows, lens - 2]
+        return out[:, : int(lens.max())], lens, states
 
 
 def test_kd_is_zero_at_the_shift_by_which_the_teacher_is_early():
@@ -184,7 +242,7 @@ class _Early(torch.nn.Module):
 
     def forward(self, x, x_lens):
         out, lens, states = self.encoder(x, x_lens)
-        return shift_frames(out, lens, -self.frames), lens, states
+        return match_frames(out, lens, out.size(1), -self.frames), lens, states
 
 
 @pytest.mark.parametrize("override, share", [("student.encoder.dim=400", "55%"), ("min_reduction=0.8", "80%")])

@@ -27,6 +27,7 @@ from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.model import TwoPassModel
 from twopass_kd.precision import autocast
 
+EncoderOut = Tuple[Tensor, Tensor]  # (B, T, C) and (B,) int64 lengths
 TRANSDUCER_TERMS = ("simple", "pruned", "transducer_kd")
 ATTENTION_TERMS = ("attention", "attention_kd")
 
@@ -108,10 +109,10 @@ class Objective:
             encoder_out, encoder_out_lens = self.frozen_encoder(batch)
         else:
             encoder_out, encoder_out_lens, _ = self.model.encoder(batch.feature, batch.feature_lens)
-        teacher_out = None
+        teacher_out: Optional[EncoderOut] = None
         if self.teacher_encoder is not None:
             with self._teaching(batch):
-                teacher_out = match_frames(self.teacher_encoder(batch)[0], encoder_out.size(1))
+                teacher_out = self.teacher_encoder(batch)
 
         terms: Dict[str, Tensor] = {}
         if any(term in self.scales for term in TRANSDUCER_TERMS):
@@ -125,7 +126,7 @@ class Objective:
         return Losses(terms, total, encoder_out_lens.sum())
 
     def _transducer(
-        self, batch: Batch, encoder_out: Tensor, encoder_out_lens: Tensor, teacher_out: Optional[Tensor]
+        self, batch: Batch, encoder_out: Tensor, encoder_out_lens: Tensor, teacher_out: Optional[EncoderOut]
     ) -> Dict[str, Tensor]:
         model, symbols = self.model, batch.y
         boundary = make_boundary(encoder_out_lens, batch.y_lens)
@@ -136,10 +137,12 @@ class Objective:
         teacher_decoder_out = None
         if "transducer_kd" in self.scales:
             with self._teaching(batch):
-                teacher_out = shift_frames(teacher_out, encoder_out_lens, self.kd.frame_shift)
+                teacher_encoder_out = match_frames(*teacher_out, encoder_out.size(1), self.kd.frame_shift)
                 teacher_decoder_out = self.teacher.decoder(sos_y)
                 if self.kd.band == "teacher":
-                    arcs = self._simple_loss(self.teacher, teacher_out, teacher_decoder_out, symbols, boundary)[1]
+                    arcs = self._simple_loss(
+                        self.teacher, teacher_encoder_out, teacher_decoder_out, symbols, boundary
+                    )[1]
         ranges = prune_ranges(*arcs, boundary, self.loss.prune_range)
         logits = self._band_logits(model, encoder_out, decoder_out, ranges)
         lattice = (symbols, ranges, boundary, model.blank_id, self.loss.rnnt_type)
@@ -149,7 +152,7 @@ class Objective:
             terms["pruned"] = pruned_transducer_loss(logits, *lattice)
         if teacher_decoder_out is not None:
             with self._teaching(batch):
-                teacher_logits = self._band_logits(self.teacher, teacher_out, teacher_decoder_out, ranges)
+                teacher_logits = self._band_logits(self.teacher, teacher_encoder_out, teacher_decoder_out, ranges)
                 weights = None
                 if self.kd.node_weights == "occupation":
                     weights = occupation(teacher_logits, *lattice)
@@ -186,7 +189,7 @@ class Objective:
         return model.joiner(am, lm, project_input=False)
 
     def _attention(
-        self, batch: Batch, encoder_out: Tensor, encoder_out_lens: Tensor, teacher_out: Optional[Tensor]
+        self, batch: Batch, encoder_out: Tensor, encoder_out_lens: Tensor, teacher_out: Optional[EncoderOut]
     ) -> Dict[str, Tensor]:
         inputs, targets = make_attention_targets(batch.y, batch.y_lens, self.sos_id, self.eos_id)
         logits = self.model.attention_decoder(encoder_out, encoder_out_lens, inputs)
@@ -195,42 +198,34 @@ class Objective:
             terms["attention"] = attention_loss(logits, targets, self.loss.label_smoothing)
         if "attention_kd" in self.scales:
             with self._teaching(batch):
-                teacher_logits = self.teacher.attention_decoder(teacher_out, encoder_out_lens, inputs)
+                teacher_logits = self.teacher.attention_decoder(*teacher_out, inputs)
             terms["attention_kd"] = attention_kd_loss(
                 logits, teacher_logits, batch.y_lens + 1, self.kd.attention_temperature
             )
         return terms
 
 
-def match_frames(teacher_out: Tensor, num_frames: int) -> Tensor:
-    """(B, T, C) -> (B, num_frames, C), for a teacher whose output is one frame longer or shorter than the student's.
+def match_frames(teacher_out: Tensor, teacher_lens: Tensor, num_frames: int, frame_shift: int) -> Tensor:
+    """The teacher's output on the student's frames: frame t of each utterance is the teacher's t - `frame_shift`.
 
+    Where the teacher has no such frame, its first or last one. The teacher may have a frame more or less than the
+    student, as subsamplings of one factor differ in how they end.
+
+    Args:
+      teacher_out: (B, T', C).
+      teacher_lens: (B,) int64, frames of each utterance.
+      num_frames: T, of the student's output.
+      frame_shift: in frames after subsampling; above 0 delays the teacher.
+    Returns:
+      (B, T, C).
     Raises:
-      ValueError: if the difference is larger.
+      ValueError: if T and T' differ by more than one frame.
     """
-    difference = num_frames - teacher_out.size(1)
-    if abs(difference) > 1:
+    if abs(num_frames - teacher_out.size(1)) > 1:
         raise ValueError(
             f"teacher ({teacher_out.size(1)} frames) must give as many frames as the student ({num_frames}), or one "
             "more or less; use a teacher with the student's frame rate"
         )
-    if difference == 1:
-        teacher_out = torch.cat([teacher_out, teacher_out[:, -1:]], dim=1)
-    return teacher_out[:, :num_frames]
-
-
-def shift_frames(teacher_out: Tensor, lens: Tensor, frame_shift: int) -> Tensor:
-    """Frame t of each utterance becomes what frame t - `frame_shift` was; its first or last frame fills the gap.
-
-    Args:
-      teacher_out: (B, T, C).
-      lens: (B,) int64, frames of each utterance.
-      frame_shift: in frames after subsampling; above 0 delays the teacher.
-    Returns:
-      (B, T, C).
-    """
-    if frame_shift == 0:
-        return teacher_out
-    frames = torch.arange(teacher_out.size(1), device=teacher_out.device) - frame_shift
-    index = torch.minimum(frames.clamp(min=0).unsqueeze(0), (lens - 1).clamp(min=0).unsqueeze(1))
+    frames = torch.arange(num_frames, device=teacher_out.device) - frame_shift
+    index = torch.minimum(frames.clamp(min=0).unsqueeze(0), (teacher_lens - 1).clamp(min=0).unsqueeze(1))
     return teacher_out.gather(1, index.unsqueeze(2).expand(-1, -1, teacher_out.size(2)))

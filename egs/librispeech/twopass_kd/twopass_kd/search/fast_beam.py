@@ -16,6 +16,7 @@ from twopass_kd.search.lattice import nbest_of_lattice
 from twopass_kd.search.nbest import NBest, best_first
 
 _IMPOSSIBLE = -1e10  # finite, since k2 subtracts scores
+_END_BONUS = 50.0  # nats, while searching only: sentences that end take the beam from those that do not
 
 
 @torch.no_grad()
@@ -28,7 +29,6 @@ def fast_beam_search(
     max_contexts: int = 4,
     max_states: int = 24,
     nbest: int = 4,
-    by_length: bool = True,
 ) -> List[NBest]:
     """Beam search with at most one symbol a frame, restricted and weighted by a graph (icefall's `fast_beam_search`).
 
@@ -44,11 +44,10 @@ def fast_beam_search(
       max_contexts: different decoder contexts (last tokens) kept for each utterance.
       max_states: different pairs of context and graph state kept for each utterance.
       nbest: how many hypotheses to return at most.
-      by_length: sort by the score per token, as `modified_beam_search` does; False: by the score, as icefall does
-        here, for graphs whose language model has its say on the length.
     Returns:
-      For each utterance its hypotheses, best first, by `log_prob + graph_score`. `log_prob` is log P_rnnt alone, which
-      the second pass interpolates with log P_att; `graph_score` is what the graph adds, in both passes.
+      For each utterance its hypotheses, best first, by their score per token as in `modified_beam_search`. `log_prob`
+      is log P_rnnt alone, which the second pass interpolates with log P_att; `graph_score` is what the graph adds, in
+      both passes. Where the graph lets no sentence end, there are unfinished ones, without final scores.
     Raises:
       ConfigError: if the decoder is not stateless: k2 tells hypotheses apart by their last tokens.
     """
@@ -67,7 +66,7 @@ def fast_beam_search(
     )
     # After its last frame an utterance says the graph's end symbol, then k2's final arc: two steps without probability.
     ending = torch.full((model.vocab_size,), _IMPOSSIBLE, device=am.device)
-    ending[model.blank_id] = ending[model.unk_id] = 0.0
+    ending[model.blank_id], ending[model.unk_id] = 0.0, _END_BONUS
     num_frames = am.size(1)
     for t in range(num_frames + 2):
         shape, contexts = streams.get_contexts()
@@ -86,8 +85,7 @@ def fast_beam_search(
     # format_output of the streams themselves: the one around it copies the graph's attributes utterance by utterance.
     arcs, graph_arcs = streams.streams.format_output((encoder_out_lens + 2).tolist(), True)
     lattice = k2.Fsa(arcs)
-    lattice.graph_score = graph.scores_of(graph_arcs)
+    lattice.scores = torch.where(lattice.labels == model.unk_id, lattice.scores - _END_BONUS, lattice.scores)
+    lattice.graph_arc, lattice.graph_score = graph_arcs, graph.scores_of(graph_arcs)
     found = nbest_of_lattice(k2.connect(lattice), encoder_out_lens, model.unk_id, 2 * nbest)
-    if by_length:
-        found = [best_first(hyps, decoder.context_size) for hyps in found]
-    return [hyps[:nbest] for hyps in found]
+    return [best_first(hyps, decoder.context_size)[:nbest] for hyps in found]

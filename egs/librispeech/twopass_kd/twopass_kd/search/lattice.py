@@ -1,6 +1,6 @@
 """N-best lists off a lattice of k2. Imports no k2: a lattice brings its own methods."""
 
-from typing import Any, List, NamedTuple
+from typing import Any, Callable, List, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,39 +30,41 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int) -> 
     """The most probable token sequences of a lattice whose arcs take a frame each.
 
     Goes through the frames of all utterances at once. A state keeps its `width` best token sequences, each with the
-    sum over its alignments, out of the `2 * width` best ways to enter it. Deterministic, where icefall samples paths;
-    exact where no state has more.
+    sum over its alignments on one path of the graph, out of the `2 * width` best ways to enter it. Of several paths
+    that a graph has for the same tokens (the back-offs of an n-gram) the best one counts: their sum would grow with
+    each word. Deterministic, where icefall samples paths; exact where no state has more.
 
     Args:
-      lattice: k2.Fsa of 3 axes with the attribute `graph_score`, (num_arcs,) float32: the share of `scores` that is
-        not of the model. Its labels are tokens, 0 (blank), `end` and k2's -1 of the final arc.
+      lattice: k2.Fsa of 3 axes with two attributes: `graph_score`, (num_arcs,) float32, the share of `scores` that is
+        not of the model, and `graph_arc`, (num_arcs,) int32, the arc of the graph, -1 for blank. Its labels are tokens,
+        0 (blank), `end` and k2's -1 of the final arc.
       num_frames: (B,) int64, arcs of each path but for the last two (`end` and the final arc).
       end: a label that is no token.
       width: how many hypotheses a state keeps, and are returned at most.
     Returns:
-      For each utterance its hypotheses by falling `log_prob + graph_score`; `graph_score` and `frames` are those of the
-      best path. So `log_prob` is that of the model alone where the graph has one path for a token sequence; where it
-      has several (the back-offs of an n-gram) their sum counts, of which `graph_score` has the best one's.
+      For each utterance its hypotheses by falling `log_prob + graph_score`, `log_prob` being that of the model alone;
+      `frames` are those of the best alignment.
     """
     arcs = _arcs(lattice)
     num_arcs = len(arcs.src) - 1
     emits = (arcs.label > 0) & (arcs.label != end)
-    factor, addend = torch.where(emits, HASH_FACTOR, 1), torch.where(emits, arcs.label + 1, 0)
+    spell = _rolling_hash(torch.where(emits, arcs.label, -1))
+    follow = _rolling_hash(torch.cat([lattice.graph_arc.long(), arcs.src.new_full((1,), -1)]))
     shape = (arcs.frames[-1], width)
     total = arcs.score.new_full(shape, float("-inf"))
-    spelling = arcs.src.new_zeros(shape)
+    spelling, graph_path = arcs.src.new_zeros(shape), arcs.src.new_zeros(shape)
     origin = arcs.src.new_zeros(shape)  # position among the entering arcs * width + slot there
     total[: arcs.frames[1], 0] = 0.0
     for begin, stop in zip(arcs.frames[1:], arcs.frames[2:]):
         entering = arcs.entering[begin:stop, : int(arcs.degree[begin:stop].max())]
         before = arcs.src[entering]
         summed = (total[before] + arcs.score[entering].unsqueeze(2)).flatten(1)
-        spelt = (spelling[before] * factor[entering].unsqueeze(2) + addend[entering].unsqueeze(2)).flatten(1)
         # What comes after the first 2 * width would hardly change the sums, and merging compares all with all.
         summed, order = summed.topk(min(2 * width, summed.size(1)), dim=1)
-        spelt = spelt.gather(1, order)
-        total[begin:stop], keep = merge(summed, spelt).topk(width, dim=1)
-        spelling[begin:stop] = spelt.gather(1, keep)
+        spelt = spell(spelling[before], entering).gather(1, order)
+        path = follow(graph_path[before], entering).gather(1, order)
+        total[begin:stop], keep = _best_of_equal(merge(summed, path), spelt).topk(width, dim=1)
+        spelling[begin:stop], graph_path[begin:stop] = spelt.gather(1, keep), path.gather(1, keep)
         origin[begin:stop] = order.gather(1, keep)
 
     # Backwards along the best paths of the best sequences, all utterances at once.
@@ -92,6 +94,20 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int) -> 
         ]
         for offset, *rows in zip(offsets, tokens, totals.tolist(), graph.tolist())
     ]
+
+
+def _rolling_hash(labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """What appends the labels of arcs (S, D) to hashed sequences (S, D, width), as (S, D * width); below 0 is none."""
+    factor, addend = torch.where(labels >= 0, HASH_FACTOR, 1), torch.where(labels >= 0, labels + 1, 0)
+    return lambda hashes, arcs: (hashes * factor[arcs].unsqueeze(2) + addend[arcs].unsqueeze(2)).flatten(1)
+
+
+def _best_of_equal(log_prob: Tensor, spelling: Tensor) -> Tensor:
+    """Of those with equal spelling keep the best, of equally good ones the first; the others get -inf. Both (B, K)."""
+    same = spelling.unsqueeze(2) == spelling.unsqueeze(1)
+    other, own = log_prob.unsqueeze(1), log_prob.unsqueeze(2)
+    beaten = (other > own) | ((other == own) & torch.ones_like(same[0]).tril(-1))
+    return log_prob.masked_fill((same & beaten).any(2), float("-inf"))
 
 
 def _arcs(lattice: Any) -> _Arcs:

@@ -68,7 +68,6 @@ def further_searches(
                 max_contexts=decode.max_contexts,
                 max_states=decode.max_states,
                 nbest=decode.nbest,
-                by_length=name != "fast_beam_search_LG",
             )
             for scale in scales
         }
