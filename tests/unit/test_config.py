@@ -58,6 +58,8 @@ def test_every_shipped_yaml_loads(path):
         ("decode.search_systems=[pupil]", "must be `report_as` of a phase"),
         ("decode.lm_scales=[]", "`decode.lm_scales` must have at least one entry"),
         ("decode.max_states=0", "must be positive"),
+        ("decode.lm_scales=[0.1,-1]", "must not be negative"),
+        ("external_teacher.recipe=zipformer", "`external_teacher.path` must be given"),
         ("min_reduction=1.5", "must be in [0, 1)"),
         ("train", "must look like key=value"),
     ],
@@ -109,6 +111,18 @@ def test_fingerprint_changes_only_for_the_stages_concerned():
     assert changed("decode.beam=8") == [8, 9, 10]
     assert changed("decode.searches=[]") == changed("decode.lm_scales=[0.3]") == [8, 9, 10]
     assert changed("export.chunk_size=8") == [10]
+
+
+@pytest.mark.parametrize("key, stages", [("external_teacher.path", list(range(5, 11))), ("decode.arpa", [8, 9, 10])])
+def test_fingerprint_changes_when_a_file_is_replaced_by_one_of_its_name(tmp_path, key, stages):
+    file = tmp_path / "jit_script.pt"
+
+    def found(content):
+        file.write_text(content)
+        return [fingerprint(load_config(MINI, [f"{key}={file}"]), stage) for stage in range(11)]
+
+    before, after = found("of epoch 9"), found("of epoch 10")
+    assert [stage for stage in range(11) if before[stage] != after[stage]] == stages
 
 
 def test_loss_backend_is_no_part_of_a_trainings_identity():

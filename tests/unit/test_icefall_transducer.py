@@ -149,6 +149,8 @@ from tiny import tiny_model
 def get_parser():
     parser = argparse.ArgumentParser()
     parser.add_argument("--dim", type=int, default=16)
+    parser.add_argument("--causal", type=int, default=0)
+    parser.add_argument("--chunk-size", default="16,32,64,-1")
     return parser
 
 def get_params():
@@ -172,7 +174,7 @@ def recipe(tmp_path):
 
 def test_recipe_builds_the_model_with_its_options_and_takes_the_weights(recipe):
     folder, model = recipe
-    loaded = load_recipe(folder, folder / "pretrained.pt", ["--dim=20"], VOCAB_SIZE, 16)
+    loaded = load_recipe(folder, folder / "pretrained.pt", "--dim 20", VOCAB_SIZE, 16)
     assert "simple_heads" in loaded.trained_parts
     x, x_lens = torch.randn(2, 60, 16), torch.tensor([60, 40])
     with torch.no_grad():
@@ -182,9 +184,10 @@ def test_recipe_builds_the_model_with_its_options_and_takes_the_weights(recipe):
 @pytest.mark.parametrize(
     "options, weights, says",
     [
-        (["--dim=24"], None, "does not fit the model"),
-        (["--depth=2"], None, "must be options of"),
-        ([], {"model": print}, "must hold weights and nothing else.*export.py"),
+        ("--dim 24", None, "does not fit the model"),
+        ("--depth 2", None, "must be options of"),
+        ("--dim 20 --causal 1", None, "one number for --chunk-size, not 16,32,64,-1"),
+        ("", {"model": print}, "must hold weights and nothing else.*export.py"),
     ],
 )
 def test_recipe_that_does_not_fit_its_weights_is_an_error(recipe, options, weights, says):
@@ -197,7 +200,7 @@ def test_recipe_that_does_not_fit_its_weights_is_an_error(recipe, options, weigh
 
 def test_a_folder_that_is_no_recipe_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="with a train.py"):
-        load_recipe(tmp_path, tmp_path / "pretrained.pt", [], VOCAB_SIZE, 16)
+        load_recipe(tmp_path, tmp_path / "pretrained.pt", "", VOCAB_SIZE, 16)
     (tmp_path / "train.py").write_text("import icefall_of_another_name")
     with pytest.raises(ConfigError, match="set ICEFALL_ROOT"):
-        load_recipe(tmp_path, tmp_path / "pretrained.pt", [], VOCAB_SIZE, 16)
+        load_recipe(tmp_path, tmp_path / "pretrained.pt", "", VOCAB_SIZE, 16)

@@ -1,6 +1,7 @@
 """The teacher: checked against its student with both sides named, frozen, copied where shapes agree."""
 
 import logging
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tiny import PIECES, TINY_CONF, lively, random_batch, save_tiny_checkpoint, tiny_model
-from twopass_kd.checkpoint import CheckpointError, build_model
+from twopass_kd.checkpoint import build_model
 from twopass_kd.config import EXTERNAL_TEACHER, ConfigError, ExternalTeacherConfig, load_config
 from twopass_kd.export.torchscript import export_torchscript
 from twopass_kd.objective import Objective, match_frames
@@ -125,10 +126,28 @@ def test_tokens_that_cannot_be_checked_are_said(scripted, caplog):
     assert teacher.pieces is None and "no tokens.txt of 30 tokens near" in caplog.text
 
 
-@pytest.mark.parametrize("external, says", [("missing.pt", "must be a file"), ("text.pt", "not a checkpoint")])
+def test_tokens_are_found_beside_a_link(scripted, tmp_path, caplog):
+    path = Path(scripted[1].external_teacher.path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "linked.pt").symlink_to(path.rename(tmp_path / "blob"))
+    path.with_name("tokens.txt").rename(elsewhere / "tokens.txt")
+    teacher = load_external_teacher(ExternalTeacherConfig(path=str(elsewhere / "linked.pt")), VOCAB_SIZE, 80)
+    assert teacher.pieces == PIECES
+
+
+@pytest.mark.parametrize("external, says", [
+    ("missing.pt", "must be a file"),
+    ("text.pt", "not a checkpoint.*external_teacher.recipe="),
+    ("pretrained.pt", "external_teacher.recipe="),
+    ("broken.pt", "is TorchScript that torch .* cannot read .*export it with this torch or an older one"),
+])  # fmt: skip
 def test_an_external_teacher_that_is_none_is_an_error(tmp_path, external, says):
     (tmp_path / "text.pt").write_text("no model")
-    with pytest.raises((ConfigError, CheckpointError), match=says):
+    torch.save({"model": {}}, tmp_path / "pretrained.pt")
+    with zipfile.ZipFile(tmp_path / "broken.pt", "w") as archive:
+        archive.writestr("broken/code/x.py", "of the future")
+    with pytest.raises(ConfigError, match=says):
         load_external_teacher(ExternalTeacherConfig(path=str(tmp_path / external)), VOCAB_SIZE, 80)
 
 

@@ -193,8 +193,13 @@ def _build(raw: Any, overrides: Sequence[str], default_name: str, source: str) -
         cfg: Config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as e:
         raise ConfigError(f"{source}: {_explain(e)}") from e
-    if cfg.external_teacher.path is not None:
+    external = cfg.external_teacher
+    if external.path is not None:
         _replace_teacher(cfg)
+    elif external.recipe or external.options or external.tokens:
+        raise ConfigError("`external_teacher.path` must be given with its other keys (run.sh: --teacher FILE)")
+    if external.options and external.recipe is None:
+        raise ConfigError("`external_teacher.recipe` must be given with `external_teacher.options`, which are its")
     _validate(cfg)
     return cfg
 
@@ -307,6 +312,8 @@ def _validate_searches(cfg: Config) -> None:
             )
     if "fast_beam_search_LG" in decode.searches and not decode.lm_scales:
         raise ConfigError("`decode.lm_scales` must have at least one entry for fast_beam_search_LG")
+    if min([decode.hotword_score, *decode.lm_scales]) < 0:
+        raise ConfigError("`decode.lm_scales` and `decode.hotword_score` must not be negative")
     if "fast_beam_search_hotwords" in decode.searches and not any(phrase.strip() for phrase in decode.hotwords):
         raise ConfigError("`decode.hotwords` must have at least one phrase for fast_beam_search_hotwords")
 

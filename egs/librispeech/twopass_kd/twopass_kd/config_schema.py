@@ -102,7 +102,7 @@ class ExternalTeacherConfig:
 
     path: Optional[str] = None  # TorchScript of icefall's export.py, icefall's pretrained.pt, or a checkpoint of ours
     recipe: Optional[str] = None  # for pretrained.pt: the icefall recipe that built it, e.g. .../ASR/zipformer
-    options: List[str] = field(default_factory=list)  # of that recipe's train.py, where not its defaults
+    options: str = ""  # of that recipe's train.py, where not its defaults, e.g. --causal 1 --chunk-size 16
     tokens: Optional[str] = None  # its tokens.txt; null: beside `path`, or in icefall's places near it
 
 

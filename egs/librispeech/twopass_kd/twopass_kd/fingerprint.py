@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from typing import Any, Dict
+from pathlib import Path
+from typing import Any, Dict, List, Optional
 
 from twopass_kd.config import Config, config_to_dict
 
@@ -43,9 +44,19 @@ def fingerprint(cfg: Config, stage: int) -> str:
     keep = {**training_settings(cfg), "teacher": full["teacher"]}
     keep["phases"] = {k: p for k, p in full["phases"].items() if p["stage"] <= stage}
     if stage >= 5:
+        keep["external_teacher_file"] = _state_of_file(cfg.external_teacher.path)
         keep.update({k: full[k] for k in ("student", "external_teacher", "kd", "min_reduction")})
     if stage >= 8:
+        keep["arpa_file"] = _state_of_file(cfg.decode.arpa)
         keep.update(decode=full["decode"], sets=[full["corpus"]["dev_parts"], full["corpus"]["test_parts"]])
     if stage >= 10:
         keep.update(export=full["export"])
     return short_hash(keep)
+
+
+def _state_of_file(path: Optional[str]) -> Optional[List[int]]:
+    """What tells a file from another one of the same name: size and time of change; None where there is none."""
+    if path is None or not Path(path).is_file():
+        return None
+    found = Path(path).stat()
+    return [found.st_size, found.st_mtime_ns]

@@ -5,11 +5,13 @@ have a stateless decoder and a joiner that adds projections. TorchScript runs co
 """
 
 import importlib.util
+import logging
+import shlex
 import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from twopass_kd.decoder import State
 from twopass_kd.model import DEPLOYED_PARTS
 
 _PROBE_FRAMES = (400, 800)  # lengths from which the frame rate is read off
+_USED_PARTS = ("encoder", "decoder", "joiner")  # of recipes that have an attention decoder too
 _KNOWN_BINS = (40, 64, 80, 96, 100, 128)
 
 
@@ -66,7 +69,7 @@ class IcefallTransducer(nn.Module):
         for name, parameter in self.module.named_parameters():
             part = name.split(".")[0]
             part = "encoder" if part == "encoder_embed" else part
-            if part in sums and parameter.data_ptr() not in seen:
+            if part in _USED_PARTS and parameter.data_ptr() not in seen:
                 seen.add(parameter.data_ptr())
                 sums[part] += size(parameter)
         return {**sums, "total": sum(sums.values())}
@@ -82,9 +85,14 @@ class _Encoder(nn.Module):
             lens = [self._probe(frames, num_mel_bins) for frames in _PROBE_FRAMES]
         except RuntimeError as e:
             takes = [bins for bins in _KNOWN_BINS if self._takes(bins)]
+            if takes:
+                raise ConfigError(
+                    f"`features.num_mel_bins`: the teacher's encoder does not take the student's {num_mel_bins}, but "
+                    f"{takes[0]}; they must be equal"
+                ) from e
             raise ConfigError(
-                f"`features.num_mel_bins`: the teacher's encoder does not take the student's {num_mel_bins}"
-                + (f", but {takes[0]}; they must be equal" if takes else f": {str(e).strip().splitlines()[-1]}")
+                f"the teacher's encoder cannot be run on features of shape (1, {_PROBE_FRAMES[0]}, {num_mel_bins}): "
+                f"{str(e).strip().splitlines()[-1]}"
             ) from e
         # Output frames of so many more input frames.
         self.subsampling_factor = round((_PROBE_FRAMES[1] - _PROBE_FRAMES[0]) / max(1, lens[1] - lens[0]))
@@ -178,6 +186,13 @@ def is_torchscript(path: Path) -> bool:
         return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
 
+def files_of(path: Path) -> List[Path]:
+    """A teacher's files: of one whose parts were traced, the encoder's (`path`), the decoder's and the joiner's."""
+    if not path.name.startswith("encoder_jit_trace"):
+        return [path]
+    return [path.with_name(path.name.replace("encoder", name, 1)) for name in _USED_PARTS]
+
+
 def load_torchscript(path: Path, num_mel_bins: int) -> IcefallTransducer:
     """A transducer that icefall's `export.py --jit 1` has written, streaming or not.
 
@@ -187,8 +202,9 @@ def load_torchscript(path: Path, num_mel_bins: int) -> IcefallTransducer:
     Raises:
       ConfigError: saying what the file has and what it should have.
     """
-    module = torch.jit.load(str(path), map_location="cpu").eval()
-    if path.name.startswith("encoder_jit_trace"):
+    logging.info("the teacher %s is TorchScript: its code runs here", path)
+    module = _load_script(path).eval()
+    if len(files_of(path)) > 1:
         module = _join_traced(module, path)
     missing = [name for name in ("encoder", "decoder", "joiner") if not hasattr(module, name)]
     if missing:
@@ -198,6 +214,17 @@ def load_torchscript(path: Path, num_mel_bins: int) -> IcefallTransducer:
             f"`export.py --jit 1` writes it, or encoder_jit_trace.pt; it has {', '.join(has) or 'no parts'}"
         )
     return IcefallTransducer(module, _encode_function(module.encoder), num_mel_bins)
+
+
+def _load_script(path: Path) -> nn.Module:
+    try:
+        return torch.jit.load(str(path), map_location="cpu")
+    except RuntimeError as e:
+        reason = next((line for line in str(e).splitlines() if line.strip()), "")
+        raise ConfigError(
+            f"`external_teacher.path` ({path}) is TorchScript that torch {torch.__version__} cannot read ({reason}); "
+            "export it with this torch or an older one, or train with a newer one (STACK=torch2)"
+        ) from e
 
 
 def _encode_function(encoder: nn.Module) -> Callable:
@@ -221,11 +248,10 @@ def _join_traced(encoder: nn.Module, path: Path) -> nn.Module:
     """One module out of the files that `export.py --jit-trace 1` leaves: encoder (`path`), decoder, joiner."""
     module = nn.Module()
     module.encoder = _TracedLstm(encoder)
-    for name in ("decoder", "joiner"):
-        file = path.with_name(path.name.replace("encoder", name, 1))
+    for name, file in zip(("decoder", "joiner"), files_of(path)[1:]):
         if not file.is_file():
             raise ConfigError(f"`external_teacher.path` ({path}) must have {file.name} beside it, of the same export")
-        part = torch.jit.load(str(file), map_location="cpu")
+        part = _load_script(file)
         module.add_module(name, _TracedDecoder(part) if name == "decoder" else part)
     return module.eval()
 
@@ -255,14 +281,14 @@ class _TracedDecoder(nn.Module):
 
 
 def load_recipe(
-    recipe: Path, path: Path, options: Sequence[str], vocab_size: int, num_mel_bins: int
+    recipe: Path, path: Path, options: str, vocab_size: int, num_mel_bins: int
 ) -> IcefallTransducer:
     """The model that an icefall recipe's own code builds, with the weights of `path`.
 
     Args:
       recipe: folder of the recipe, e.g. `egs/librispeech/ASR/zipformer`; its `train.py` is imported.
       path: `pretrained.pt` of its export.py (`{"model": weights}`); read with `weights_only`.
-      options: of its train.py, where the model was not trained with the defaults.
+      options: of its train.py, as on its command line, where the model was not trained with the defaults.
       vocab_size: of the student, blank included.
     Raises:
       ConfigError: if icefall or the recipe cannot be imported, or the weights do not fit.
@@ -272,12 +298,20 @@ def load_recipe(
     train = _import_train(recipe)
     params = train.get_params()
     try:
-        params.update(vars(train.get_parser().parse_args(list(options))))
-    except SystemExit as e:
-        raise ConfigError(f"`external_teacher.options` ({list(options)}) must be options of {recipe}/train.py") from e
-    params.update(vocab_size=vocab_size, blank_id=0, feature_dim=num_mel_bins)
+        params.update(vars(train.get_parser().parse_args(shlex.split(options))))
+    except (SystemExit, ValueError) as e:
+        raise ConfigError(f"`external_teacher.options` ({options}) must be options of {recipe}/train.py") from e
+    for key in ("chunk_size", "left_context_frames"):
+        if params.get("causal") and "," in str(params.get(key, "")):
+            option = "--" + key.replace("_", "-")
+            raise ConfigError(
+                f"`external_teacher.options` must have one number for {option}, not {params[key]}, of which this model "
+                f"takes another at each call; add e.g. {option} {dict(chunk_size=16, left_context_frames=128)[key]}"
+            )
+    params.update(vocab_size=vocab_size, blank_id=0, sos_id=1, eos_id=1, unk_id=2, feature_dim=num_mel_bins)
+    params.update(dynamic_chunk_training=False)  # conformers': a random chunk at each call
     module = (train.get_model if hasattr(train, "get_model") else train.get_transducer_model)(params)
-    _load_weights(module, path, recipe)
+    _load_weights(module, path, recipe, vocab_size)
     module.eval()
     encode = getattr(module, "forward_encoder", None) or _encode_function(module.encoder)
     return IcefallTransducer(module, encode, num_mel_bins)
@@ -304,7 +338,7 @@ def _import_train(recipe: Path) -> ModuleType:
     return train
 
 
-def _load_weights(module: nn.Module, path: Path, recipe: Path) -> None:
+def _load_weights(module: nn.Module, path: Path, recipe: Path, vocab_size: int) -> None:
     try:
         weights: Optional[Dict[str, Tensor]] = torch.load(path, map_location="cpu", weights_only=True)["model"]
     except Exception as e:  # zipfile, pickle and torch errors have no common base
@@ -312,6 +346,12 @@ def _load_weights(module: nn.Module, path: Path, recipe: Path) -> None:
             f"`external_teacher.path` ({path}) must hold weights and nothing else, so that reading it runs no code "
             f"({type(e).__name__}); make it with {recipe}/export.py, which writes pretrained.pt"
         ) from e
+    embedding = weights.get("decoder.embedding.weight")
+    if embedding is not None and len(embedding) != vocab_size:
+        raise ConfigError(
+            f"`external_teacher.path` ({path}) has {len(embedding)} tokens, the student {vocab_size}; use the "
+            "teacher's tokens.txt and bpe.model, and set `tokens.vocab_size`"
+        )
     try:
         module.load_state_dict(weights)
     except RuntimeError as e:

@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Sequence
 import torch
 from torch import nn
 
-from twopass_kd.checkpoint import build_model, final_checkpoint, load_model
+from twopass_kd.checkpoint import CheckpointError, build_model, final_checkpoint, load_model
 from twopass_kd.config import (
     EXTERNAL_TEACHER,
     Config,
@@ -19,7 +19,7 @@ from twopass_kd.config import (
     PhaseConfig,
     config_from_dict,
 )
-from twopass_kd.icefall_transducer import is_torchscript, load_recipe, load_torchscript
+from twopass_kd.icefall_transducer import files_of, is_torchscript, load_recipe, load_torchscript
 from twopass_kd.model import TwoPassModel
 from twopass_kd.tokenizer import Tokenizer, parse_tokens
 
@@ -87,8 +87,15 @@ def load_external_teacher(external: ExternalTeacherConfig, vocab_size: int, num_
     elif is_torchscript(path):
         model = load_torchscript(path, num_mel_bins)
     else:
-        return load_teacher(path)
-    digest = hashlib.sha256(path.read_bytes() + " ".join(external.options).encode()).hexdigest()[:16]
+        try:
+            return load_teacher(path)
+        except CheckpointError as e:
+            raise ConfigError(
+                f"`external_teacher.path`: {e}. A checkpoint of icefall needs its recipe too "
+                "(external_teacher.recipe=ICEFALL/egs/librispeech/ASR/zipformer), or its `export.py --jit 1`"
+            ) from e
+    content = b"".join(file.read_bytes() for file in files_of(path))
+    digest = hashlib.sha256(content + external.options.encode()).hexdigest()[:16]
     pieces = _find_pieces(external, model.vocab_size)
     return Teacher(model.requires_grad_(False), model.module, path, digest, model.trained_parts, pieces)
 
@@ -99,9 +106,10 @@ def _find_pieces(external: ExternalTeacherConfig, vocab_size: int) -> Optional[L
         if not Path(external.tokens).is_file():
             raise ConfigError(f"`external_teacher.tokens` ({external.tokens}) must be the teacher's tokens.txt")
         return list(parse_tokens(Path(external.tokens).read_text(encoding="utf-8")))
-    folder = Path(external.path).resolve().parent
-    near = [folder / "tokens.txt"]
-    near += [p for above in list(folder.parents)[:2] for p in sorted(above.glob("data/lang_bpe_*/tokens.txt"))]
+    near = []
+    for path in (Path(external.path).absolute(), Path(external.path).resolve()):  # beside a link, then where it leads
+        near.append(path.with_name("tokens.txt"))
+        near += [p for above in list(path.parents)[1:3] for p in sorted(above.glob("data/lang_bpe_*/tokens.txt"))]
     for path in near:
         pieces = list(parse_tokens(path.read_text(encoding="utf-8"))) if path.is_file() else []
         if len(pieces) == vocab_size:

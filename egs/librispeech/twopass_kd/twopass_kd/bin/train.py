@@ -89,6 +89,9 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         parents["init_from"] = before["weights_digest"]
     fix_random_seed(cfg.seed, 0)
     model = build_model(cfg, phase.model, tokenizer.vocab_size)
+    if teacher is not None:
+        phase = replace(phase, loss_scales=without_attention_kd(phase, teacher))
+        check_teacher(teacher, model, cfg, phase, tokenizer)
     data = AsrDataModule(
         cfg, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size
     )
@@ -108,9 +111,6 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         save_config(cfg, final.parent / "config.yaml")
         write_text_atomically(final.parent / "environment.json", json.dumps(environment, indent=1) + "\n")
 
-    if teacher is not None:
-        phase = replace(phase, loss_scales=without_attention_kd(phase, teacher))
-        check_teacher(teacher, model, cfg, phase, tokenizer)
     if ranks.device.type == "cpu" and cfg.train.precision != "float32":
         logging.warning("a CPU computes in float32; `train.precision` (%s) is for GPUs", cfg.train.precision)
     logging.info(
