@@ -1,5 +1,6 @@
 """run.sh on what icefall's prepare.sh leaves: trains from --stage 3 on, and writes nothing into it."""
 
+import shutil
 import stat
 
 import pytest
@@ -44,8 +45,24 @@ def test_run_sh_trains_on_icefalls_data_and_leaves_it_alone(recipe, tmp_path):
     assert "Stage 3: done already" in again and "Checking" not in again
     for stage in (0, 1, 2):
         said = error(*options, "--stage", stage, "--stop-stage", 2)
-        assert "has features of train-clean that run.sh did not make" in said and "start at --stage 3" in said
+        assert "which run.sh did not make" in said and "start at --stage 3" in said
     assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("left", ["manifests", f"lang_bpe_{VOCAB_SIZE}", "fbank/musan_cuts.jsonl.gz"])
+def test_run_sh_replaces_nothing_where_features_are_not_there(tmp_path, left):
+    data_dir = prepare(tmp_path / "ASR", speed_perturb=False, musan=True)
+    for path in data_dir.iterdir():
+        if path.name != left.split("/")[0]:
+            shutil.rmtree(path)
+    for path in data_dir.glob("fbank/librispeech_*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = snapshot(tmp_path / "ASR")
+    options = ["--conf", TINY, "--data-dir", data_dir, "--exp-dir", tmp_path / "exp", TOKENS]
+    for stage in (0, 1, 2):
+        said = error(*options, "--stage", stage, "--stop-stage", stage)
+        assert f"has {left}" in said and "which run.sh did not make" in said and "another --data-dir" in said
+    assert snapshot(tmp_path / "ASR") == before
 
 
 def test_run_sh_says_all_that_is_wrong_before_it_trains(tmp_path):
@@ -56,3 +73,5 @@ def test_run_sh_says_all_that_is_wrong_before_it_trains(tmp_path):
     for name in ("lang_bpe_50", "librispeech_cuts_dev-clean.jsonl.gz", "librispeech_cuts_test-other.jsonl.gz"):
         assert f"{name} is missing" in said
     assert not (tmp_path / "exp" / "tiny" / "teacher").exists()
+    said = error("--conf", TINY, "--data-dir", data_dir, "--exp-dir", tmp_path / "exp", "--stage", 3, "--stop-stage", 3)
+    assert "dev-clean.jsonl.gz is missing" in said and "test-other" not in said

@@ -56,6 +56,19 @@ def test_check_data_speed_perturb_without_copies_is_a_warning(data_dir, capsys):
     assert "warning: `corpus.speed_perturb` ([0.9, 1.1]) is for stage 2" in capsys.readouterr().out
 
 
+def test_check_data_wants_what_the_stages_read(data_dir):
+    fbank = data_dir / "fbank"
+    (fbank / "librispeech_cuts_test-clean.jsonl.gz").unlink()
+    cfg = small_config(TOKENS, *MUSAN)
+    assert check_data(cfg, data_dir, range(3, 8)) == []
+    (found,) = check_data(cfg, data_dir, [8])
+    assert "test-clean.jsonl.gz is missing" in found
+    for path in (fbank / "librispeech_cuts_train-clean.jsonl.gz", fbank / "musan_cuts.jsonl.gz"):
+        path.unlink()
+    assert check_data(cfg, data_dir, [8]) == [found]
+    assert len(check_data(cfg, data_dir, [3])) == 2
+
+
 def test_check_data_names_all_that_is_missing_at_once(data_dir, capsys):
     (data_dir / "fbank" / "librispeech_cuts_dev-clean.jsonl.gz").unlink()
     (data_dir / "fbank" / "musan_cuts.jsonl.gz").unlink()
@@ -138,6 +151,9 @@ def test_check_data_manifest_cut_short(data_dir):
     path.write_bytes(path.read_bytes()[:-20])
     (problem,) = problems(data_dir)
     assert f"{path} is not a whole manifest of cuts (EOFError: " in problem
+    path.write_bytes(b"\x1f\x8b\x08" + bytes(7) + b"\x07" * 20)  # a block of no type that there is
+    (problem,) = problems(data_dir)
+    assert f"{path} is not a whole manifest of cuts (error: " in problem
 
 
 def test_check_data_tokens_that_do_not_belong_to_the_model(data_dir):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Checks data that run.sh did not make (icefall's, say) before anything is trained on it, and names all that is wrong.
 
-It looks for the manifest of each part of the config, the tokens and MUSAN, and reads a few dozen cuts of each manifest
-with their features. Nothing is written. run.sh calls it before the first training stage; by hand:
+It looks for the manifest of each part that the stages read, the tokens and MUSAN, and reads a few dozen cuts of each
+manifest with their features. Nothing is written. run.sh calls it before the first stage that reads data; by hand:
 
     python3 local/check_data.py --conf conf/librispeech_100h.yaml --data-dir ICEFALL/egs/librispeech/ASR/data
 """
@@ -10,6 +10,7 @@ with their features. Nothing is written. run.sh calls it before the first traini
 import argparse
 import re
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
@@ -19,7 +20,6 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
 from feature_cuts import cuts_path
-from prepare_manifests import corpus_parts
 from twopass_kd.config import Config, FeaturesConfig, load_config
 from twopass_kd.cut_lines import open_lines, parse_line, paths_root
 from twopass_kd.noise import musan_cuts_path
@@ -28,6 +28,7 @@ from twopass_kd.tokenizer import Tokenizer
 LOG_MEL = ("kaldi-fbank", "fbank", "kaldifeat-fbank", "kaldi-native-fbank")  # as Kaldi has them
 FRAME_SHIFT = 0.01  # seconds
 MAX_UNK = 0.01  # share of <unk> among the tokens of a part that is still taken for an accident
+STAGES = range(3, 11)  # that read what stage 2 leaves
 _TOLERANCE = 2e-3  # seconds, as in lhotse's validate_for_asr
 _MAKE = "run.sh --stage 2 makes it, or stage {stage} of icefall's prepare.sh"
 
@@ -51,7 +52,7 @@ def read_sample(path: Path) -> Sample:
     """The first cuts of a manifest and ever rarer ones further on.
 
     Raises:
-      OSError, EOFError, ValueError: it is not a gzipped manifest of cuts, or is cut short.
+      OSError, EOFError, zlib.error, ValueError: it is not a gzipped manifest of cuts, or is cut short.
     """
     sample, wanted = Sample([]), 4
     for number, line in enumerate(open_lines(path)):
@@ -182,33 +183,42 @@ def manifest_problems(
             yield f"{path.name}: {problem}"
 
 
-def check_data(cfg: Config, data_dir: Path) -> List[str]:
+def parts_read(cfg: Config, stages: Sequence[int]) -> List[str]:
+    """The parts of the corpus that stages of run.sh read, and `musan`."""
+    trains, decodes = any(3 <= stage <= 7 for stage in stages), any(stage in (8, 10) for stage in stages)
+    corpus = cfg.corpus
+    parts = [*(corpus.train_parts if trains else ()), *corpus.dev_parts, *(corpus.test_parts if decodes else ())]
+    return [*dict.fromkeys(parts), *(["musan"] if corpus.musan and trains else [])]
+
+
+def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> List[str]:
     """All that is wrong with the data of a config; prints what it finds in each manifest.
 
+    Args:
+      stages: of run.sh, for which it must be right.
     Returns:
       One line for each problem; none where the data can be trained on.
     """
     root, problems = paths_root(data_dir), list(lang_problems(cfg, data_dir))
     tokenizer = None if problems else Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}")
     perturbed = 0
-    manifests = {part: cuts_path(data_dir, part) for part in corpus_parts(cfg)}
-    if cfg.corpus.musan:
-        manifests["musan"] = musan_cuts_path(data_dir)
-    for name, path in manifests.items():
+    parts = parts_read(cfg, stages)
+    for name in parts:
+        path = musan_cuts_path(data_dir) if name == "musan" else cuts_path(data_dir, name)
         if not path.is_file():
             stage, other = (4, "corpus.musan=false") if name == "musan" else (3, f"a `corpus` without {name}")
             problems.append(f"{path} is missing; {_MAKE.format(stage=stage)}; or say {other}")
             continue
         try:
             sample = read_sample(path)
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as e:
             problems.append(f"{path} is not a whole manifest of cuts ({type(e).__name__}: {e}); make it anew")
             continue
         copies = f", {sample.perturbed} of them at another speed" if sample.perturbed else ""
         print(f"{name}: {sample.size} cuts{copies}; looked at {len(sample.cuts)}")
         perturbed += sample.perturbed if name in cfg.corpus.train_parts else 0
         problems += manifest_problems(name, path, sample, cfg, root, tokenizer)
-    if cfg.corpus.speed_perturb and not perturbed:
+    if cfg.corpus.speed_perturb and not perturbed and {*cfg.corpus.train_parts} <= {*parts}:
         print(
             f"warning: `corpus.speed_perturb` ({list(cfg.corpus.speed_perturb)}) is for stage 2, and the cuts in"
             f" {data_dir} have no copies at another speed: they are trained on without"
@@ -220,15 +230,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", type=Path, required=True, help="experiment YAML")
     parser.add_argument("--data-dir", type=Path, required=True, help="has fbank/ and lang_bpe_<V>/")
+    parser.add_argument("--stage", type=int, default=STAGES[0], help="first stage to check for (default: 3)")
+    parser.add_argument("--stop-stage", type=int, default=STAGES[-1], help="last one (default: 10)")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
     try:
-        problems = check_data(load_config(args.conf, args.overrides), args.data_dir)
+        problems = check_data(
+            load_config(args.conf, args.overrides), args.data_dir, range(args.stage, args.stop_stage + 1)
+        )
     except ValueError as e:
         problems = [str(e)]
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        print(f"error: {args.data_dir} cannot be trained on as it is:{lines}", file=sys.stderr)
+        print(f"error: {args.data_dir} cannot be used as it is:{lines}", file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -158,13 +158,19 @@ check_data_dir() {
   case "$1" in
     [0-2]) check_data_is_ours ;;
     9) ;;
-    *) check_their_data ;;
+    *) check_their_data "$1" ;;
   esac
 }
 
-# Stages 0-2 would replace features that run.sh did not make.
+# Stages 0-2 would replace manifests, tokens and features that run.sh did not make.
 check_data_is_ours() {
-  local part fbank=$data_dir/fbank
+  local part found fbank=$data_dir/fbank
+  if [ ! -d "$data_dir/.stages" ] && [ ! -f "$data_dir/.lock" ]; then
+    for found in "$data_dir"/{manifests,fbank}/* "$data_dir"/lang_bpe_*; do
+      [ ! -e "$found" ] || fail "\`--data-dir\` ($data_dir) has ${found#"$data_dir/"}, which run.sh did not make, and" \
+        "stages 0 to 2 would replace it; choose another --data-dir, or start at --stage 3, which takes what is there"
+    done
+  fi
   for part in ${plan[parts]}; do
     if [ -e "$fbank/librispeech_cuts_$part.jsonl.gz" ] && [ ! -e "$fbank/librispeech_feats_$part/source.json" ]; then
       fail "\`--data-dir\` ($data_dir) has features of $part that run.sh did not make, and stages 0 to 2 would replace" \
@@ -173,11 +179,12 @@ check_data_is_ours() {
   done
 }
 
-# Data that stages 0-2 did not make is looked at once, before the first stage that reads it.
+# Data that stages 0-2 did not make is looked at once, before the first stage ($1) that reads it.
 check_their_data() {
   if $data_checked || [ -d "$data_dir/.stages" ] || [ ! -d "$data_dir/fbank" ]; then return; fi
   echo "Checking $data_dir, which run.sh did not make"
-  python3 local/check_data.py --conf "$conf" --data-dir "$data_dir" "${overrides[@]}" || exit 1
+  python3 local/check_data.py --conf "$conf" --data-dir "$data_dir" --stage "$1" --stop-stage "$stop_stage" \
+    "${overrides[@]}" || exit 1
   data_checked=true
 }
 
