@@ -11,15 +11,23 @@ if [ $# -ne 1 ]; then
   exit 1
 fi
 python=$1
-command -v c++ >/dev/null || {
-  echo "error: \`c++\` is not on PATH, and fast_rnnt must be compiled; on Debian and Ubuntu: apt install g++" >&2
+compiler=${CXX:-c++}
+command -v "$compiler" >/dev/null || {
+  echo "error: \`$compiler\` must be a C++ compiler, and there is none on PATH; install one (Debian, Ubuntu: apt install" \
+    "g++) or name it: CXX=clang++" >&2
   exit 1
 }
+case "${FAST_RNNT_CUDA:-0}" in 0 | 1) ;; *)
+  echo "error: \`FAST_RNNT_CUDA\` ($FAST_RNNT_CUDA) must be 0 or 1" >&2
+  exit 1
+  ;;
+esac
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 pip=("$python" -m pip --disable-pip-version-check --quiet)
-"${pip[@]}" download --no-deps --no-build-isolation --no-binary fast_rnnt --dest "$work" fast_rnnt==1.3
+"${pip[@]}" download --no-deps --no-build-isolation --no-binary fast_rnnt --dest "$work" \
+  -r "$(dirname "${BASH_SOURCE[0]}")/../requirements/fast_rnnt.txt"
 tar -xzf "$work"/fast_rnnt-1.3.tar.gz -C "$work"
 cat >"$work/fast_rnnt-1.3/setup.py" <<'END'
 import os

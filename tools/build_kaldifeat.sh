@@ -46,8 +46,8 @@ pip() {
 }
 
 compile() {
-  # torch 1.13 imports pkg_resources, which newer setuptools no longer have.
-  pip install --target "$build/tools" setuptools==65.5.0 wheel==0.45.1 ninja &&
+  # torch 1.13 imports pkg_resources.packaging, which newer setuptools no longer have; older ones fail on Python 3.12.
+  pip install --target "$build/tools" setuptools==69.5.1 wheel==0.45.1 ninja &&
     pip download --no-deps --no-binary kaldifeat --dest "$build" -r requirements/kaldifeat.txt &&
     tar -xzf "$build"/kaldifeat-*.tar.gz -C "$build" &&
     cp tools/kaldifeat_setup.py "$build"/kaldifeat-*/setup.py &&

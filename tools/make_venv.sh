@@ -24,7 +24,8 @@ case "$stack" in
   torch2)
     venv=.venv-torch2
     versions=(3.11 3.12 3.13 3.10)
-    requirements+=(requirements/torch2.txt tools/build_fast_rnnt.sh)
+    fast_rnnt=(requirements/torch2.txt requirements/fast_rnnt.txt tools/build_fast_rnnt.sh) # it is compiled by
+    requirements+=("${fast_rnnt[@]}")
     why="requirements/torch2.txt holds for these"
     ;;
   *) fail "\`STACK\` ($stack) must be k2 (torch 1.13.1) or torch2 (torch 2.x and no k2)" ;;
@@ -90,8 +91,12 @@ if [ "$stack" = k2 ]; then
   pip install --no-deps -r requirements/k2.txt
 else
   pip install -r requirements/base.txt -r requirements/torch2.txt -r requirements/dev.txt
-  "$venv/bin/python" -c 'import fast_rnnt' 2>/dev/null || tools/build_fast_rnnt.sh "$PWD/$venv/bin/python" ||
-    fail "fast_rnnt did not build, see above; mend that and run make again"
+  built=$(cat "${fast_rnnt[@]}" | cksum)
+  if [ "$(cat "$venv/fast_rnnt" 2>/dev/null)" != "$built" ] || ! "$venv/bin/python" -c 'import fast_rnnt' 2>/dev/null; then
+    tools/build_fast_rnnt.sh "$PWD/$venv/bin/python" ||
+      fail "fast_rnnt did not build, see above; mend that and run make again"
+    printf '%s\n' "$built" >"$venv/fast_rnnt"
+  fi
 fi
 pip install --no-deps --no-build-isolation --editable . # the commands in bin/ of it, twopass-recognize among them
 

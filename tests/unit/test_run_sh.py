@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -87,6 +88,27 @@ def test_run_sh_downloads_musan_for_a_corpus_that_is_not_downloaded():
     assert not [line for line in dry("--stop-stage", 0) if "download_corpus" in line]
     (made, downloaded) = dry("--stop-stage", 0, *MUSAN)
     assert "local/synthesize_corpus.py" in made and "local/download_corpus.py" in downloaded
+
+
+def test_run_sh_relative_paths_in_settings_are_the_callers(tmp_path):
+    for name in ("my.arpa", "teacher.pt", "tokens.txt"):
+        (tmp_path / name).touch()
+    settings = ["decode.arpa=my.arpa", "external_teacher.path=teacher.pt", "external_teacher.tokens=tokens.txt"]
+    text = ok("--dry-run", "--stage", 9, "--stop-stage", 9, *settings, cwd=tmp_path)
+    for name in ("my.arpa", "teacher.pt", "tokens.txt"):
+        assert f"={tmp_path}/{name}" in text
+    assert "`decode.arpa` (" in error("--dry-run", "--stage", 9, "decode.arpa=no.arpa", cwd=tmp_path)
+    ok("--dry-run", "--stage", 9, "decode.arpa=null", cwd=tmp_path)
+
+
+def test_run_sh_submits_no_jobs_for_stages_without_trainings(tmp_path):
+    (tmp_path / "teacher.pt").touch()
+    options = ["--dry-run", "--launcher", "slurm", "--teacher", tmp_path / "teacher.pt", "--stage"]
+    text = ok(*options, 3, "--stop-stage", 5)
+    assert "Stage 3: nothing to train" in text and text.count("sbatch") == 1 and "--job-name=s5.mini" in text
+    assert "sbatch" not in ok(*options, 3, "--stop-stage", 4)
+    text = ok(*options, 2, "--stop-stage", 5)
+    assert re.findall("--job-name=([^ ]*)", text)[-2:] == ["s2.mini", "s5.mini"]
 
 
 def test_run_sh_relative_paths_are_the_callers(tmp_path):
@@ -231,13 +253,15 @@ def test_path_sh_without_loss_backend_says_what_to_do(tmp_path):
         [recipe / "run.sh", "--dry-run"], env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "neither `import k2` nor `import fast_rnnt` works" in done.stderr and "make venv" in done.stderr
+    assert "`import omegaconf`, or both `import k2` and `import fast_rnnt`, fail in" in done.stderr
+    assert "make venv" in done.stderr and "pip install -e" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("imports", "there", "taken"),
     [
-        ("fast_rnnt", [".venv", ".venv-torch2"], "active"),
+        ("omegaconf, fast_rnnt", [".venv", ".venv-torch2"], "active"),
+        ("k2", [".venv", ".venv-torch2"], ".venv"),
         ("nothing", [".venv", ".venv-torch2"], ".venv"),
         ("nothing", [".venv-torch2"], ".venv-torch2"),
     ],
@@ -253,7 +277,9 @@ def test_path_sh_takes_active_environment_then_venv_then_torch2(tmp_path, import
         python.chmod(0o755)
     path = f"{tmp_path}/active/bin:/usr/bin:/bin"
     code = f'. "{recipe}/path.sh" && command -v python3'
-    done = subprocess.run(["bash", "-c", code], env={"PATH": path}, capture_output=True, text=True)
+    env = {"PATH": path, "VIRTUAL_ENV": f"{tmp_path}/active"}
+    done = subprocess.run(["bash", "-c", code], env=env, capture_output=True, text=True)
+    assert ("lacks omegaconf, or both k2 and fast_rnnt, so" in done.stderr) == (taken != "active")
     assert done.stdout.strip() == str(tmp_path / taken / "bin" / "python3"), done.stderr
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tiny import lively, tiny_model
+from twopass_kd.bin.decode import choose_scales, describe_search
 from twopass_kd.config import ConfigError
 from twopass_kd.search.fast_beam import fast_beam_search
 from twopass_kd.search.graphs import DecodingGraph, end_with, hotword_graph, pack_arcs, trivial_graph
@@ -174,6 +175,13 @@ def test_a_graph_without_a_whole_sentence_gives_what_there_is():
     arcs = end_with(pack_arcs([(0, 1, 3, 0.0), (1, 2, 3, 0.0), (2, 3, 3, 0.0), (3, 4, -1, 0.0)]), UNK)
     (nbest,) = graph_search(arcs)(model, torch.randn(1, 2, 16), torch.tensor([2]))
     assert {tuple(h.tokens) for h in nbest} == {(), (3,), (3, 3)}
+
+
+def test_a_scale_that_was_not_chosen_is_told_too():
+    made = {"fast_beam_search": {1.0: None}, "fast_beam_search_LG": {0.5: None}}
+    scales, scans = choose_scales(None, None, None, None, made)
+    told = {name: describe_search(name, {}, {}, None, scales[name], scans[name])["lm_scale"] for name in made}
+    assert told == {"fast_beam_search": None, "fast_beam_search_LG": 0.5}
 
 
 def test_another_decoder_is_a_config_error():

@@ -91,6 +91,12 @@ while [ $# -gt 0 ]; do
     --force) force=true && shift ;;
     --help | -h) usage && exit 0 ;;
     -*) fail "\`$1\` is not an option; known options: $(usage | sed -n 's/^  \(--[a-z-]*\).*/\1/p' | paste -sd ' ')" ;;
+    decode.arpa=?* | external_teacher.path=?* | external_teacher.recipe=?* | external_teacher.tokens=?*)
+      value=${1#*=}
+      [ "$value" = null ] || value=$(resolve "$value")
+      overrides+=("${1%%=*}=$value")
+      shift
+      ;;
     *=*) overrides+=("$1") && shift ;;
     *) fail "\`$1\` must be an option or key=value; see ./run.sh --help" ;;
   esac

@@ -194,7 +194,7 @@ def check_teacher(teacher: Teacher, student: TwoPassModel, cfg: Config, phase: P
 
 
 def without_attention_kd(phase: PhaseConfig, teacher: Teacher) -> Dict[str, float]:
-    """The phase's loss scales; without `attention_kd`, and said so, where an external teacher has no attention decoder.
+    """The phase's loss scales; without `attention_kd` where an external teacher has no attention decoder.
 
     Raises:
       ConfigError: if nothing is left for the attention decoder to learn from.
@@ -202,16 +202,11 @@ def without_attention_kd(phase: PhaseConfig, teacher: Teacher) -> Dict[str, floa
     scales = dict(phase.loss_scales)
     if phase.teacher != EXTERNAL_TEACHER or "attention_decoder" in teacher.trained_parts:
         return scales
-    if scales.pop("attention_kd", 0) > 0:
-        logging.info(
-            "teacher %s has no attention decoder: no LAS KD, the student's learns from the references alone "
-            "(attention_kd left out)", teacher.path
-        )  # fmt: skip
-        if not scales.get("attention", 0) > 0:
-            raise ConfigError(
-                f"`loss_scales` of this phase must have `attention`, since teacher {teacher.path} has no attention "
-                "decoder to distil from"
-            )
+    if scales.pop("attention_kd", 0) > 0 and not scales.get("attention", 0) > 0:
+        raise ConfigError(
+            f"`loss_scales` of this phase must have `attention`, since teacher {teacher.path} has no attention "
+            "decoder to distil from"
+        )
     return scales
 
 

@@ -93,11 +93,17 @@ launch() {
   [ "$status" -eq 0 ] || fail "stage $current_stage (${titles[current_stage]}) failed; its log: $log"
 }
 
-# Submits the stages to Slurm, without the first ones if they are done.
+# Submits the stages to Slurm, without those that have nothing to train and the first ones if they are done.
 submit_stages() {
   local first=$stage options=() dry=()
-  while ! $force && ! $dry_run && [ "$first" -le "$stop_stage" ] && is_done "$first"; do
-    echo "Stage $first: done already"
+  while [ "$first" -le "$stop_stage" ]; do
+    if nothing_to_train "$first"; then
+      echo "Stage $first: nothing to train"
+    elif ! $force && ! $dry_run && is_done "$first"; then
+      echo "Stage $first: done already"
+    else
+      break
+    fi
     first=$((first + 1))
   done
   [ "$first" -le "$stop_stage" ] || exit 0
@@ -116,6 +122,7 @@ submit_stages() {
 show_status() {
   local n when lines=()
   for ((n = 0; n <= 10; n++)); do
+    ! nothing_to_train "$n" || continue
     when=$(marker_value "$(marker "$n")" finished)
     [ -z "$when" ] || is_done "$n" || when="$when, with other settings"
     lines+=("$n"$'\t'"${titles[n]}"$'\t'"$when"$'\t'"${plan[phases.$n]}")

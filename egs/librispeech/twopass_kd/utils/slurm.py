@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-from twopass_kd.config import Config, ConfigError, SlurmJobConfig, load_config
+from twopass_kd.config import Config, ConfigError, SlurmJobConfig, load_config, phases_of_stage
 from twopass_kd.files import write_text_atomically
 
 GPU_STAGES = range(3, 9)
@@ -121,6 +121,8 @@ def plan_jobs(args: argparse.Namespace, cfg: Config) -> Iterator[Dict[str, Any]]
     """The jobs of the chain: name, stage, log (with sbatch's %j or %A_%a), options of sbatch, script."""
     log_dir = args.experiment.resolve() / "log"
     for stage in range(args.stage, args.stop_stage + 1):
+        if 3 <= stage <= 7 and not phases_of_stage(cfg, stage):  # the teacher's, where it is an external one
+            continue
         needs = resources(cfg, stage, args.world_size, args.nnodes)
         if stage == 2 and cfg.slurm.feature_jobs > 1:
             yield {

@@ -315,7 +315,7 @@ run_stage() {
     "$(stage_function "$n")" "$n"
     return
   fi
-  if [[ $n == [3-7] && -z ${plan[phases.$n]} ]]; then
+  if nothing_to_train "$n"; then
     echo "Stage $n: nothing to train${teacher:+, the teacher is $teacher}"
     return
   fi
@@ -363,6 +363,11 @@ summarize() {
     1) echo "${paths[0]}" ;;
     *) echo "${paths[0]} and $((${#paths[@]} - 1)) more" ;;
   esac
+}
+
+# Whether stage $1 is one that trains, and has nothing to: the teacher's, where there is one already.
+nothing_to_train() {
+  [[ $1 == [3-7] && -z ${plan[phases.$1]} ]]
 }
 
 # Whether stage $1 is done and stays so, its settings and inputs being what they were.

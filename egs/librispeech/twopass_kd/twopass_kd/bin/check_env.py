@@ -26,6 +26,8 @@ MODULES = {
     "matplotlib": "matplotlib",
     "tqdm": "tqdm",
     "torch.utils.tensorboard": "tensorboard six",
+    "kaldilm": "kaldilm",
+    "kaldingram": "kaldingram",
     "kaldi_native_fbank": "kaldi-native-fbank",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",

@@ -33,6 +33,8 @@ from twopass_kd.systems import load_system
 from twopass_kd.tokenizer import Tokenizer
 from twopass_kd.wer import Transcript, corpus_wer, write_decoding_results
 
+SEARCH_SETTINGS = ("fast_beam", "max_contexts", "max_states", "arpa", "lm_order", "hotwords", "hotword_score")
+
 
 @dataclass
 class Decoded:
@@ -62,7 +64,12 @@ def decode_set(
 ) -> Decoded:
     """Decode one part with all `searches`; those named in `second_pass` get the attention decoder's log-probs."""
     out = Decoded()
-    clock = time.perf_counter
+    device = next(model.parameters()).device
+
+    def clock() -> float:
+        if device.type == "cuda":  # or what one step has started is counted with the next
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
 
     def timed(step: str, function: Callable, *args: Any) -> Any:
         begin = clock()
@@ -71,7 +78,6 @@ def decode_set(
         return result
 
     bar = tqdm(desc=part, unit="utt", disable=not sys.stderr.isatty())
-    device = next(model.parameters()).device
     with torch.no_grad():
         for batch in data.decode_loader(part):
             batch = batch.to(device)
@@ -135,13 +141,13 @@ def choose_weights(
 
 def choose_scales(
     model: TwoPassModel, data: AsrDataModule, cfg: Config, tokenizer: Tokenizer, made: Dict[str, Dict[float, Search]]
-) -> Tuple[Dict[str, Search], Dict[str, List[Dict[str, float]]]]:
-    """Of each search the one with the scale whose first pass is best on the dev sets.
+) -> Tuple[Dict[str, float], Dict[str, List[Dict[str, float]]]]:
+    """Of each search the scale whose first pass is best on the dev sets.
 
     Returns:
-      The searches by name, and the scans, empty where there was nothing to choose.
+      The scales by name of the search, and the scans, empty where there was nothing to choose.
     """
-    chosen = {name: next(iter(by_scale.values())) for name, by_scale in made.items()}
+    chosen = {name: next(iter(by_scale)) for name, by_scale in made.items()}
     scans: Dict[str, List[Dict[str, float]]] = {name: [] for name in made}
     for name, by_scale in made.items():
         if len(by_scale) == 1:
@@ -151,7 +157,7 @@ def choose_scales(
         for scale in by_scale:
             rows = [t for d in dev for t in transcripts(d, first_pass_tokens(d, str(scale)), tokenizer)]
             scans[name].append({"scale": scale, "wer": corpus_wer(rows).wer})
-        chosen[name] = by_scale[middle_of_best(scans[name])["scale"]]
+        chosen[name] = middle_of_best(scans[name])["scale"]
     return chosen, scans
 
 
@@ -165,6 +171,7 @@ def describe_search(
     decoded: Dict[str, Decoded],
     wer: Dict[str, Dict[str, float]],
     weights: Optional[Tuple[float, float, List[Dict[str, float]]]],
+    scale: float,
     scale_scan: List[Dict[str, float]],
 ) -> Dict[str, Any]:
     """What decode.json says of a further search: WERs (percent) and real-time factors by set, and what dev chose."""
@@ -173,7 +180,7 @@ def describe_search(
     return {
         "wer": {part: {"first_pass": w[name], "two_pass": w.get(f"{name}_two_pass")} for part, w in wer.items()},
         "rtf": {part: dict(zip(passes, d.real_time_factors(name))) for part, d in decoded.items()},
-        "lm_scale": middle_of_best(scale_scan)["scale"] if scale_scan else None,
+        "lm_scale": scale if name == "fast_beam_search_LG" else None,
         "scale_scan": scale_scan,
         "rescore_weight": weight,
         "length_reward": length_reward,
@@ -192,7 +199,7 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
     log_environment()
 
     second_pass = "attention_decoder" in content["trained_parts"]
-    searches, further, left_out, scans = own_searches(cfg), {}, None, {}
+    searches, further, left_out, scales, scans = own_searches(cfg), {}, None, {}, {}
     if system in searched_systems(cfg):
         left_out = why_no_further_searches()
         if left_out:
@@ -200,7 +207,8 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         else:
             device = next(model.parameters()).device
             made = further_searches(cfg, tokenizer, Path(exp_dir) / cfg.name / "graphs", device)
-            further, scans = choose_scales(model, data, cfg, tokenizer, made)
+            scales, scans = choose_scales(model, data, cfg, tokenizer, made)
+            further = {name: made[name][scale] for name, scale in scales.items()}
     parts = [*cfg.corpus.dev_parts, *(p for p in cfg.corpus.test_parts if p not in cfg.corpus.dev_parts)]
     rescored = ["first_pass", *further] if second_pass else []
     decoded = {part: decode_set(model, data, part, {**searches, **further}, tokenizer, rescored) for part in parts}
@@ -235,7 +243,10 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         "length_reward": length_reward,
         "weight_scan": scan,
         "rtf": {part: own_rtf(d) for part, d in decoded.items()},
-        "searches": {name: describe_search(name, decoded, wer, weights.get(name), scans[name]) for name in further},
+        "searches": {
+            name: describe_search(name, decoded, wer, weights.get(name), scales[name], scans[name]) for name in further
+        },
+        "search_settings": {key: getattr(cfg.decode, key) for key in SEARCH_SETTINGS} if further else None,
         "searches_left_out": left_out,
         "audio_seconds": {part: d.audio_seconds for part, d in decoded.items()},
         "threads": torch.get_num_threads(),

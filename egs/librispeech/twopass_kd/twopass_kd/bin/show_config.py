@@ -47,9 +47,14 @@ def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
     phases whose `final.pt` P reads); phase.S (the phase that system S is).
 
     Raises:
-      ConfigError: a name has a space in it or is trained before what it needs.
+      ConfigError: a name has a space in it or is trained before what it needs, or a file that is named is not there.
     """
-    corpus = cfg.corpus
+    corpus, external = cfg.corpus, cfg.external_teacher
+    named = {"decode.arpa": cfg.decode.arpa, "external_teacher.path": external.path,
+             "external_teacher.recipe": external.recipe, "external_teacher.tokens": external.tokens}  # fmt: skip
+    for key, path in named.items():
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"`{key}` ({path}) must exist; correct the path")
     by_system = dict(systems(cfg, baseline))
     for name in exported_systems(cfg):
         if name not in by_system:

@@ -111,6 +111,11 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         save_config(cfg, final.parent / "config.yaml")
         write_text_atomically(final.parent / "environment.json", json.dumps(environment, indent=1) + "\n")
 
+    if teacher is not None and phase.loss_scales.keys() != cfg.phases[phase_name].loss_scales.keys():
+        logging.info(
+            "teacher %s has no attention decoder: no LAS KD, the student's learns from the references alone "
+            "(attention_kd left out)", teacher.path
+        )  # fmt: skip
     if ranks.device.type == "cpu" and cfg.train.precision != "float32":
         logging.warning("a CPU computes in float32; `train.precision` (%s) is for GPUs", cfg.train.precision)
     logging.info(

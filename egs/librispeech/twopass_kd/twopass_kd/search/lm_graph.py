@@ -51,9 +51,9 @@ def spell(words: Dict[str, int], tokenizer: Tokenizer) -> Dict[int, List[int]]:
     """The lexicon: number of a word -> its tokens. Words with letters that the tokens do not have are left out."""
     names = [word for word in words if word not in _NO_WORDS]
     spelt = dict(zip(names, tokenizer.encode(names)))
-    left_out = [word for word, tokens in spelt.items() if tokenizer.unk_id in tokens]
+    left_out = {word: None for word, tokens in spelt.items() if tokenizer.unk_id in tokens}  # in their order
     if left_out:
-        logging.warning("LG: %d of %d words cannot be spelt, e.g. %s", len(left_out), len(names), left_out[0])
+        logging.warning("LG: %d of %d words cannot be spelt, e.g. %s", len(left_out), len(names), next(iter(left_out)))
     first: Dict[tuple, int] = {}
     for word, tokens in spelt.items():
         if word not in left_out:
@@ -120,11 +120,6 @@ def load_lg(graph_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: 
     Raises:
       ConfigError: if a file is missing, or a package that makes the graph.
     """
-    for needed in ("kaldilm", "kaldingram"):
-        if importlib.util.find_spec(needed) is None:
-            raise ConfigError(
-                f"an LG graph needs {needed}; install requirements/base.txt, or take it out of decode.searches"
-            )
     source = tokenizer.lang_dir / "transcript_words.txt" if arpa is None else arpa
     if not source.is_file():
         remedy = "run stage 2, which makes it, or give `decode.arpa`" if arpa is None else "correct `decode.arpa`"
@@ -136,6 +131,11 @@ def load_lg(graph_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: 
         kept = torch.load(path, weights_only=True)
         if kept["key"] == key:
             return kept["arcs"]
+    for needed in ["kaldilm"] + (["kaldingram"] if arpa is None else []):
+        if importlib.util.find_spec(needed) is None:
+            raise ConfigError(
+                f"an LG graph needs {needed}; install requirements/base.txt, or take it out of decode.searches"
+            )
     graph_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".LG-", dir=graph_dir) as folder:
         made = Path(folder)
