@@ -1,6 +1,5 @@
 """The teacher: checked against its student with both sides named, frozen, copied where shapes agree."""
 
-import logging
 import zipfile
 from dataclasses import replace
 from pathlib import Path

@@ -4,7 +4,8 @@ A student that hears no future emits later than a teacher that does; distilled f
 what it cannot know yet. For each shift this prints how far a student that was trained without distillation is from the
 teacher (KD loss per frame, see losses/transducer_kd.py); the nearest shift is the one to distil with.
 
-    ./run.sh --teacher FILE --stage 5 --stop-stage 5 kd.frame_shift=0       # trains student_scratch/rnnt beside
+    . ./path.sh
+    python3 -m twopass_kd.bin.train --conf conf/librispeech_100h.yaml --phase student_scratch/rnnt
     python3 -m twopass_kd.bin.scan_frame_shift --conf conf/librispeech_100h.yaml external_teacher.path=FILE
 """
 
