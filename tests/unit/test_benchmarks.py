@@ -51,7 +51,7 @@ def test_stacks_prints_a_ratio_for_each_phase(tmp_path: Path):
     text = run("stacks.py", tmp_path, *pythons, "--rounds", "1", "--repeats", "1", "train.max_duration=5")
     assert f"torch2: Python {platform.python_version()}, torch {torch.__version__}" in text
     for name in ("teacher, RNN-T", "student, RNN-T", "student, RNN-T + KD", "student, LAS + KD"):
-        assert re.search(rf"^{re.escape(name)} ( +[\d.]+){{5}}$", text, re.MULTILINE), text
+        assert re.search(rf"^{re.escape(name)} ( +[\d.]+){{6}}$", text, re.MULTILINE), text
     assert "k2 / torch2, smallest: " in text
 
 
@@ -139,7 +139,7 @@ def test_searches_prints_each_search_beside_greedy(tmp_path: Path, data_dir: Pat
     text = run("searches.py", tmp_path, "--data-dir", str(data_dir), "--checkpoint", str(path), "--repeats", "1")
     rows = [line.split(" | ")[0][2:] for line in text.splitlines() if line.startswith("| ")]
     assert rows[1:5] == ["greedy_search", "first_pass", "fast_beam_search", "fast_beam_search_LG, scale 0.01"]
-    assert (tmp_path / "graphs" / "LG.pt").is_file()
+    assert not (tmp_path / "graphs").exists()
 
 
 @pytest.mark.slow

@@ -87,5 +87,6 @@ def fast_beam_search(
     lattice = k2.Fsa(arcs)
     lattice.scores = torch.where(lattice.labels == model.unk_id, lattice.scores - _END_BONUS, lattice.scores)
     lattice.graph_arc, lattice.graph_score = graph_arcs, graph.scores_of(graph_arcs)
-    found = nbest_of_lattice(k2.connect(lattice), encoder_out_lens, model.unk_id, 2 * nbest)
+    lattice = k2.connect(lattice)
+    found = nbest_of_lattice(lattice, encoder_out_lens, model.unk_id, 2 * nbest, not graph.is_deterministic)
     return [best_first(hyps, decoder.context_size)[:nbest] for hyps in found]

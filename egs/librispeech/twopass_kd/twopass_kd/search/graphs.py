@@ -28,9 +28,13 @@ class DecodingGraph:
       arcs: (num_arcs, 4) int32, sorted by source: source state, destination, label, bits of the float32 score.
       scale: of the scores.
       device: where the search runs; None: the CPU.
+
+    Attributes:
+      is_deterministic: whether a token sequence has no more than one path.
     """
 
     def __init__(self, arcs: Tensor, scale: float = 1.0, device: Optional[torch.device] = None) -> None:
+        self.is_deterministic = len(arcs[:, [0, 2]].unique(dim=0)) == len(arcs)
         scores = arcs[:, 3].contiguous().view(torch.float32) * scale
         arcs = torch.cat([arcs[:, :3], scores.view(torch.int32).unsqueeze(1)], dim=1)  # k2 keeps and changes its arcs
         self.fsa = import_k2("a decoding graph").Fsa(arcs.to(device or torch.device("cpu")))

@@ -26,7 +26,9 @@ class _Arcs(NamedTuple):
     final: Tensor
 
 
-def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int) -> List[NBest]:
+def nbest_of_lattice(
+    lattice: Any, num_frames: Tensor, end: int, width: int, several_paths: bool = True
+) -> List[NBest]:
     """The most probable token sequences of a lattice whose arcs take a frame each.
 
     Goes through the frames of all utterances at once. A state keeps its `width` best token sequences, each with the
@@ -41,6 +43,7 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int) -> 
       num_frames: (B,) int64, arcs of each path but for the last two (`end` and the final arc).
       end: a label that is no token.
       width: how many hypotheses a state keeps, and are returned at most.
+      several_paths: whether the graph may have several paths for the same tokens; False is faster.
     Returns:
       For each utterance its hypotheses by falling `log_prob + graph_score`, `log_prob` being that of the model alone;
       `frames` are those of the best alignment.
@@ -62,9 +65,13 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int) -> 
         # What comes after the first 2 * width would hardly change the sums, and merging compares all with all.
         summed, order = summed.topk(min(2 * width, summed.size(1)), dim=1)
         spelt = spell(spelling[before], entering).gather(1, order)
-        path = follow(graph_path[before], entering).gather(1, order)
-        total[begin:stop], keep = _best_of_equal(merge(summed, path), spelt).topk(width, dim=1)
-        spelling[begin:stop], graph_path[begin:stop] = spelt.gather(1, keep), path.gather(1, keep)
+        if several_paths:
+            path = follow(graph_path[before], entering).gather(1, order)
+            total[begin:stop], keep = _best_of_equal(merge(summed, path), spelt).topk(width, dim=1)
+            graph_path[begin:stop] = path.gather(1, keep)
+        else:
+            total[begin:stop], keep = merge(summed, spelt).topk(width, dim=1)
+        spelling[begin:stop] = spelt.gather(1, keep)
         origin[begin:stop] = order.gather(1, keep)
 
     # Backwards along the best paths of the best sequences, all utterances at once.
