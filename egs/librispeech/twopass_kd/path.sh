@@ -1,7 +1,7 @@
 # Sourced by run.sh, and by you before you call a script by hand:  . ./path.sh
 # Takes the Python environment that is active where omegaconf and k2 or fast_rnnt import in it, else the repository's
-# .venv, else its .venv-torch2, and puts this recipe on PYTHONPATH; an icefall checkout too, where ICEFALL_ROOT names one or this folder
-# lies inside one.
+# .venv, else its .venv-torch2, and puts this recipe on PYTHONPATH; an icefall checkout too, where ICEFALL_ROOT names one
+# or this folder lies inside one.
 # shellcheck shell=bash
 
 # The folder as it was reached (inside icefall where a link there leads here) and where it really is.

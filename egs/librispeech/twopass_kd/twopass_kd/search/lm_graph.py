@@ -51,12 +51,12 @@ def spell(words: Dict[str, int], tokenizer: Tokenizer) -> Dict[int, List[int]]:
     """The lexicon: number of a word -> its tokens. Words with letters that the tokens do not have are left out."""
     names = [word for word in words if word not in _NO_WORDS]
     spelt = dict(zip(names, tokenizer.encode(names)))
-    left_out = {word: None for word, tokens in spelt.items() if tokenizer.unk_id in tokens}  # in their order
+    left_out = [word for word, tokens in spelt.items() if tokenizer.unk_id in tokens]
     if left_out:
-        logging.warning("LG: %d of %d words cannot be spelt, e.g. %s", len(left_out), len(names), next(iter(left_out)))
+        logging.warning("LG: %d of %d words cannot be spelt, e.g. %s", len(left_out), len(names), left_out[0])
     first: Dict[tuple, int] = {}
     for word, tokens in spelt.items():
-        if word not in left_out:
+        if tokenizer.unk_id not in tokens:
             first.setdefault(tuple(tokens), words[word])  # of words that are spelt alike, one is enough
     return {word: list(tokens) for tokens, word in first.items()}
 
