@@ -21,13 +21,13 @@ time.sleep(30)
 """
 
 
-def launch(log, *jobs, max_jobs=2, threads=1, gpus="", **kwargs):
-    """The launcher as run.sh starts it; `jobs` are lists of a name and a command."""
+def launch(log, *jobs, max_jobs=2, gpus="", **kwargs):
+    """The launcher as run.sh starts it; `jobs` are lists of a name, options and a command."""
     words = []
     for job in jobs:
         words += ["::", *job] if words else job
-    command = [sys.executable, RUN_JOBS, "--log", log, "--max-jobs", max_jobs, "--threads", threads,
-               "--gpus", gpus, "--", *words]  # fmt: skip
+    command = [sys.executable, RUN_JOBS, "--log", log, "--max-jobs", max_jobs, "--gpus", gpus,
+               "--times", f"{log}.times", "--", *words]  # fmt: skip
     return subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True, **kwargs)
 
 
@@ -48,7 +48,7 @@ def wait_for(path, text, times=1, seconds=10.0):
 def test_run_jobs_prefixes_lines_and_keeps_last_state_of_bars(tmp_path):
     log = tmp_path / "sub" / "a.log"
     bar = r"printf '\r 10%%'; printf '\r 90%%'; printf '\r100%%\n'; echo threads=$OMP_NUM_THREADS; printf 'no newline'"
-    code, err = finish(launch(log, ["one", "bash", "-c", bar], ["two", "echo", "é"], threads=3))
+    code, err = finish(launch(log, ["one", "--threads", 3, "bash", "-c", bar], ["two", "echo", "é"]))
     assert (code, err) == (0, "")
     lines = [line for line in log.read_text().splitlines() if not line.startswith("#")]
     assert [x for x in lines if x.startswith("one")] == ["one: 100%", "one: threads=3", "one: no newline"]
@@ -73,6 +73,41 @@ def test_run_jobs_max_jobs_one_runs_in_order(tmp_path):
     assert finish(launch(log, *jobs, max_jobs=1))[0] == 0
     lines = [line for line in log.read_text().splitlines() if not line.startswith("#")]
     assert lines == ["a: start", "a: end", "b: start", "b: end"]
+
+
+def test_run_jobs_starts_each_job_after_those_it_needs_on_the_cores_it_takes(tmp_path):
+    shared, own = tmp_path / "a.log", tmp_path / "b" / "own.log"
+    jobs = [
+        ["wide", "--cores", 2, "bash", "-c", "sleep 0.2"],
+        ["needs-wide", "--after", "wide", "bash", "-c", "sleep 0.2"],
+        ["last", "--after", "wide,needs-wide", "--log", own, "echo", "done"],
+        ["beside", "bash", "-c", "sleep 0.2"],
+    ]
+    code, err = finish(launch(shared, *jobs))
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in shared.read_text().splitlines() if line.startswith("#")]
+    assert [line[3] for line in lines] == ["wide:", "needs-wide:", "beside:"]  # in the order of starting
+    assert [line for line in own.read_text().splitlines() if line[0] != "#"] == ["done"]  # alone in its log: no prefix
+    times = [line.split("\t") for line in (tmp_path / "a.log.times").read_text().splitlines()]
+    ended = [name for name, _, _ in times]
+    assert ended[0] == "wide" and ended.index("needs-wide") < ended.index("last") and len(ended) == 4
+    assert all(int(start) <= int(end) for _, start, end in times)
+
+
+@pytest.mark.parametrize("job, said", [
+    (["a", "--after", "b", "true"], "`--after` (b) of a must name a job before it"),
+    (["a", "--cores", "0", "true"], "`--cores` (0) must be a whole number above 0"),
+    (["a", "--log", "x"], "must be NAME COMMAND"),
+])  # fmt: skip
+def test_run_jobs_bad_jobs_are_errors(tmp_path, job, said):
+    code, err = finish(launch(tmp_path / "a.log", job))
+    assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_run_jobs_job_that_fails_keeps_what_needs_it_from_starting(tmp_path):
+    log = tmp_path / "a.log"
+    code, _ = finish(launch(log, ["a", "false"], ["b", "--after", "a", "echo", "no"], max_jobs=1))
+    assert code == 1 and "b:" not in log.read_text() and (tmp_path / "a.log.times").read_text() == ""
 
 
 def test_run_jobs_missing_command_is_an_error(tmp_path):
@@ -125,6 +160,15 @@ def test_run_jobs_gives_each_job_a_gpu_of_its_own(tmp_path):
     lines = [line.split() for line in log.read_text().splitlines() if ": on" in line]
     started = sorted((float(when), gpu) for _, _, gpu, when in lines)
     assert {gpu for _, gpu in started[:2]} == {"4", "7"} and started[2][0] - started[0][0] > 0.4
+
+
+def test_run_jobs_gives_a_job_a_gpu_for_each_of_its_cores(tmp_path):
+    log = tmp_path / "a.log"
+    show = ["bash", "-c", "echo on $CUDA_VISIBLE_DEVICES; sleep 0.3"]
+    jobs = [["two", "--cores", 2, *show], ["all", "--cores", 8, *show], ["one", *show]]
+    assert finish(launch(log, *jobs, max_jobs=9, gpus="0,1,2"))[0] == 0
+    found = dict(line.split(": on ") for line in log.read_text().splitlines() if ": on" in line)
+    assert found == {"two": "0,1", "one": "2", "all": "0,1,2"}  # as many as there are
 
 
 def test_run_jobs_started_by_a_shell_in_the_background_passes_interrupts_on(tmp_path):

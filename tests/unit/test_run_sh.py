@@ -41,7 +41,7 @@ def test_run_sh_help_lists_every_option():
         (["mini"], ["`mini` must be an option or key=value"]),
         (["--conf", "nope"], ["`--conf` (nope) must be a YAML file", " mini"]),
         (["--conf", TINY, "tain.max_duration=3"], ["`tain` is not a key", "`train`"]),
-        (["--conf", TINY, "phases.student/deep.stage=4"], ["`phases.student/deep.stage` (4) must be later"]),
+        (["--conf", TINY, "phases.student/deep.stage=4"], ["`phases.student/deep` (stage 4) must be in a later stage than student/las_kd"]),
         (["--conf", TINY, "corpus.kind=folder"], ["`--corpus-dir` must name the corpus"]),
     ],
 )
@@ -54,8 +54,8 @@ def test_run_sh_bad_arguments_say_what_to_do(args, said):
 def test_run_sh_dry_run_prints_the_commands_of_the_stages_asked_for():
     lines = dry("--stage", 3, "--stop-stage", 5, "--threads", 4, "train.max_duration=10")
     phases = [line.split("--phase ")[1].split()[0] for line in lines]
-    assert phases == ["teacher/rnnt", "teacher/las", "student/rnnt_kd", "student_copy/rnnt"]
-    assert [line.split()[0] for line in lines] == ["OMP_NUM_THREADS=4"] * 4
+    assert phases == ["teacher/rnnt", "teacher/las", "teacher/deep", "student/rnnt_kd", "student_copy/rnnt"]
+    assert [line.split()[0] for line in lines] == ["OMP_NUM_THREADS=4"] * 5
     assert all(line.endswith(" train.max_duration=10") for line in lines)
 
 
@@ -65,8 +65,8 @@ def test_run_sh_dry_run_of_everything_calls_each_program():
     data = ("synthesize_corpus", "prepare_manifests", "compute_fbank", "train_bpe")
     assert programs[:4] == [f"local/{name}.py" for name in data]
     bins = [p.split(".")[-1] for p in programs[4:]]
-    assert bins[:15] == ["train"] * 8 + ["decode"] * 5 + ["score", "report"]
-    assert bins[15:] == ["export", "export", "ondevice", "score", "report"]
+    assert bins[:16] == ["train"] * 9 + ["decode"] * 5 + ["score", "report"]
+    assert bins[16:] == ["export", "export", "ondevice", "score", "report"]
     files = {p if p.endswith(".py") else p.replace(".", "/") + ".py" for p in programs}
     assert [f for f in files if not (RECIPE / f).is_file()] == []
 
@@ -136,7 +136,7 @@ def test_run_sh_missing_teacher_names_its_stage(tmp_path):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).touch()
     message = error("--conf", TINY, "--stage", 5, "--data-dir", data, "--exp-dir", tmp_path / "e")
-    assert "tiny/teacher/las/final.pt is missing, which stage 5 reads; stage 4 makes it" in message
+    assert "tiny/teacher/deep/final.pt is missing, which stage 5 reads; stage 4 makes it" in message
     message = error("--conf", TINY, "--stage", 3, "--data-dir", data, "--exp-dir", tmp_path / "e", *MUSAN)
     assert "fbank/musan_cuts.jsonl.gz is missing, which stage 3 reads; stage 2 makes it" in message
 

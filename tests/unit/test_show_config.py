@@ -28,7 +28,7 @@ def test_show_config_overrides_are_in_what_it_shows(capsys):
 
 def test_show_config_prints_the_plan(capsys):
     rows = dict(line.split("\t") for line in printed(capsys, "--plan").splitlines())
-    assert rows["vocab_size"] == "256" and rows["test_parts"] == "test-clean test-other"
+    assert rows["vocab_size"] == "128" and rows["test_parts"] == "test-clean test-other"
     assert rows["phases.5"] == "student/rnnt_kd student_copy/rnnt" and rows["phases.0"] == ""
     assert rows["fingerprint.3"] == fingerprint(load_config(MINI), 3)
     rows = dict(line.split("\t") for line in printed(capsys, "--plan", "--no-baseline").splitlines())
@@ -38,6 +38,7 @@ def test_show_config_prints_the_plan(capsys):
 @pytest.mark.parametrize("args, said", [
     (["--plan", "name=my run"], "must not be empty or have spaces"),
     (["--plan", "phases.student/deep.stage=9"], "must be from 3 to 7"),
+    (["--plan", "phases.teacher/rnnt.init_from=teacher/las", "phases.teacher/rnnt.stage=4"], "or below it in the same"),
     (["nonsense"], "must look like key=value"),
 ])  # fmt: skip
 def test_show_config_errors_are_one_line(capsys, args, said):
@@ -50,9 +51,9 @@ def test_show_config_plan_has_all_that_run_sh_reads():
     cfg = load_config(TINY)
     rows = dict(plan(cfg))
     assert rows["parts"].split() == ["train-clean", "dev-clean", "test-clean", "test-other"]
-    assert rows["needs.student/deep"].split() == ["student/las_kd", "teacher/las"]
+    assert rows["needs.student/deep"].split() == ["student/las_kd", "teacher/deep"]
     assert rows["stage.student/las_kd"] == "6"
-    assert rows["needs.teacher/rnnt"] == ""
+    assert rows["needs.teacher/rnnt"] == "" and rows["cpu_ranks.teacher/rnnt"] == "2"
     assert [rows[f"phases.{n}"].split() for n in (3, 7)] == [["teacher/rnnt"], ["student/deep", "student_copy/deep"]]
     assert rows["phase.student_copy"] == "student_copy/deep"
     without = dict(plan(cfg, baseline=False))

@@ -49,8 +49,7 @@ launch() {
     print_jobs "$@"
     return
   fi
-  mkdir -p "$experiment/.stages"
-  : >"$times"
+  rm -f "$times"
   # In the background, because a shell handles no signal while it waits for a command in the foreground.
   "${launch_cmd[@]}" --log "$(log_of "$current_stage")" --max-jobs "$max_jobs" ${gpus:+--gpus "$gpus"} \
     --times "$times" -- "$@" &

@@ -372,7 +372,7 @@ def parse_jobs(words: Sequence[str], log: Path) -> List[Spec]:
         while len(command) > 1 and command[0] in options:
             options[command[0]] = command[1]
             command = command[2:]
-        if not command:
+        if not command or command[0] in options:
             raise ValueError(f"a job ({shlex.join(job)}) must be NAME COMMAND...; separate jobs by {SEPARATOR}")
         after = [name for name in options["--after"].split(",") if name]
         for name in after:
@@ -402,6 +402,9 @@ def run_jobs(
     Returns:
       0; the exit status of the first that failed, after printing its last lines to stderr; 130 after a signal.
     """
+    if times is not None:
+        times.parent.mkdir(parents=True, exist_ok=True)
+        times.touch()
     for spec in specs:
         spec.log.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -391,6 +391,7 @@ run_graph() {
 # of a stage are what it adds to those before, so that the seconds of all stages are the time that they took together.
 end_finished_stages() {
   local n name start end first last reached=0
+  [ -f "$1" ] || return 0
   declare -A starts ends
   while IFS=$'\t' read -r name start end; do
     starts[$name]=$start
