@@ -17,7 +17,8 @@ def command(*args) -> List[str]:
 
 def environment() -> dict:
     """This process's, with its Python first on PATH and without what run.sh sets itself."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "ICEFALL_ROOT", "OMP_NUM_THREADS")}
+    own = ("PYTHONPATH", "ICEFALL_ROOT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    env = {k: v for k, v in os.environ.items() if k not in own}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     return env
 

@@ -10,8 +10,10 @@ import time
 import psutil
 import pytest
 
-from run_sh import RECIPE, TINY, environment, ok
+from run_sh import RECIPE, TINY, environment
 from twopass_kd.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.slow
 
 KILLS = 10
 EPOCHS = 12
@@ -20,11 +22,8 @@ SETTINGS = [f"phases.{PHASE}.num_epochs={EPOCHS}", "train.max_duration=8", "trai
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    root = tmp_path_factory.mktemp("killed")
-    ok("--conf", TINY, "--corpus-dir", root / "LibriSpeech", "--data-dir", root / "data", "--exp-dir", root / "exp",
-       "--stop-stage", 2)  # fmt: skip
-    return root / "data"
+def data_dir(tiny_data):
+    return tiny_data.data_dir
 
 
 class Run:
@@ -88,7 +87,6 @@ def whole(request, data_dir, tmp_path_factory):
     return world_size, num_workers, run.digest()
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_ends_bit_for_bit_the_same(whole, data_dir, tmp_path):
     """SIGKILL to all processes at once: some steps after a checkpoint, and every third time while one is written."""
     world_size, num_workers, digest = whole

@@ -13,7 +13,7 @@ from cluster import Cluster, why_not
 from run_sh import TINY, command, environment
 from twopass_kd.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 SMALL = ["slurm.cpu.cpus=1", "slurm.cpu.mem=900", "slurm.gpu.cpus=1", "slurm.gpu.mem=900", "slurm.gpu.gpus=0",
          "slurm.feature_jobs=2"]  # fmt: skip
@@ -168,7 +168,6 @@ def test_slurm_signalled_job_saves_and_is_requeued(finished, undisturbed, root):
     assert recipe.digest() == undisturbed
 
 
-@pytest.mark.slow
 def test_slurm_job_at_its_time_limit_goes_on_in_the_next(finished, root):
     """A limit of two minutes, of which Slurm's warning takes one, and a training of more than that."""
     recipe = Recipe(finished[0].cluster, root, root / "limited")
