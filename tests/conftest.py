@@ -60,7 +60,7 @@ def tiny_experiment(tmp_path_factory, tiny_data) -> Iterator[TinyExperiment]:
 
     def make(root: Path) -> None:
         options = [*args, "--exp-dir", root / "exp"]
-        runs = [interrupt_in_stage_3(options, root / "exp" / "tiny"), ok(*options, timeout=400)]
+        runs = [interrupt_in_stage_3(options, root / "exp" / "tiny"), ok(*options, timeout=900)]
         (root / "runs.json").write_text(json.dumps(runs))
 
     root = made_once(tmp_path_factory, "experiment", make)
@@ -100,11 +100,11 @@ def interrupt_in_stage_3(args: list, experiment: Path) -> Dict:
         command(*args, "--stop-stage", 3), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True,
     )  # fmt: skip
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300
     while not ((phase / "metrics.jsonl").is_file() and '"valid"' in (phase / "metrics.jsonl").read_text()):
         assert process.poll() is None and time.monotonic() < end, process.communicate(timeout=5)[0]
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to run.sh and to what it waits for
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     done = sorted(path.name for path in (experiment / ".stages").glob("*.done"))
     return {"status": process.returncode, "output": output, "done": done, "final": (phase / "final.pt").exists()}

@@ -23,7 +23,7 @@ def environment() -> dict:
     return env
 
 
-def run(*args, cwd=None, timeout=150, **env) -> subprocess.CompletedProcess:
+def run(*args, cwd=None, timeout=300, **env) -> subprocess.CompletedProcess:
     """`run.sh args...` to its end; stdout and stderr are text."""
     return subprocess.run(
         command(*args), cwd=cwd, env={**environment(), **env}, capture_output=True, text=True, timeout=timeout

@@ -27,7 +27,7 @@ def finished(tmp_path_factory, tiny_data):
     (root / "teacher" / "tokens.txt").write_text(tokens, encoding="utf-8")
     options = [*tiny_data.options, "--exp-dir", root / "exp"]
     options += ["--teacher", "teacher/cpu_jit.pt"]  # from the caller's folder
-    return root, options, ok(*options, "--stage", 3, timeout=400, cwd=root)
+    return root, options, ok(*options, "--stage", 3, timeout=900, cwd=root)
 
 
 def test_run_sh_with_a_teacher_trains_students_only(finished):
