@@ -10,11 +10,11 @@ from twopass_kd.config import Config
 from twopass_kd.wer import Transcript, write_decoding_results
 
 WORDS = "THE A DOCTOR'S GARDEN RIVER OPENED TWENTY SEVEN LETTERS BEFORE WINTER AND NOBODY SAW HIM LEAVE TOWN".split()
-SYSTEMS = ("teacher", "student_scratch", "student_stage1", "student_stage2", "student")
+SYSTEMS = ("teacher", "student_copy", "student_stage1", "student_stage2", "student")
 # share of words that go wrong in greedy search, first pass, two-pass
 ERROR_RATES = {
     "teacher": (0.10, 0.085, 0.072),
-    "student_scratch": (0.16, 0.13, 0.11),
+    "student_copy": (0.16, 0.13, 0.11),
     "student_stage1": (0.12, 0.10, None),
     "student_stage2": (0.12, 0.10, 0.10),
     "student": (0.10, 0.085, 0.073),
@@ -110,6 +110,7 @@ def on_device_measurements(cfg: Config, systems: Sequence[str], phase_of: Dict[s
         "quantization": {
             s: {
                 "dev_parts": cfg.corpus.dev_parts,
+                "layers": 5,
                 "scan": [{"layer": f"encoder/layers.{i}.lstm", "wer": 7.5 + 0.1 * i, "errors": i} for i in range(5)],
                 "left_out": ["encoder/layers.4.lstm"],
                 "wer": {"fp32": 7.5, "all_int8": 8.1, "int8": 7.6},

@@ -13,10 +13,10 @@ from run_sh import RECIPE, TINY, command, environment, ok
 from twopass_kd.checkpoint import load_checkpoint
 
 HAS_K2 = importlib.util.find_spec("k2") is not None
-SYSTEMS = ("teacher", "student_scratch", "student_stage1", "student_stage2", "student")
+SYSTEMS = ("teacher", "student_copy", "student_stage1", "student_stage2", "student")
 SETS = ("dev-clean", "test-clean", "test-other")
 PHASES = ("teacher/rnnt", "teacher/las", "student/rnnt_kd", "student/las_kd", "student/deep",
-          "student_scratch/rnnt", "student_scratch/las", "student_scratch/deep")  # fmt: skip
+          "student_copy/rnnt", "student_copy/las", "student_copy/deep")  # fmt: skip
 
 
 def jsonl(path):
@@ -89,7 +89,7 @@ def test_run_sh_results_and_report(tiny_experiment):
     results = json.loads((experiment / "results.json").read_text())
     assert [s["name"] for s in results["systems"]] == list(SYSTEMS)
     sizes = {s["name"]: s["params"]["total"] for s in results["systems"]}
-    assert sizes["student"] == sizes["student_scratch"] <= 0.5 * sizes["teacher"]
+    assert sizes["student"] == sizes["student_copy"] <= 0.5 * sizes["teacher"]
     assert results["compression"]["params"] == pytest.approx(1 - sizes["student"] / sizes["teacher"], abs=0.01)
     for system in results["systems"]:
         for part in ("test-clean", "test-other"):
@@ -99,8 +99,8 @@ def test_run_sh_results_and_report(tiny_experiment):
     assert [s["stage"] for s in results["stages"]] == list(range(11))
     for name in ("report.md", "report.html"):
         text = (experiment / name).read_text().replace("\\_", "_")
-        assert "student_scratch" in text and "./run.sh --conf" in text and "synthetic" in text.lower()
-    assert f"{experiment}/report.html" in output and "student_scratch" in output
+        assert "student_copy" in text and "./run.sh --conf" in text and "synthetic" in text.lower()
+    assert f"{experiment}/report.html" in output and "student_copy" in output
 
 
 def test_run_sh_exports_and_measures_on_the_device(tiny_experiment):
@@ -149,12 +149,12 @@ def test_run_sh_failing_phase_stops_its_neighbour(copied):
     (experiment / "student" / "rnnt_kd").rename(experiment / "kept")
     (experiment / "student" / "rnnt_kd").write_text("in the way")
     done = subprocess.run(
-        command(*args, "--stage", 5, "--stop-stage", 5, "phases.student_scratch/rnnt.num_epochs=500"),
+        command(*args, "--stage", 5, "--stop-stage", 5, "phases.student_copy/rnnt.num_epochs=500"),
         env=environment(), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
     assert "error: student/rnnt_kd failed" in done.stderr and "stage-5.log" in done.stderr
-    assert not (experiment / "student_scratch" / "rnnt" / "final.pt").exists()
+    assert not (experiment / "student_copy" / "rnnt" / "final.pt").exists()
 
 
 def test_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(tiny_experiment, tiny_data, tmp_path):

@@ -12,7 +12,7 @@ from twopass_kd.checkpoint import build_model
 from twopass_kd.config import load_config
 from twopass_kd.export.torchscript import export_torchscript
 
-STUDENTS = ("student_scratch", "student_stage1", "student_stage2", "student")
+STUDENTS = ("student_copy", "student_stage1", "student_stage2", "student")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_run_sh_with_a_teacher_compares_first_passes(finished):
     assert [s["name"] for s in results["systems"]] == ["teacher", *STUDENTS]
     assert results["systems"][0]["wer"]["test-clean"]["two_pass"] is None
     assert results["significance_pass"] == "first_pass" and set(results["significance"]) == {"test-clean", "test-other"}
-    assert "student vs teacher, first-pass:" in output and "student vs student_scratch, two-pass:" in output
+    assert "student vs teacher, first-pass:" in output and "student vs student_copy, two-pass:" in output
     assert [p.parent.name for p in (root / "exp" / "tiny" / "export").glob("*/export.json")] == ["student"]
     assert (root / "exp" / "tiny" / "report.html").is_file()
 

@@ -134,7 +134,7 @@ def test_loss_backend_is_no_part_of_a_trainings_identity():
 
 
 def test_phases_of_stage():
-    assert phases_of_stage(load_config(MINI), 5) == ["student/rnnt_kd", "student_scratch/rnnt"]
+    assert phases_of_stage(load_config(MINI), 5) == ["student/rnnt_kd", "student_copy/rnnt"]
 
 
 def test_searched_systems_are_those_of_stage_10_with_a_stateless_decoder():

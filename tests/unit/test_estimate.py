@@ -61,7 +61,7 @@ def test_cost_is_in_proportion_to_the_audio(phase, monkeypatch):
 
 def test_cost_tells_parts_that_learn_from_frozen_ones():
     cfg = load_config(TINY_CONF)
-    rnnt, las, kd = (step_cost(cfg, name) for name in ("student_scratch/rnnt", "student_scratch/las", "student/las_kd"))
+    rnnt, las, kd = (step_cost(cfg, name) for name in ("student_copy/rnnt", "student_copy/las", "student/las_kd"))
     assert rnnt.teacher == las.teacher == 0 and kd.teacher == step_cost(cfg, "teacher/rnnt").model > rnnt.model
     assert las.learning < rnnt.learning < rnnt.model == las.model
     assert las.kept_bytes < rnnt.kept_bytes  # the frozen encoder keeps nothing
@@ -136,5 +136,5 @@ def test_program_prints_each_phase_the_total_and_how_it_was_computed(tmp_path, m
 def test_program_without_data_or_baseline(tmp_path, monkeypatch, capsys):
     status, text = run(monkeypatch, capsys, "--data-dir", tmp_path, "--no-baseline")
     assert status == 0 and "unknown before stage 2" in text and "Total" not in text
-    assert "student_scratch" not in text and "student/deep" in text
+    assert "student_copy" not in text and "student/deep" in text
     assert run(monkeypatch, capsys, "--world-size", 0)[0] == 1

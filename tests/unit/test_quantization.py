@@ -156,6 +156,7 @@ def test_choose_layers_keeps_all_where_nothing_is_lost():
     costs = {"a/one": 0, "a/two": 0}
     choice = choose_layers(list(costs), costly(costs), seed=0)
     assert choice["left_out"] == [] and choice["wer"]["int8"] == 5.0 and len(choice["steps"]) == 1
+    assert choice["scan"] == [] and choice["layers"] == 2  # no layer was tried alone
 
 
 def test_choose_layers_leaves_all_out_where_all_cost():

@@ -63,10 +63,10 @@ def test_build_results_significance_is_student_minus_baseline(scored):
     student = recogs(experiment, "student", "test-clean", "two_pass")
     teacher = recogs(experiment, "teacher", "test-clean", "two_pass")
     assert results["significance"]["test-clean"] == paired_bootstrap(teacher, student, 300, seed=42)
-    student, scratch = (recogs(experiment, s, "test-clean", "first_pass") for s in ("student", "student_scratch"))
-    expected = paired_bootstrap(scratch, student, 300, seed=42)
-    assert results["significance_scratch"]["test-clean"]["first_pass"] == expected
-    assert results["significance_scratch"]["test-clean"]["first_pass"]["delta_wer"] < 0
+    student, copied = (recogs(experiment, s, "test-clean", "first_pass") for s in ("student", "student_copy"))
+    expected = paired_bootstrap(copied, student, 300, seed=42)
+    assert results["significance_baseline"]["test-clean"]["first_pass"] == expected
+    assert results["significance_baseline"]["test-clean"]["first_pass"]["delta_wer"] < 0
 
 
 def test_build_results_compression(scored):
@@ -131,9 +131,9 @@ def test_build_results_decoded_without_an_identity_is_malformed(tmp_path: Path, 
 @pytest.mark.parametrize(
     "systems, missing",
     [
-        (["teacher", "student"], ["student_scratch", "student_stage1", "student_stage2"]),
-        (["student_scratch", "student"], ["teacher", "student_stage1", "student_stage2"]),
-        (["teacher"], ["student_scratch", "student_stage1", "student_stage2", "student"]),
+        (["teacher", "student"], ["student_copy", "student_stage1", "student_stage2"]),
+        (["student_copy", "student"], ["teacher", "student_stage1", "student_stage2"]),
+        (["teacher"], ["student_copy", "student_stage1", "student_stage2", "student"]),
     ],
 )
 def test_build_results_scores_what_there_is(tmp_path: Path, cfg: Config, systems, missing):
@@ -143,7 +143,7 @@ def test_build_results_scores_what_there_is(tmp_path: Path, cfg: Config, systems
     assert results["not_decoded"] == missing
     assert (results["compression"] is None) == (not {"teacher", "student"} <= set(systems))
     assert bool(results["significance"]) == ({"teacher", "student"} <= set(systems))
-    assert bool(results["significance_scratch"]) == ("student_scratch" in systems)
+    assert bool(results["significance_baseline"]) == ("student_copy" in systems)
     assert f"not decoded, so not scored: {', '.join(missing)}" in summary_text(results)
 
 

@@ -54,7 +54,7 @@ def test_run_sh_bad_arguments_say_what_to_do(args, said):
 def test_run_sh_dry_run_prints_the_commands_of_the_stages_asked_for():
     lines = dry("--stage", 3, "--stop-stage", 5, "--threads", 4, "train.max_duration=10")
     phases = [line.split("--phase ")[1].split()[0] for line in lines]
-    assert phases == ["teacher/rnnt", "teacher/las", "student/rnnt_kd", "student_scratch/rnnt"]
+    assert phases == ["teacher/rnnt", "teacher/las", "student/rnnt_kd", "student_copy/rnnt"]
     assert [line.split()[0] for line in lines] == ["OMP_NUM_THREADS=4"] * 4
     assert all(line.endswith(" train.max_duration=10") for line in lines)
 
@@ -73,7 +73,7 @@ def test_run_sh_dry_run_of_everything_calls_each_program():
 
 def test_run_sh_without_baseline_leaves_it_out():
     lines = dry("--stage", 5, "--baseline", "false")
-    assert not [line for line in lines if "scratch" in line]
+    assert not [line for line in lines if "student_copy" in line]
     assert lines[0].startswith("OMP_NUM_THREADS=") and "--phase student/rnnt_kd" in lines[0]
 
 

@@ -29,7 +29,7 @@ def test_show_config_overrides_are_in_what_it_shows(capsys):
 def test_show_config_prints_the_plan(capsys):
     rows = dict(line.split("\t") for line in printed(capsys, "--plan").splitlines())
     assert rows["vocab_size"] == "256" and rows["test_parts"] == "test-clean test-other"
-    assert rows["phases.5"] == "student/rnnt_kd student_scratch/rnnt" and rows["phases.0"] == ""
+    assert rows["phases.5"] == "student/rnnt_kd student_copy/rnnt" and rows["phases.0"] == ""
     assert rows["fingerprint.3"] == fingerprint(load_config(MINI), 3)
     rows = dict(line.split("\t") for line in printed(capsys, "--plan", "--no-baseline").splitlines())
     assert rows["phases.5"] == "student/rnnt_kd"
@@ -53,10 +53,10 @@ def test_show_config_plan_has_all_that_run_sh_reads():
     assert rows["needs.student/deep"].split() == ["student/las_kd", "teacher/las"]
     assert rows["stage.student/las_kd"] == "6"
     assert rows["needs.teacher/rnnt"] == ""
-    assert [rows[f"phases.{n}"].split() for n in (3, 7)] == [["teacher/rnnt"], ["student/deep", "student_scratch/deep"]]
-    assert rows["phase.student_scratch"] == "student_scratch/deep"
+    assert [rows[f"phases.{n}"].split() for n in (3, 7)] == [["teacher/rnnt"], ["student/deep", "student_copy/deep"]]
+    assert rows["phase.student_copy"] == "student_copy/deep"
     without = dict(plan(cfg, baseline=False))
-    assert "student_scratch" in rows["systems"].split() and "student_scratch" not in without["systems"].split()
+    assert "student_copy" in rows["systems"].split() and "student_copy" not in without["systems"].split()
     assert phases_to_train(cfg, 7, baseline=False) == ["student/deep"]
     assert ["student", "student/deep"] in systems(cfg)
 

@@ -21,7 +21,7 @@ Stages (finished ones are skipped on a rerun, unless their settings changed):
   1  Lhotse manifests       6  student LAS distillation, and the baseline's LAS
   2  features and BPE       7  deep fine-tuning of the student, and the baseline's
   3  teacher RNN-T          8  decoding of all systems
-  4  teacher LAS            9  scoring and report
+  4  teacher LAS and deep   9  scoring and report
  10  export to ONNX and int8, on-device benchmark (then stage 9 again, to report it)
 
 Options:
@@ -35,7 +35,7 @@ Options:
   --teacher FILE        a trained teacher, instead of stages 3 and 4: TorchScript of icefall's export.py (it runs code:
                         only files that you trust), or a checkpoint of this recipe; more under external_teacher in YAML
   --exp-dir DIR         checkpoints, results and logs go to DIR/<conf> (default: exp)
-  --baseline BOOL       also train student_scratch: same size, no distillation (default: true)
+  --baseline BOOL       also train student_copy: same size, no distillation (default: true)
   --nj N                jobs side by side (default: number of cores)
   --threads N           threads of each training on a CPU (default: 1; more do not help models as small as mini's)
   --world-size N        ranks of each training on one node, e.g. its GPUs (default: 1)
@@ -154,73 +154,67 @@ read -r -a systems <<<"${plan[systems]}"
 stage_0() {
   case "$kind" in
     mini)
-      launch 1 1 corpus python3 local/synthesize_corpus.py --conf "$conf" --corpus-dir "$corpus_dir" --nj "$nj" \
+      launch 1 corpus python3 local/synthesize_corpus.py --conf "$conf" --corpus-dir "$corpus_dir" --nj "$nj" \
         "${overrides[@]}"
       ;;
     librispeech | mini_librispeech)
-      launch 1 1 corpus python3 local/download_corpus.py --conf "$conf" --corpus-dir "$corpus_dir" \
+      launch 1 corpus python3 local/download_corpus.py --conf "$conf" --corpus-dir "$corpus_dir" \
         "${overrides[@]}"
       ;;
     folder) ;; # it is the user's; that its parts are there is checked like any stage's output
   esac
   case "$kind" in
     mini | folder)
-      ! "${plan[musan]}" || launch 1 1 musan python3 local/download_corpus.py --conf "$conf" --corpus-dir "$corpus_dir" \
+      ! "${plan[musan]}" || launch 1 musan python3 local/download_corpus.py --conf "$conf" --corpus-dir "$corpus_dir" \
         "${overrides[@]}"
       ;;
   esac
 }
 
 stage_1() {
-  launch 1 1 manifests python3 local/prepare_manifests.py --conf "$conf" \
+  launch 1 manifests python3 local/prepare_manifests.py --conf "$conf" \
     --corpus-dir "$corpus_dir" --data-dir "$data_dir" --nj "$nj" "${overrides[@]}"
 }
 
 stage_2() {
-  launch 1 1 features python3 local/compute_fbank.py --conf "$conf" --data-dir "$data_dir" --nj "$nj" "${overrides[@]}"
-  launch 1 1 bpe python3 local/train_bpe.py --conf "$conf" --data-dir "$data_dir" "${overrides[@]}"
+  launch 1 features python3 local/compute_fbank.py --conf "$conf" --data-dir "$data_dir" --nj "$nj" "${overrides[@]}"
+  launch 1 bpe python3 local/train_bpe.py --conf "$conf" --data-dir "$data_dir" "${overrides[@]}"
 }
 
-# Trains the phases of stage $1. They do not depend on each other, so they run side by side, as far as the cores or
-# GPUs go; with several ranks, one after the other.
-train_stage() {
-  local phases phase jobs=() count=0 ranks=() on_each_node=()
-  read -r -a phases <<<"${plan[phases.$1]}"
-  [ "$world_size" -eq 1 ] && [ "$nnodes" -eq 1 ] || ranks=(--world-size "$world_size")
-  if [ "$nnodes" -gt 1 ]; then
-    ranks+=(--nnodes "$nnodes" --rdzv-endpoint "$(rdzv_endpoint)")
-    on_each_node=(srun --nodes "$nnodes" --ntasks "$nnodes" --ntasks-per-node 1 --kill-on-bad-exit=1 --disable-status
-      --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}")
-  fi
-  for phase in "${phases[@]}"; do
-    [ "$count" -eq 0 ] || jobs+=("::")
-    jobs+=("$phase" "${on_each_node[@]}" python3 -m twopass_kd.bin.train --conf "$conf" --phase "$phase"
-      --data-dir "$data_dir" --exp-dir "$exp_dir" "${ranks[@]}" "${overrides[@]}")
-    count=$((count + 1))
-    if $force; then set_aside "$experiment/$phase"; fi
-  done
-  [ "$count" -gt 0 ] || return 0
-  [ "$count" -le "$nj" ] || count=$nj
-  if [ "${#ranks[@]}" -gt 0 ]; then
-    launch 1 "$threads" "${jobs[@]}"
-  else
-    launch_on_gpus "$count" "$threads" "${jobs[@]}"
-  fi
-}
-
-stage_8() {
-  local system jobs=()
-  for system in "${systems[@]}"; do
+# Adds the jobs of stage $1, of 3 to 8, to the array `jobs`: phases to train, or systems to decode.
+add_jobs() {
+  local n=$1 name need after cores ranks on_each_node=()
+  for name in $(jobs_of "$n"); do
+    after='' ranks=() cores=1
+    for need in ${plan[needs.$name]:-${plan[phase.$name]:-}}; do
+      case " ${pending[*]} " in *" ${plan[stage.$need]:-} "*) after+=$need, ;; esac
+    done
     [ "${#jobs[@]}" -eq 0 ] || jobs+=("::")
-    jobs+=("$system" python3 -m twopass_kd.bin.decode --conf "$conf" --system "$system"
-      --data-dir "$data_dir" --exp-dir "$exp_dir" "${overrides[@]}")
+    jobs+=("$name" --after "$after" --log "$(log_of "$n")")
+    if [ "$n" -eq 8 ]; then
+      jobs+=(python3 -m twopass_kd.bin.decode --system "$name")
+    else
+      if [ "$world_size" -gt 1 ] || [ "$nnodes" -gt 1 ]; then
+        cores=$world_size ranks=(--world-size "$world_size")
+      elif [ -z "$(visible_gpus)" ]; then
+        cores=${plan[cpu_ranks.$name]}
+      fi
+      if [ "$nnodes" -gt 1 ]; then
+        ranks+=(--nnodes "$nnodes" --rdzv-endpoint "$(rdzv_endpoint)")
+        on_each_node=(srun --nodes "$nnodes" --ntasks "$nnodes" --ntasks-per-node 1 --kill-on-bad-exit=1
+          --disable-status --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}")
+      fi
+      jobs+=(--cores "$cores" --threads "$threads" "${on_each_node[@]}" python3 -m twopass_kd.bin.train
+        --phase "$name" "${ranks[@]}")
+      if $force; then set_aside "$experiment/$name"; fi
+    fi
+    jobs+=(--conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" "${overrides[@]}")
   done
-  launch_on_gpus "$nj" 1 "${jobs[@]}"
 }
 
 stage_9() {
-  launch 1 1 score python3 -m twopass_kd.bin.score --conf "$conf" --exp-dir "$exp_dir" "${overrides[@]}"
-  launch 1 1 report python3 -m twopass_kd.bin.report --conf "$conf" --exp-dir "$exp_dir" \
+  launch 1 score python3 -m twopass_kd.bin.score --conf "$conf" --exp-dir "$exp_dir" "${overrides[@]}"
+  launch 1 report python3 -m twopass_kd.bin.report --conf "$conf" --exp-dir "$exp_dir" \
     --command "$(quoted ./run.sh "${given[@]}" "${overrides[@]}")" "${overrides[@]}"
 }
 
@@ -234,8 +228,8 @@ stage_10() {
     jobs+=("$system" python3 -m twopass_kd.bin.export --conf "$conf" --system "$system"
       --data-dir "$data_dir" --exp-dir "$exp_dir" "${overrides[@]}")
   done
-  launch "$nj" 1 "${jobs[@]}"
-  launch 1 1 ondevice python3 -m twopass_kd.bin.ondevice --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+  launch "$nj" "${jobs[@]}"
+  launch 1 ondevice python3 -m twopass_kd.bin.ondevice --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
     "${overrides[@]}"
 }
 
@@ -255,8 +249,20 @@ if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
   force=false # Slurm runs this job again: it goes on
 fi
 
-for ((n = stage; n <= stop_stage; n++)); do
-  run_stage "$n"
+# Where a training takes several nodes, trainings and decoding have different ones.
+if [ "$nnodes" -gt 1 ]; then last_training=7; else last_training=8; fi
+n=$stage
+while [ "$n" -le "$stop_stage" ]; do
+  case "$n" in
+    [3-8])
+      last=$((n <= last_training ? last_training : 8))
+      last=$((last < stop_stage ? last : stop_stage))
+      run_graph "$n" "$last"
+      n=$last
+      ;;
+    *) run_stage "$n" ;;
+  esac
+  n=$((n + 1))
 done
 force=false
 if [ "$stop_stage" -eq 10 ] && { $dry_run || [ -n "$(why_again 9)" ]; }; then

@@ -358,6 +358,8 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
             )
     if phase.copy_from_teacher and phase.init_from is not None:
         raise ConfigError(f"`{where}` must have either `copy_from_teacher` or `init_from`, not both")
+    if phase.cpu_ranks < 1:
+        raise ConfigError(f"`{where}.cpu_ranks` ({phase.cpu_ranks}) must be positive")
     if not phase.base_lr > 0:
         raise ConfigError(f"`{where}.base_lr` ({phase.base_lr}) must be positive")
     if phase.copy_from_teacher and phase.teacher is None:

@@ -19,10 +19,10 @@ class SynthesisConfig:
     """How stage 0 makes synthetic speech (corpora of kind `mini` only)."""
 
     grammar: str = "phrases"  # phrases | digits
-    num_sentences: int = 4800  # training sentences
-    num_fragments: int = 1200  # training fragments of 1-4 words; short ones matter for convergence
-    num_dev: int = 300
-    num_test: int = 300  # utterances in each test part
+    num_sentences: int = 2600  # training sentences
+    num_fragments: int = 650  # training fragments of 1-4 words; short ones matter for convergence
+    num_dev: int = 200
+    num_test: int = 280  # utterances in each test part
     num_train_voices: int = 62
     num_dev_voices: int = 8
     num_test_voices: int = 8
@@ -149,6 +149,7 @@ class PhaseConfig:
     base_lr: float = MISSING
     sort_first_epoch: bool = False  # first epoch from short to long; for small corpora, whose cuts fit into memory
     spec_augment: bool = True
+    cpu_ranks: int = 1  # on a CPU and without --world-size: processes that share each batch of train.max_duration
     average: int = 1  # checkpoints of the last so many epochs are averaged into `final.pt`
 
 

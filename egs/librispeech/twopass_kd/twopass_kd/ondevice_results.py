@@ -39,7 +39,7 @@ _DIFFERENCE = {"delta_wer": float, "ci95": [float, float], "p": float}
 _AGREEMENT = {"same": int, "of": int, "different": [str]}
 _QUANTIZATION = {  # `int8` of a system's export.json
     "dev_parts": [str],
-    "scan": [{"layer": str}],
+    "layers": int,
     "left_out": [str],
     "wer": {"fp32": float, "int8": float, "all_int8": float},
 }
@@ -187,7 +187,7 @@ def quantization_lines(on_device: OnDevice) -> List[str]:
     for system, choice in on_device["quantization"].items():
         wer, left_out = choice["wer"], choice["left_out"]
         lines.append(
-            f"{system} int8: {len(left_out)} of {len(choice['scan'])} layers left in float32"
+            f"{system} int8: {len(left_out)} of {choice['layers']} layers left in float32"
             f"{' (' + ', '.join(left_out) + ')' if left_out else ''}, chosen on {', '.join(choice['dev_parts'])}: WER "
             f"{wer['fp32']:.2f}% in float32, {wer['all_int8']:.2f}% with all in int8, {wer['int8']:.2f}% as exported"
         )

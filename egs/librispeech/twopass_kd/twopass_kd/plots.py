@@ -19,7 +19,7 @@ from twopass_kd.report import format_duration, scan_at_chosen_reward
 
 _STYLES = {
     "teacher": ("#0072b2", "s"),
-    "student_scratch": ("#767676", "v"),
+    "student_copy": ("#767676", "v"),
     "student_stage1": ("#b87700", "^"),
     "student_stage2": ("#008560", "D"),
     "student": ("#c85200", "o"),

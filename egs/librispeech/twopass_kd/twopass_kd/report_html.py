@@ -132,7 +132,7 @@ def _verdicts(results: Results) -> str:
 def _significance_section(results: Results) -> str:
     found = comparisons(results)
     if not found:
-        return "<p>No comparison: it takes a student and a teacher, or a student and student_scratch.</p>"
+        return "<p>No comparison: it takes a student and a teacher, or a student and student_copy.</p>"
     rows = []
     for set_name, baseline, suffix, result in found:
         rows.append((escape(set_name), [_name(baseline), PASS_TITLES[suffix], *_difference_cells(result)]))

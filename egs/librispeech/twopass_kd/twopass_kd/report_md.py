@@ -122,7 +122,7 @@ def _wer_table(results: Results, with_dev: bool) -> List[str]:
 
 def _verdict_lines(results: Results) -> List[str]:
     lines = [f"- {_text(set_name)}: {_text(sentence)}" for set_name, sentence in verdicts(results)]
-    return lines or ["No comparison: it takes a student and a teacher, or a student and student\\_scratch."]
+    return lines or ["No comparison: it takes a student and a teacher, or a student and student\\_copy."]
 
 
 def _size_table(results: Results) -> List[str]:

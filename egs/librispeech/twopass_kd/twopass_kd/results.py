@@ -17,7 +17,7 @@ from twopass_kd.search_results import SEARCHES_UNIT, search_rows, searches_left_
 from twopass_kd.significance import describe
 from twopass_kd.wer import Transcript, bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs
 
-SYSTEM_ORDER = ("teacher", "student_scratch", "student_stage1", "student_stage2", "student")
+SYSTEM_ORDER = ("teacher", "student_copy", "student_stage1", "student_stage2", "student")
 PASS_TITLES = {"greedy_search": "greedy", "first_pass": "first pass", "two_pass": "two-pass"}
 PASSES = tuple(PASS_TITLES)
 PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "total")
@@ -34,7 +34,7 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
       progress: show a progress bar where stderr is a terminal.
     Returns:
       The content of `results.json`: conf, corpus, seed, bootstrap_samples, environment, systems, not_decoded,
-      compression, significance_pass (in which student and teacher are compared), significance, significance_scratch,
+      compression, significance_pass (in which student and teacher are compared), significance, significance_baseline,
       on_device, stages. WER and their differences are in percent, times in seconds, sizes in parameters and bytes. A
       system without a second pass has `two_pass` null. `on_device` is the content of `ondevice.json`; null where stage
       10 has not run, or not since the training.
@@ -70,7 +70,7 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
         "compression": _compression(systems),
         "significance_pass": teacher_pass,
         "significance": _compare(cfg, transcripts, "teacher", [teacher_pass]).get(teacher_pass, {}),
-        "significance_scratch": _by_set(_compare(cfg, transcripts, "student_scratch", ["first_pass", "two_pass"])),
+        "significance_baseline": _by_set(_compare(cfg, transcripts, "student_copy", ["first_pass", "two_pass"])),
         "on_device": on_device,
         "stages": read_stages(experiment),
     }
@@ -259,8 +259,8 @@ def comparisons(results: Results) -> List[Tuple[str, str, str, Dict[str, Any]]]:
     """(test set, baseline, pass, paired bootstrap) of every comparison with the student, the teacher's first."""
     teacher_pass = results.get("significance_pass", "two_pass")
     found = [(set_name, "teacher", teacher_pass, r) for set_name, r in results["significance"].items()]
-    for set_name, by_pass in results["significance_scratch"].items():
-        found += [(set_name, "student_scratch", suffix, r) for suffix, r in by_pass.items()]
+    for set_name, by_pass in results["significance_baseline"].items():
+        found += [(set_name, "student_copy", suffix, r) for suffix, r in by_pass.items()]
     return found
 
 

@@ -1,10 +1,10 @@
 # How the commands of a stage are started, stopped and submitted to Slurm. Sourced by run.sh after stages.sh; uses its
-# variables: conf, dry_run, force, overrides, running, data_dir, experiment, stage, stop_stage, world_size, nnodes,
-# command, launch_cmd.
+# variables: nj, conf, dry_run, force, overrides, running, data_dir, experiment, stage, stop_stage, world_size, nnodes,
+# command, launch_cmd, pending.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 job_pid=         # of the launcher that is running
-gpus=            # for the jobs that are launched, one each
+gpus=            # for the jobs that are launched, one for each rank
 signalled=false  # whether we have been told to stop
 requeue=false    # whether Slurm is to run this job again
 
@@ -31,15 +31,6 @@ rdzv_endpoint() {
   printf '%s:%s\n' "$(hostname)" "$((20000 + ${SLURM_JOB_ID:-0} % 20000))"
 }
 
-# launch_on_gpus MAX_JOBS THREADS NAME COMMAND...: as launch, but where there are GPUs, each job has one to itself.
-launch_on_gpus() {
-  local max_jobs=$1
-  gpus=$(visible_gpus)
-  shift
-  launch "$max_jobs" "$@"
-  gpus=
-}
-
 # The GPUs that this process may use, joined by commas.
 visible_gpus() {
   if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
@@ -49,27 +40,20 @@ visible_gpus() {
   fi
 }
 
-# launch MAX_JOBS THREADS NAME COMMAND... [:: NAME COMMAND...]...
-# Runs the commands of the stage in hand (current_stage), or prints them with --dry-run.
+# launch MAX_JOBS [NAME [options] COMMAND...] [:: ...]...
+# Runs the commands of the stage in hand (current_stage), or prints them with --dry-run; options as in run_jobs.py.
 launch() {
-  local max_jobs=$1 threads_each=$2 log=$experiment/log/stage-$current_stage.log status word name=
-  shift 2
+  local max_jobs=$1 status unfinished times=$experiment/.stages/times.tsv
+  shift
   if $dry_run; then
-    for word in "$@" "::"; do
-      if [ "$word" = "::" ]; then
-        printf '\n'
-        name=
-      elif [ -z "$name" ]; then
-        name=$word
-        printf 'OMP_NUM_THREADS=%s' "$threads_each"
-      else
-        printf ' %s' "$(quoted "$word")"
-      fi
-    done
+    print_jobs "$@"
     return
   fi
+  mkdir -p "$experiment/.stages"
+  : >"$times"
   # In the background, because a shell handles no signal while it waits for a command in the foreground.
-  "${launch_cmd[@]}" --log "$log" --max-jobs "$max_jobs" --threads "$threads_each" ${gpus:+--gpus "$gpus"} -- "$@" &
+  "${launch_cmd[@]}" --log "$(log_of "$current_stage")" --max-jobs "$max_jobs" ${gpus:+--gpus "$gpus"} \
+    --times "$times" -- "$@" &
   job_pid=$!
   while true; do
     status=0
@@ -77,7 +61,11 @@ launch() {
     kill -0 "$job_pid" 2>/dev/null || break
   done
   job_pid=
-  if [ "$status" -ne 0 ] && { $requeue || is_preempted; }; then
+  end_finished_stages "$times"
+  [ "$status" -ne 0 ] || return 0
+  mapfile -t unfinished < <(unfinished_stages)
+  current_stage=${unfinished[0]}
+  if $requeue || is_preempted; then
     case "$current_stage" in
       0 | [2-7]) ;; # these go on where they were
       *) fail "Slurm ends this job before stage $current_stage is done; give it more time (slurm.*.time)" ;;
@@ -90,7 +78,43 @@ launch() {
     echo "Stage $current_stage stopped; the same command$($force && echo ', without --force,') goes on from here" >&2
     exit 130
   fi
-  [ "$status" -eq 0 ] || fail "stage $current_stage (${titles[current_stage]}) failed; its log: $log"
+  [ "${#unfinished[@]}" -eq 1 ] || fail "stages ${unfinished[*]} are not done, since the command above failed"
+  fail "stage $current_stage (${titles[current_stage]}) failed; its log: $(log_of "$current_stage")"
+}
+
+# launch_graph NAME [options] COMMAND...: as launch, on all cores or GPUs; trainings over several nodes one at a time.
+launch_graph() {
+  if [ "$nnodes" -gt 1 ] && [ "$current_stage" -ne 8 ]; then
+    launch 1 "$@"
+  else
+    gpus=$(visible_gpus)
+    launch "$nj" "$@"
+    gpus=
+  fi
+}
+
+# Prints the commands of jobs, as launch takes them.
+print_jobs() {
+  local threads=1
+  while [ $# -gt 0 ]; do
+    shift # its name
+    while true; do
+      case "$1" in
+        --threads) threads=$2 ;;
+        --after | --cores | --log) ;;
+        *) break ;;
+      esac
+      shift 2
+    done
+    printf 'OMP_NUM_THREADS=%s' "$threads"
+    threads=1
+    while [ $# -gt 0 ] && [ "$1" != "::" ]; do
+      printf ' %s' "$(quoted "$1")"
+      shift
+    done
+    printf '\n'
+    [ $# -eq 0 ] || shift
+  done
 }
 
 # Submits the stages to Slurm, without those that have nothing to train and the first ones if they are done.

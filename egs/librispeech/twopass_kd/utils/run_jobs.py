@@ -1,19 +1,23 @@
 #!/usr/bin/env python3
-"""Runs the commands of a stage side by side on this machine, with one log file and one progress line.
+"""Runs the commands of some stages on this machine, side by side as far as they can, with one progress line.
 
-    utils/run_jobs.py --log LOG [--max-jobs N] [--threads N] -- NAME COMMAND... [:: NAME COMMAND...]...
+    utils/run_jobs.py --log LOG [--max-jobs N] -- JOB [:: JOB]...
+    JOB: NAME [--after NAME,NAME...] [--cores N] [--threads N] [--log LOG] COMMAND...
 
-- The output of every command goes to LOG, its lines prefixed by the job's name where there are several; of a
+- A job starts when those that it comes after have ended, and as many cores as it takes are free; the first ones first.
+- The output of every command goes to its LOG, its lines prefixed by the job's name where there are several; of a
   progress bar only the last state is kept there. On a terminal the newest progress is shown as one line; commands
   then write to a terminal too (else they would draw no bar).
 - When a command fails, the others are interrupted, and its last lines are shown. Returns its exit status.
 - SIGINT (Ctrl-C) and SIGTERM are passed on as one signal to every command; they get the time to save their state.
   Returns 130. A later second signal kills them.
-- With --gpus, each command has one GPU to itself (CUDA_VISIBLE_DEVICES), and no more run at a time than there are.
+- With --gpus, each command has a GPU for each of its cores to itself (CUDA_VISIBLE_DEVICES), and no more run at a time
+  than there are.
 """
 
 import argparse
 import codecs
+import contextlib
 import fcntl
 import math
 import os
@@ -28,8 +32,9 @@ import termios
 import time
 import tty
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import IO, Deque, Dict, List, Optional, Sequence, Union
 
 SEPARATOR = "::"
 BAR = re.compile(r"(.*\d%\|.*\|.*\[[^]]*\])(.*)")  # a state of a tqdm bar, and what was written behind it
@@ -41,17 +46,39 @@ SECONDS_OF_ONE_SIGNAL = 1.0  # Slurm sends to all processes, which also pass it 
 SECONDS_AFTER_EXIT = 1.0  # that output of a command's own children is waited for once it has ended
 
 
+@dataclass
+class Spec:
+    """A job as it is asked for.
+
+    Attributes:
+      after: names of the jobs that must have ended before it starts.
+      cores: how many it takes.
+      threads: OMP_NUM_THREADS of its processes.
+    """
+
+    name: str
+    command: List[str]
+    after: List[str]
+    cores: int
+    threads: int
+    log: Path
+
+
 class Job:
     """One command: its process, the unfinished line of its output, its newest progress and last lines."""
 
-    def __init__(self, name: str, command: List[str], prefix: str, log: IO[str]):
-        self.name = name
-        self.command = command
+    def __init__(self, spec: Spec, prefix: str, log: IO[str]):
+        self.name = spec.name
+        self.command = spec.command
+        self.after = spec.after
+        self.cores = spec.cores
+        self.threads = spec.threads
         self.stream = -1  # our end of its output
         self.last_lines: Deque[str] = deque(maxlen=SHOWN_ON_FAILURE)
         self.process: Optional[subprocess.Popen] = None
+        self.started = 0.0  # seconds since the epoch
         self.ended_at: Optional[float] = None
-        self.gpu: Optional[str] = None  # that it has to itself
+        self.gpus: List[str] = []  # that it has to itself
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._silent = True
         self._pending = ""
@@ -92,6 +119,7 @@ class Job:
             raise
         finally:
             os.close(theirs)
+        self.started = time.time()
 
     def read(self) -> bool:
         """Take what it has written; False at the end of its output."""
@@ -146,6 +174,10 @@ class Job:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM if self._silent else signal.SIGINT)
 
+    def note(self, text: str) -> None:
+        """Write a line of our own to its log."""
+        print(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {self.name}: {text}", file=self._log, flush=True)
+
     def kill_group(self) -> None:
         """Kill the command and all that it started."""
         if self.process is not None:
@@ -167,20 +199,15 @@ def _plain(text: str) -> str:
 
 
 class Runner:
-    """Starts jobs, at most `max_jobs` at a time, and sees them through."""
+    """Starts jobs, on at most `max_jobs` cores at a time, and sees them through."""
 
-    def __init__(self, jobs: List[Job], max_jobs: int, threads: int, gpus: Sequence[str], log: IO[str]):
-        self.waiting = deque(jobs)
+    def __init__(self, jobs: List[Job], max_jobs: int, gpus: Sequence[str], times: Optional[Path]):
+        self.waiting = list(jobs)
         self.running: List[Job] = []
         self.max_jobs = min(max_jobs, len(gpus)) if gpus else max_jobs
+        self.times = times
+        self._names = {job.name for job in jobs}  # of those that have not ended
         self.gpus = gpus
-        self.env = dict(
-            os.environ,
-            OMP_NUM_THREADS=str(threads),
-            MKL_NUM_THREADS=str(threads),
-            PYTHONUNBUFFERED="1",
-        )
-        self.log = log
         self.failed: Optional[Job] = None
         self.signals = 0  # how often we were told to stop
         self._received = {signal.SIGINT: 0, signal.SIGTERM: 0}
@@ -190,6 +217,7 @@ class Runner:
         self._kill_at: Optional[float] = None
         self._selector = selectors.DefaultSelector()
         self._screen = sys.stderr if sys.stderr.isatty() else None
+        self._several = len(jobs) > 1
         self._side_by_side = min(self.max_jobs, len(jobs))
         self._drawn = 0.0
 
@@ -198,8 +226,9 @@ class Runner:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         while self.running or (self.waiting and not self._stopping):
-            while self.waiting and len(self.running) < self.max_jobs and not self._stopping:
-                self._start(self.waiting.popleft())
+            while (job := self._next()) is not None:
+                self.waiting.remove(job)
+                self._start(job)
             self._read()
             self._react()
             for job in [j for j in self.running if self._ended(j)]:
@@ -209,6 +238,14 @@ class Runner:
         if self.signals:
             return 130
         return 0 if self.failed is None else (self.failed.status or 1)
+
+    def _next(self) -> Optional[Job]:
+        """The first job that may start now; one that wants more cores than there are gets all of them."""
+        free = self.max_jobs - sum(job.cores for job in self.running)
+        for job in [] if self._stopping else self.waiting:
+            if min(job.cores, self.max_jobs) <= free and self._names.isdisjoint(job.after):
+                return job
+        return None
 
     @property
     def _stopping(self) -> bool:
@@ -223,12 +260,13 @@ class Runner:
         self.signals = max(self.signals, *self._received.values())
 
     def _start(self, job: Job) -> None:
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        print(f"# {now} {job.name}: {shlex.join(job.command)}", file=self.log, flush=True)
-        env = self.env
+        job.note(shlex.join(job.command))
+        threads = str(job.threads)
+        env = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
         if self.gpus:
-            job.gpu = next(gpu for gpu in self.gpus if gpu not in [other.gpu for other in self.running])
-            env = {**env, "CUDA_VISIBLE_DEVICES": job.gpu}
+            taken = [gpu for other in self.running for gpu in other.gpus]
+            job.gpus = [gpu for gpu in self.gpus if gpu not in taken][: job.cores]
+            env = {**env, "CUDA_VISIBLE_DEVICES": ",".join(job.gpus)}
         try:
             job.start(env, self._share() if self._screen else None)
         except OSError as e:
@@ -256,8 +294,20 @@ class Runner:
         self.running.remove(job)
         self._close(job)
         job.kill_group()
-        if job.status and not self._stopping:
+        if job.status == 0:
+            self._succeeded(job)
+        elif not self._stopping:
             self.failed = job
+
+    def _succeeded(self, job: Job) -> None:
+        self._names.remove(job.name)
+        ended = time.time()
+        if self._several:
+            self._clear()
+            print(f"  {job.name}: {ended - job.started:.0f} s", flush=True)
+        if self.times is not None:
+            with self.times.open("a", encoding="utf-8") as f:
+                print(job.name, f"{job.started:.0f}", f"{ended:.0f}", sep="\t", file=f)
 
     def _close(self, job: Job) -> None:
         if job.stream >= 0:
@@ -304,11 +354,11 @@ class Runner:
             print("\r\x1b[K", end="", file=self._screen, flush=True)
 
 
-def parse_jobs(words: Sequence[str]) -> List[Tuple[str, List[str]]]:
-    """`NAME COMMAND... :: NAME COMMAND...` as a list of (name, command).
+def parse_jobs(words: Sequence[str], log: Path) -> List[Spec]:
+    """`NAME [options] COMMAND... :: NAME [options] COMMAND...` as a list of jobs; `log` is theirs where they name none.
 
     Raises:
-      ValueError: a job without a name or a command.
+      ValueError: a job without a name or a command, or one that comes after a job that does not come before it.
     """
     jobs: List[List[str]] = [[]]
     for word in words:
@@ -316,33 +366,57 @@ def parse_jobs(words: Sequence[str]) -> List[Tuple[str, List[str]]]:
             jobs.append([])
         else:
             jobs[-1].append(word)
+    specs: List[Spec] = []
     for job in jobs:
-        if len(job) < 2:
+        options = {"--after": "", "--cores": "1", "--threads": "1", "--log": str(log)}
+        command = job[1:]
+        while len(command) > 1 and command[0] in options:
+            options[command[0]] = command[1]
+            command = command[2:]
+        if not command:
             raise ValueError(f"a job ({shlex.join(job)}) must be NAME COMMAND...; separate jobs by {SEPARATOR}")
-    return [(job[0], job[1:]) for job in jobs]
+        after = [name for name in options["--after"].split(",") if name]
+        for name in after:
+            if name not in [spec.name for spec in specs]:
+                raise ValueError(f"`--after` ({name}) of {job[0]} must name a job before it")
+        cores, threads = (_positive(option, options[option]) for option in ("--cores", "--threads"))
+        specs.append(Spec(job[0], command, after, cores, threads, Path(options["--log"])))
+    return specs
+
+
+def _positive(option: str, value: Union[str, int]) -> int:
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"`{option}` ({value}) must be a whole number above 0")
+    return int(value)
 
 
 def run_jobs(
-    jobs: Sequence[Tuple[str, List[str]]],
-    log_path: Path,
+    specs: Sequence[Spec],
     max_jobs: int = 1,
-    threads: int = 1,
     gpus: Sequence[str] = (),
+    times: Optional[Path] = None,
 ) -> int:
-    """Run `jobs` (name, command), appending their output to `log_path`; each on one of `gpus`, where there are any.
+    """Run jobs, appending their output to their logs; each on one of `gpus`, where there are any.
 
+    Args:
+      times: file that gets a line for each job that has succeeded: name, start and end in seconds since the epoch.
     Returns:
       0; the exit status of the first that failed, after printing its last lines to stderr; 130 after a signal.
     """
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("a", encoding="utf-8") as log:
-        made = [Job(name, command, f"{name}: " if len(jobs) > 1 else "", log) for name, command in jobs]
-        runner = Runner(made, max_jobs, threads, gpus, log)
+    for spec in specs:
+        spec.log.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        paths = dict.fromkeys(spec.log for spec in specs)
+        logs = {path: stack.enter_context(path.open("a", encoding="utf-8")) for path in paths}
+        shared = [path for path in paths if sum(spec.log == path for spec in specs) > 1]
+        jobs = [Job(spec, f"{spec.name}: " if spec.log in shared else "", logs[spec.log]) for spec in specs]
+        runner = Runner(jobs, max_jobs, gpus, times)
         status = runner.run()
     if runner.failed is not None and not runner.signals:
         job = runner.failed
         killed = " (killed: is there enough memory?)" if status == 128 + signal.SIGKILL else ""
-        print(f"error: {job.name} failed with exit status {status}{killed}; the end of {log_path}:", file=sys.stderr)
+        log = next(spec.log for spec in specs if spec.name == job.name)
+        print(f"error: {job.name} failed with exit status {status}{killed}; the end of {log}:", file=sys.stderr)
         for line in job.last_lines:
             print(f"  {line}", file=sys.stderr)
     return status
@@ -352,25 +426,24 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run_jobs.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--log", type=Path, required=True, help="file that all output is appended to")
-    parser.add_argument("--max-jobs", type=int, default=1, help="how many run at a time (default: 1)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each, as OMP_NUM_THREADS (default: 1)")
-    parser.add_argument("--gpus", default="", metavar="ID,ID...", help="GPUs, of which each job gets one")
-    parser.add_argument("jobs", nargs="+", metavar="NAME COMMAND...", help=f"jobs, separated by {SEPARATOR}")
+    parser.add_argument("--log", type=Path, required=True, help="file that output is appended to (default of each job)")
+    parser.add_argument("--max-jobs", type=int, default=1, help="cores to share out: most jobs take one (default: 1)")
+    parser.add_argument("--gpus", default="", metavar="ID,ID...", help="GPUs, of which each job gets as many as cores")
+    parser.add_argument("--times", type=Path, help="file that gets name, start and end of jobs that have succeeded")
+    parser.add_argument("jobs", nargs="+", metavar="JOB", help=f"jobs as above, separated by {SEPARATOR}")
     return parser
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = get_parser().parse_args(argv)
     try:
-        if args.max_jobs < 1 or args.threads < 1:
-            raise ValueError(f"`--max-jobs` ({args.max_jobs}) and `--threads` ({args.threads}) must be positive")
-        jobs = parse_jobs(args.jobs)
+        _positive("--max-jobs", args.max_jobs)
+        jobs = parse_jobs(args.jobs, args.log)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     gpus = [gpu for gpu in args.gpus.split(",") if gpu]
-    return run_jobs(jobs, args.log, args.max_jobs, args.threads, gpus)
+    return run_jobs(jobs, args.max_jobs, gpus, args.times)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 # experiment.
 # shellcheck shell=bash disable=SC2034,SC2154
 
-titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher LAS" "student RNN-T distillation"
-  "student LAS distillation" "deep fine-tuning" "decoding" "scoring and report" "export and on-device benchmark")
+titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher LAS and deep fine-tuning"
+  "student RNN-T distillation" "student LAS distillation" "deep fine-tuning" "decoding" "scoring and report" "export and on-device benchmark")
 
 declare -A plan  # answers of show_config --plan
 experiment_lock= # file descriptors of the locks that are held
 data_lock=
 data_checked=false
+pending=() # the stages of the graph that is running
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -147,6 +148,7 @@ first_missing() {
 check_inputs() {
   local maker path
   while IFS=$'\t' read -r maker path; do
+    case " ${pending[*]} " in *" $maker "*) continue ;; esac # it will be there
     [ -e "$path" ] || fail "$path is missing, which stage $1 reads; stage $maker makes it:" \
       "./run.sh --stage $maker --stop-stage $maker${given[*]:+ $(quoted "${given[@]}")}; where it is elsewhere," \
       "name the folder (--data-dir, --exp-dir)"
@@ -307,51 +309,118 @@ set_aside() {
   fi
 }
 
-# run_stage N: skips it where it is done, else checks its inputs, runs it, checks its outputs and marks it done.
-run_stage() {
-  local n=$1 done_marker why missing needs started seconds
-  current_stage=$n # for launch
-  if $dry_run; then
-    "$(stage_function "$n")" "$n"
-    return
-  fi
+# Whether stage $1 has to run, which is said: it is not done, its settings changed, or others ran or will run before it.
+has_to_run() {
+  local n=$1 done_marker why
   if nothing_to_train "$n"; then
     echo "Stage $n: nothing to train${teacher:+, the teacher is $teacher}"
-    return
+    return 1
   fi
   done_marker=$(marker "$n")
   if [ -f "$done_marker" ] && ! $force; then
     why=$(why_again "$n")
+    [ "${#pending[@]}" -eq 0 ] || why=${why:-"stage ${pending[0]} does"}
     if [ -z "$why" ]; then
       copy_data_marker "$n"
       echo "Stage $n: done already ($(marker_value "$done_marker" seconds) s on" \
         "$(marker_value "$done_marker" finished)); --force runs it again"
-      return
+      return 1
     fi
     echo "Stage $n runs again: $why"
   fi
+}
+
+# start_stage N: checks its inputs, locks its folders and says what it does.
+start_stage() {
+  local n=$1 needs
   check_data_dir "$n"
   check_inputs "$n"
   lock_folders "$n"
   needs=$(inputs "$n" | cut -f2 | summarize)
   echo "Stage $n: ${titles[n]}${plan[phases.$n]:+ (${plan[phases.$n]// /, })}${needs:+; needs $needs};" \
-    "log $experiment/log/stage-$n.log"
+    "log $(log_of "$n")"
   mkdir -p "$experiment/log"
   trap on_signal INT TERM HUP
   [ -z "${SLURM_JOB_ID:-}" ] || trap on_end_of_job USR1
-  [ "$n" -eq 9 ] || rm -f "$done_marker" # interrupted, it is not done either; but the report of 9 tells of 9
-  started=$SECONDS
-  "$(stage_function "$n")" "$n"
-  seconds=$((SECONDS - started))
-  missing=$(outputs "$n" | first_missing)
-  [ -z "$missing" ] || fail "stage $n ended without leaving $missing; its log: $experiment/log/stage-$n.log"
-  write_marker "$n" "$seconds"
-  copy_data_marker "$n"
-  echo "Stage $n: $seconds s; left $(outputs "$n" | summarize)"
+  [ "$n" -eq 9 ] || rm -f "$(marker "$n")" # interrupted, it is not done either; but the report of 9 tells of 9
 }
 
-stage_function() {
-  case "$1" in [3-7]) echo train_stage ;; *) echo "stage_$1" ;; esac
+log_of() {
+  printf '%s\n' "$experiment/log/stage-$1.log"
+}
+
+# end_stage N SECONDS: checks its outputs and marks it done.
+end_stage() {
+  local missing
+  missing=$(outputs "$1" | first_missing)
+  [ -z "$missing" ] || fail "stage $1 ended without leaving $missing; its log: $(log_of "$1")"
+  write_marker "$1" "$2"
+  copy_data_marker "$1"
+  echo "Stage $1: $2 s; left $(outputs "$1" | summarize)"
+}
+
+# run_stage N: skips it where it is done, else runs it and marks it done.
+run_stage() {
+  local started=$SECONDS
+  current_stage=$1 # for launch
+  if $dry_run; then
+    "stage_$1"
+  elif has_to_run "$1"; then
+    start_stage "$1"
+    "stage_$1"
+    end_stage "$1" "$((SECONDS - started))"
+  fi
+}
+
+# run_graph FIRST LAST: stages FIRST to LAST, of 3 to 8. Their jobs are a graph: each starts when the models that it needs
+# are there, so that what does not wait for each other runs side by side, as far as cores or GPUs go.
+run_graph() {
+  local n jobs=()
+  current_stage=$1
+  for ((n = $1; n <= $2; n++)); do
+    $dry_run || has_to_run "$n" || continue
+    pending+=("$n")
+    $dry_run || start_stage "$n"
+  done
+  for n in "${pending[@]}"; do add_jobs "$n"; done
+  [ "${#jobs[@]}" -eq 0 ] || launch_graph "${jobs[@]}"
+  pending=()
+}
+
+# Marks those of the pending stages done whose jobs have all ended well, by the times that the launcher wrote. The seconds
+# of a stage are what it adds to those before, so that the seconds of all stages are the time that they took together.
+end_finished_stages() {
+  local n name start end first last reached=0
+  declare -A starts ends
+  while IFS=$'\t' read -r name start end; do
+    starts[$name]=$start
+    ends[$name]=$end
+  done <"$1"
+  for n in "${pending[@]}"; do
+    first='' last=0
+    for name in $(jobs_of "$n"); do
+      [ -n "${ends[$name]:-}" ] || continue 2
+      [ -n "$first" ] && [ "$first" -le "${starts[$name]}" ] || first=${starts[$name]}
+      [ "$last" -ge "${ends[$name]}" ] || last=${ends[$name]}
+    done
+    [ "$first" -ge "$reached" ] || first=$reached
+    [ "$last" -ge "$first" ] || last=$first
+    reached=$last
+    end_stage "$n" "$((last - first))"
+  done
+}
+
+# Of the stages that the launcher works on, those that are not marked done; none is where it does not work on a graph.
+unfinished_stages() {
+  local n
+  for n in "${pending[@]:-$current_stage}"; do
+    [ -f "$(marker "$n")" ] && [ "${#pending[@]}" -gt 0 ] || echo "$n"
+  done
+}
+
+# The names of the jobs of stage $1, of 3 to 8: phases, or systems.
+jobs_of() {
+  if [ "$1" -eq 8 ]; then echo "${plan[systems]}"; else echo "${plan[phases.$1]}"; fi
 }
 
 # Reads paths and prints the first, and how many more there are; nothing where there are none.

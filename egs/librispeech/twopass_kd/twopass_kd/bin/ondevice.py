@@ -17,7 +17,7 @@ from lhotse import load_manifest_lazy
 from twopass_kd.cli import exit_status, experiment_parser
 from twopass_kd.config import Config, ConfigError, load_config
 from twopass_kd.cut_lines import paths_root
-from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure_all, read_exports, stream_long
+from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure_all, read_exports
 from twopass_kd.device_benchmark.utterances import Utterance, write_utterances
 from twopass_kd.environment import log_environment, setup_logging
 from twopass_kd.files import write_text_atomically
@@ -87,8 +87,9 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path) -> Path:
     measured = measure_all(jobs, path, min(cfg.export.timed_utterances, len(first_set)), out_dir)
     by_name = {job.name: job for job in jobs}
     smallest = "student" if "student" in exports else list(exports)[-1]
-    long_audio = stream_long(by_name[f"{smallest}-onnx-int8"], path, MINUTES, out_dir)
-    texts = decode_all(jobs, path, cfg.corpus.test_parts, out_dir)
+    texts, long_audio = decode_all(
+        jobs, path, cfg.corpus.test_parts, by_name[f"{smallest}-onnx-int8"], MINUTES, out_dir
+    )
 
     transcripts = {name: _transcripts(utterances, found["texts"]) for name, found in texts.items()}
     rows = [_row(job, measured[job.name], transcripts[job.name], out_dir / job.name) for job in jobs]

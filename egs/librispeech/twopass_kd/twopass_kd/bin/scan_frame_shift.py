@@ -5,7 +5,7 @@ what it cannot know yet. For each shift this prints how far a student that was t
 teacher (KD loss per frame, see losses/transducer_kd.py); the nearest shift is the one to distil with.
 
     . ./path.sh
-    python3 -m twopass_kd.bin.train --conf conf/librispeech_100h.yaml --phase student_scratch/rnnt
+    python3 -m twopass_kd.bin.train --conf conf/librispeech_100h.yaml --phase student_copy/rnnt
     python3 -m twopass_kd.bin.scan_frame_shift --conf conf/librispeech_100h.yaml external_teacher.path=FILE
 """
 
@@ -74,7 +74,7 @@ def scan_frame_shift(
 
 def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.conf, args.overrides)
-    student = args.student or args.exp_dir / cfg.name / "student_scratch" / "rnnt" / "final.pt"
+    student = args.student or args.exp_dir / cfg.name / "student_copy" / "rnnt" / "final.pt"
     scan = scan_frame_shift(cfg, args.phase, student, args.data_dir, args.exp_dir, args.max_shift)
     best = min(scan, key=lambda shift: (scan[shift], abs(shift)))
     print("kd.frame_shift  KD loss per frame")
@@ -89,7 +89,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = experiment_parser(__doc__, example="external_teacher.path=jit_script.pt")
     parser.add_argument("--phase", default="student/rnnt_kd", help="whose teacher it is (default: student/rnnt_kd)")
     parser.add_argument(
-        "--student", type=Path, help="checkpoint (default: <exp-dir>/<conf>/student_scratch/rnnt/final.pt)"
+        "--student", type=Path, help="checkpoint (default: <exp-dir>/<conf>/student_copy/rnnt/final.pt)"
     )
     parser.add_argument("--max-shift", type=int, default=8, help="frames after subsampling, both ways (default: 8)")
     return parser

@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 from twopass_kd.config import Config, ConfigError, exported_systems, load_config, phases_of_stage, reported_systems
 from twopass_kd.fingerprint import fingerprint
 
-BASELINE = "student_scratch"
+BASELINE = "student_copy"
 STAGES = range(11)
 
 
 def phases_to_train(cfg: Config, stage: int, baseline: bool = True) -> List[str]:
-    """The phases that a stage of run.sh trains, without those of the scratch baseline where `baseline` is false."""
+    """The phases that a stage of run.sh trains, without those of the baseline where `baseline` is false."""
     return [p for p in phases_of_stage(cfg, stage) if baseline or system_of(p) != BASELINE]
 
 
@@ -44,7 +44,7 @@ def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
 
     Keys: name, kind, vocab_size, musan (true or false), parts, train_parts, dev_parts, test_parts, systems,
     export_systems; fingerprint.N and phases.N of stage N; stage.P (the stage that trains phase P) and needs.P (the
-    phases whose `final.pt` P reads); phase.S (the phase that system S is).
+    phases whose `final.pt` P reads), cpu_ranks.P; phase.S (the phase that system S is).
 
     Raises:
       ConfigError: a name has a space in it or is trained before what it needs, or a file that is named is not there.
@@ -75,17 +75,19 @@ def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
     for stage in STAGES:
         rows.append([f"fingerprint.{stage}", fingerprint(cfg, stage)])
         rows.append([f"phases.{stage}", *phases_to_train(cfg, stage, baseline)])
+    names = list(cfg.phases)
     for name, phase in cfg.phases.items():
         needs = [ref for ref in (phase.init_from, phase.teacher) if ref in cfg.phases]
         for ref in needs:
-            if cfg.phases[ref].stage >= phase.stage:
+            if (cfg.phases[ref].stage, names.index(ref)) >= (phase.stage, names.index(name)):
                 raise ConfigError(
-                    f"`phases.{name}.stage` ({phase.stage}) must be later than stage {cfg.phases[ref].stage}, "
-                    f"which trains {ref}, since it starts from it or learns from it"
+                    f"`phases.{name}` (stage {phase.stage}) must be in a later stage than {ref} (stage "
+                    f"{cfg.phases[ref].stage}), or below it in the same one, since it starts from it or learns from it"
                 )
         if phase.stage not in range(3, 8):
             raise ConfigError(f"`phases.{name}.stage` ({phase.stage}) must be from 3 to 7, the training stages")
         rows += [[f"stage.{name}", str(phase.stage)], [f"needs.{name}", *dict.fromkeys(needs)]]
+        rows.append([f"cpu_ranks.{name}", str(phase.cpu_ranks)])
     for key, *values in rows:
         for word in (key, *values):
             if not word or any(c.isspace() for c in word):

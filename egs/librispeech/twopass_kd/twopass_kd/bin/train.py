@@ -14,8 +14,9 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, List, Optional, Sequence, Tuple
 
+import torch
 from tqdm import tqdm
 
 from twopass_kd.asr_datamodule import AsrDataModule, TrainCuts
@@ -41,6 +42,8 @@ from twopass_kd.teacher import (
 from twopass_kd.tokenizer import Tokenizer
 from twopass_kd.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
 
+_BOOKKEEPING = ("stage", "report_as", "cpu_ranks")  # keys of a phase that do not change what is learnt
+
 
 def identities(
     cfg: Config, phase: str, tokens_digest: str, data_digest: str, parents: Dict[str, str]
@@ -52,9 +55,9 @@ def identities(
     full = config_to_dict(cfg)
     everything = {
         **training_settings(cfg),
-        "kd": full["kd"] if "teacher" in parents else None,
+        "kd": full["kd"] if any(term.endswith("_kd") for term in cfg.phases[phase].loss_scales) else None,
         "model": full[full["phases"][phase]["model"]],
-        "phase": {k: v for k, v in full["phases"][phase].items() if k not in ("stage", "report_as")},
+        "phase": {k: v for k, v in full["phases"][phase].items() if k not in _BOOKKEEPING},
         "tokens": tokens_digest,
         "data": data_digest,
         "parents": parents,
@@ -214,23 +217,31 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--phase", required=True, help="key in the YAML's `phases`, e.g. student/rnnt_kd")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="has fbank/, lang_bpe_<V>/ (default: data)")
     parser.add_argument("--exp-dir", type=Path, default=Path("exp"), help="results: <exp-dir>/<conf>/ (default: exp)")
-    parser.add_argument("--world-size", type=int, default=1, help="ranks on this node, e.g. its GPUs (default: 1)")
+    parser.add_argument("--world-size", type=int, help="ranks on this node, e.g. its GPUs (default: 1, or cpu_ranks)")
     parser.add_argument("--nnodes", type=int, default=1, help="nodes, each with as many ranks (default: 1)")
     parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where several nodes meet: a free port of one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_duration=20")
     return parser
 
 
-def launch(cfg: Config, args: argparse.Namespace) -> int:
-    """Start the ranks that the options ask for, each with this program; returns their exit status."""
+def launch(cfg: Config, args: argparse.Namespace, options: Sequence[str] = ()) -> int:
+    """Start the ranks that `args` ask for, each with this program and more `options`; returns their exit status."""
     if args.world_size < 1 or args.nnodes < 1:
         raise ConfigError(f"`--world-size` ({args.world_size}) and `--nnodes` ({args.nnodes}) must be positive")
     if args.nnodes > 1 and args.rdzv_endpoint is None:
         raise ConfigError(f"`--rdzv-endpoint` must be given, since `--nnodes` is {args.nnodes}, e.g. first-node:29500")
     phase_dir = args.exp_dir / cfg.name / args.phase
     return launch_ranks(
-        "twopass_kd.bin.train", sys.argv[1:], phase_dir, args.world_size, args.nnodes, args.rdzv_endpoint
+        "twopass_kd.bin.train", [*sys.argv[1:], *options], phase_dir, args.world_size, args.nnodes, args.rdzv_endpoint
     )
+
+
+def default_ranks(cfg: Config, args: argparse.Namespace) -> Tuple[int, List[str]]:
+    """The ranks of a training that was not told how many, and the options by which they share a batch."""
+    if args.nnodes > 1 or torch.cuda.is_available() or args.phase not in cfg.phases:
+        return 1, []
+    count = cfg.phases[args.phase].cpu_ranks
+    return count, [] if count == 1 else [f"train.max_duration={cfg.train.max_duration / count}"]
 
 
 def main() -> int:
@@ -239,8 +250,12 @@ def main() -> int:
     ranks = Ranks()
     try:
         cfg = load_config(args.conf, args.overrides)
-        if (args.world_size, args.nnodes) != (1, 1) and "RANK" not in os.environ:
-            return launch(cfg, args)
+        if "RANK" not in os.environ:
+            shared = []
+            if args.world_size is None:
+                args.world_size, shared = default_ranks(cfg, args)
+            if (args.world_size, args.nnodes) != (1, 1):
+                return launch(cfg, args, shared)
         ranks = Ranks.from_torchrun()
         if not ranks.is_main:
             logging.getLogger().handlers[0].setLevel(logging.WARNING)  # its log file has the rest

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Set
+from typing import Any, Dict, List, Sequence, Set, Tuple
 
 from tqdm import tqdm
 
@@ -174,11 +174,21 @@ def measure_all(jobs: Sequence[Job], utterances: Path, timed: int, out_dir: Path
 
 
 def decode_all(
-    jobs: Sequence[Job], utterances: Path, padded_sets: Sequence[str], out_dir: Path
-) -> Dict[str, Dict[str, Any]]:
-    """What each job recognises, by its name; as many processes side by side as there are processors."""
+    jobs: Sequence[Job],
+    utterances: Path,
+    padded_sets: Sequence[str],
+    streamed: Job,
+    minutes: Sequence[float],
+    out_dir: Path,
+) -> Tuple[Dict[str, Dict[str, Any]], Dict[str, List[float]]]:
+    """What does not measure time, as many processes side by side as there are processors.
 
-    def run(job: Job) -> Dict[str, Any]:
+    Returns:
+      What each job recognises, by its name; and the peak memory of `streamed` in recordings of several lengths, as
+      {"minutes", "peak_mb"}.
+    """
+
+    def decode(job: Job) -> Dict[str, Any]:
         args = job.arguments(utterances)
         if job.runtime.startswith("onnx"):
             args += ["--padded", *padded_sets]
@@ -188,27 +198,24 @@ def decode_all(
         logging.info("decoded by %s", job.name)
         return texts
 
+    def peak_mb(length: float) -> float:
+        args = [str(streamed.model), "--utterances", str(utterances), "--minutes", str(length)]
+        args += ["--int8"] if streamed.runtime.endswith("int8") else []
+        out = out_dir / f"{streamed.name}-{length}-minutes.json"
+        module = "twopass_kd.device_benchmark.long_audio"
+        return run_kept(module, args, out, _depends_on(streamed, utterances), quiet=True)["peak_mb"]
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         try:
-            texts = list(tqdm(pool.map(run, jobs), total=len(jobs), desc="decoding", unit="runtime", disable=None))
+            peaks = pool.map(peak_mb, minutes)  # first, since the longest takes as long as several of the others
+            texts = list(tqdm(pool.map(decode, jobs), total=len(jobs), desc="decoding", unit="runtime", disable=None))
+            long_audio = {"minutes": list(minutes), "peak_mb": list(peaks)}
         except BaseException:  # Ctrl-C, or one of them failed
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(_running):
                 process.terminate()
             raise
-    return {job.name: found for job, found in zip(jobs, texts)}
-
-
-def stream_long(job: Job, utterances: Path, minutes: Sequence[float], out_dir: Path) -> Dict[str, List[float]]:
-    """Peak memory of recordings of several lengths: {"minutes", "peak_mb"}."""
-    peaks = []
-    for length in minutes:
-        args = [str(job.model), "--utterances", str(utterances), "--minutes", str(length)]
-        args += ["--int8"] if job.runtime.endswith("int8") else []
-        out = out_dir / f"{job.name}-{length}-minutes.json"
-        result = run_kept("twopass_kd.device_benchmark.long_audio", args, out, _depends_on(job, utterances))
-        peaks.append(result["peak_mb"])
-    return {"minutes": list(minutes), "peak_mb": peaks}
+    return {job.name: found for job, found in zip(jobs, texts)}, long_audio
 
 
 def _depends_on(job: Job, utterances: Path) -> Dict[str, Any]:
