@@ -121,7 +121,7 @@ def test_run_jobs_second_signal_kills(tmp_path):
 
 
 def test_run_jobs_ctrl_c_that_run_sh_passes_on_late_is_one_signal(monkeypatch):
-    runner = Runner([], 1, 1, [], sys.stderr)
+    runner = Runner([], 1, [], None)
     for now, number, signals in ((10, signal.SIGINT, 1), (15, signal.SIGTERM, 1), (16.5, signal.SIGINT, 2)):
         monkeypatch.setattr("run_jobs.time", SimpleNamespace(monotonic=lambda now=now: now))
         runner._on_signal(number, None)
