@@ -73,7 +73,7 @@ fi
 
 system="$(uname -s) $(uname -m)"
 [ "$system" = "Linux x86_64" ] || fail "the pinned wheels are for Linux x86_64 only and this is $system;" \
-  "make an environment of your own (docs/INSTALL.md), activate it and call run.sh in egs/librispeech/twopass_kd directly"
+  "make an environment of your own (docs/install.md), activate it and call run.sh in egs/librispeech/twopass_kd directly"
 
 echo "Setting up $venv with $("$python" --version) (a minute for k2, 3 GB; torch2 compiles for some minutes)"
 if [ "$existing" != "$version" ]; then

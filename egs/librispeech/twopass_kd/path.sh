@@ -30,7 +30,7 @@ elif [ -n "$_twopass_venv" ]; then
 else
   echo "error: \`import omegaconf\`, or both \`import k2\` and \`import fast_rnnt\`, fail in" \
     "$(command -v python3 || echo 'python3, which is not on PATH'), and there is no .venv: do \`make venv\` at the root" \
-    "of the repository, or in an environment where k2 works \`pip install -e REPOSITORY\` (docs/INSTALL.md)" >&2
+    "of the repository, or in an environment where k2 works \`pip install -e REPOSITORY\` (docs/install.md)" >&2
   return 1
 fi
 

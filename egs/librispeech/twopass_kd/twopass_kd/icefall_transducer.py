@@ -330,7 +330,7 @@ def _import_train(recipe: Path) -> ModuleType:
     except ImportError as e:
         raise ConfigError(
             f"`external_teacher.recipe` ({recipe}): its train.py cannot be imported ({e}); set ICEFALL_ROOT to the "
-            "icefall checkout and install what it needs (docs/INSTALL.md)"
+            "icefall checkout and install what it needs (docs/install.md)"
         ) from e
     finally:
         sys.path.remove(str(recipe))

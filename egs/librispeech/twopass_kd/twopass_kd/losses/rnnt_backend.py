@@ -12,7 +12,7 @@ from torch import Tensor
 
 BACKENDS = ("k2", "fast_rnnt")
 _INSTALL = {
-    "k2": "`make venv` installs k2 for torch 1.13; for another torch see docs/INSTALL.md",
+    "k2": "`make venv` installs k2 for torch 1.13; for another torch see docs/install.md",
     "fast_rnnt": "`make venv STACK=torch2` builds it; for an environment of your own tools/build_fast_rnnt.sh does",
 }
 _used: ModuleType | None = None
@@ -77,7 +77,7 @@ def mutual_information_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tu
     if px.is_cuda and backend.__name__ == "fast_rnnt" and not backend.with_cuda():
         raise ValueError(
             "`loss.backend` (fast_rnnt) must be built with CUDA for training on GPUs: do "
-            "`FAST_RNNT_CUDA=1 tools/build_fast_rnnt.sh PYTHON`, or install k2 (docs/INSTALL.md)"
+            "`FAST_RNNT_CUDA=1 tools/build_fast_rnnt.sh PYTHON`, or install k2 (docs/install.md)"
         )
     log_prob, arcs = backend.mutual_information_recursion(px=px, py=py, boundary=boundary, return_grad=True)
     return log_prob, tuple(occupation.detach().clone() for occupation in arcs)
