@@ -3,21 +3,24 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv kaldifeat demo test lint clean
+.PHONY: help venv kaldifeat demo lint test test-slow test-all clean
 
 STACK ?= k2
 PYTHON ?=
 ARGS ?=
+WORKERS ?= 2
 recipe := egs/librispeech/twopass_kd
 venv := $(if $(filter torch2,$(STACK)),.venv-torch2,.venv)
 py := $(venv)/bin/python
+# Tests of one file share what they make, so they run on one worker; the files in the order of their names.
+pytest = $(py) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Threads that wait must sleep: with the default, two torch threads spin against each other as soon as
 # anything else uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' Makefile
 	@echo '  STACK=k2 (default) is torch 1.13.1 and k2 in .venv, for Python 3.10 and 3.11;'
 	@echo '  STACK=torch2 is torch 2.x and fast_rnnt in .venv-torch2, for Python 3.10 to 3.13'
 	@echo '  PYTHON=/path/to/python3.11 picks the interpreter'
@@ -35,9 +38,16 @@ lint: venv  ## ruff on the Python files, shellcheck on the shell scripts
 	@$(py) -m ruff check .
 	@find . -path './.venv*' -prune -o -type f \( -name '*.sh' -o -path ./.ci/run \) -print0 | xargs -0 $(venv)/bin/shellcheck -x
 
-test: lint  ## lint, then all tests (installs Slurm for its own where it is root)
-	@tests/slurm/install.sh
-	@$(py) -m pytest $(ARGS)
+test: lint  ## lint, then the quick tests: minutes on two cores (WORKERS=2 of pytest-xdist; ARGS= goes to pytest)
+	@$(pytest) -m 'not slow' $(ARGS)
+
+test-slow: venv  ## the slow tests: Slurm, killed trainings, full sizes, a browser (installs Slurm and Chromium where it is root)
+	@tests/install_programs.sh
+	@$(pytest) -m slow $(ARGS)
+
+test-all: test test-slow  ## all tests, the quick ones and the full sizes on both stacks
+	@$(MAKE) test STACK=torch2
+	@$(MAKE) test-slow STACK=torch2 ARGS='$(ARGS) tests/integration/test_full_size.py'
 
 clean:  ## remove both environments and caches (not what runs made: download/, data/, exp/)
 	@rm -rf .venv .venv-torch2 .pytest_cache .ruff_cache

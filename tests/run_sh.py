@@ -17,12 +17,13 @@ def command(*args) -> List[str]:
 
 def environment() -> dict:
     """This process's, with its Python first on PATH and without what run.sh sets itself."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "ICEFALL_ROOT", "OMP_NUM_THREADS")}
+    own = ("PYTHONPATH", "ICEFALL_ROOT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    env = {k: v for k, v in os.environ.items() if k not in own}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     return env
 
 
-def run(*args, cwd=None, timeout=150, **env) -> subprocess.CompletedProcess:
+def run(*args, cwd=None, timeout=300, **env) -> subprocess.CompletedProcess:
     """`run.sh args...` to its end; stdout and stderr are text."""
     return subprocess.run(
         command(*args), cwd=cwd, env={**environment(), **env}, capture_output=True, text=True, timeout=timeout

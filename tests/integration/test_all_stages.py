@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import os
-import signal
+import shutil
 import subprocess
-import time
 
 import pytest
 import torch
@@ -25,38 +23,15 @@ def jsonl(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def dirs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("a folder é")
-    corpus = root / "corpus" / "LibriSpeech"
-    return root, ["--corpus-dir", corpus, "--data-dir", root / "data", "--exp-dir", root / "exp"]
+@pytest.fixture
+def copied(tiny_experiment, tmp_path):
+    """A copy of the experiment to change, and the arguments of run.sh for it."""
+    shutil.copytree(tiny_experiment.folder, tmp_path / "exp" / "tiny", symlinks=True)
+    return tmp_path / "exp" / "tiny", [*tiny_experiment.args, "--exp-dir", tmp_path / "exp"]
 
 
-@pytest.fixture(scope="module")
-def finished(dirs):
-    """The experiment after an interrupted and a complete run, with what each of them did."""
-    root, options = dirs
-    args = ["--conf", TINY, *options, "phases.teacher/rnnt.num_epochs=12", "--stop-stage"]
-    experiment = root / "exp" / "tiny"
-    metrics = experiment / "teacher" / "rnnt" / "metrics.jsonl"
-    process = subprocess.Popen(
-        command(*args, 3), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    end = time.monotonic() + 90
-    while not (metrics.is_file() and any(m["split"] == "valid" for m in jsonl(metrics))):
-        assert process.poll() is None and time.monotonic() < end, process.communicate(timeout=5)[0]
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to run.sh and to what it waits for
-    output, _ = process.communicate(timeout=60)
-    interrupted = {"status": process.returncode, "output": output, "epochs": len(jsonl(metrics)),
-                   "done": sorted(p.name for p in (experiment / ".stages").glob("*.done")),
-                   "final": (experiment / "teacher" / "rnnt" / "final.pt").exists()}  # fmt: skip
-    return experiment, interrupted, ok(*args, 10, timeout=400), args
-
-
-def test_run_sh_ctrl_c_saves_and_goes_on(finished):
-    experiment, interrupted, output, _ = finished
+def test_run_sh_ctrl_c_saves_and_goes_on(tiny_experiment):
+    experiment, _, interrupted, output = tiny_experiment
     assert interrupted["status"] == 130, interrupted["output"]
     assert "the same command goes on from here" in interrupted["output"]
     assert not interrupted["final"] and interrupted["done"] == ["0.done", "1.done", "2.done"]
@@ -65,8 +40,8 @@ def test_run_sh_ctrl_c_saves_and_goes_on(finished):
     assert epochs == list(range(1, 13))  # none lost, none twice
 
 
-def test_run_sh_training_leaves_checkpoints_config_and_metrics(finished):
-    experiment = finished[0]
+def test_run_sh_training_leaves_checkpoints_config_and_metrics(tiny_experiment):
+    experiment = tiny_experiment.folder
     for phase in PHASES:
         folder = experiment / phase
         for name in ("config.yaml", "metrics.jsonl", "train.log", "tensorboard", "final.pt"):
@@ -84,8 +59,8 @@ def test_run_sh_training_leaves_checkpoints_config_and_metrics(finished):
             assert set(record["terms"]) == set(expected)
 
 
-def test_run_sh_decoding_leaves_icefall_files_for_every_system(finished):
-    experiment = finished[0]
+def test_run_sh_decoding_leaves_icefall_files_for_every_system(tiny_experiment):
+    experiment = tiny_experiment.folder
     for system in SYSTEMS:
         folder = experiment / "decode" / system
         passes = ["greedy_search", "first_pass"] + ["two_pass"] * (system != "student_stage1")
@@ -109,8 +84,8 @@ def test_run_sh_decoding_leaves_icefall_files_for_every_system(finished):
         assert (decoded["rescore_weight"] is None) == (system == "student_stage1")
 
 
-def test_run_sh_results_and_report(finished):
-    experiment, _, output, _ = finished
+def test_run_sh_results_and_report(tiny_experiment):
+    experiment, _, _, output = tiny_experiment
     results = json.loads((experiment / "results.json").read_text())
     assert [s["name"] for s in results["systems"]] == list(SYSTEMS)
     sizes = {s["name"]: s["params"]["total"] for s in results["systems"]}
@@ -128,8 +103,8 @@ def test_run_sh_results_and_report(finished):
     assert f"{experiment}/report.html" in output and "student_copy" in output
 
 
-def test_run_sh_exports_and_measures_on_the_device(finished):
-    experiment, _, output, _ = finished
+def test_run_sh_exports_and_measures_on_the_device(tiny_experiment):
+    experiment, _, _, output = tiny_experiment
     for system in ("teacher", "student"):
         folder = experiment / "export" / system
         exported = json.loads((folder / "export.json").read_text())
@@ -148,33 +123,33 @@ def test_run_sh_exports_and_measures_on_the_device(finished):
         assert "sherpa-onnx" in (experiment / name).read_text()
 
 
-def test_run_sh_marks_and_logs_every_stage(finished):
-    experiment = finished[0]
+def test_run_sh_marks_and_logs_every_stage(tiny_experiment):
+    experiment = tiny_experiment.folder
     for stage in range(11):
         assert json.loads((experiment / ".stages" / f"{stage}.done").read_text())["stage"] == stage
         log = (experiment / "log" / f"stage-{stage}.log").read_text()
         assert log.startswith("# ") and "\r" not in log
 
 
-def test_run_sh_rerun_does_only_what_changed(finished):
-    experiment, _, _, args = finished
+def test_run_sh_rerun_does_only_what_changed(copied):
+    experiment, args = copied
     before = {p: p.stat().st_mtime_ns for p in experiment.rglob("*.pt")}
-    assert ok(*args, 10).count("done already") == 11
-    assert "done already" not in ok(*args, 9, "--stage", 9, "--force")
-    assert ok(*args, 10).count("done already") == 11  # stage 10 reads nothing of stage 9
-    output = ok(*args, 9, "--stage", 7, "phases.student/deep.base_lr=1.0e-3", "--baseline", "false")
+    assert ok(*args).count("done already") == 11
+    assert "done already" not in ok(*args, "--stage", 9, "--stop-stage", 9, "--force")
+    assert ok(*args).count("done already") == 11  # stage 10 reads nothing of stage 9
+    output = ok(*args, "--stage", 7, "--stop-stage", 9, "phases.student/deep.base_lr=1.0e-3", "--baseline", "false")
     assert "Stage 7 runs again: its settings or folders changed" in output
     assert "Stage 8 runs again" in output and "Stage 9 runs again" in output
     changed = [p for p in before if not p.exists() or p.stat().st_mtime_ns != before[p]]
     assert {str(p.parent.relative_to(experiment)) for p in changed} == {"student/deep"}
 
 
-def test_run_sh_failing_phase_stops_its_neighbour(dirs, finished):
-    experiment = finished[0]
+def test_run_sh_failing_phase_stops_its_neighbour(copied):
+    experiment, args = copied
     (experiment / "student" / "rnnt_kd").rename(experiment / "kept")
     (experiment / "student" / "rnnt_kd").write_text("in the way")
     done = subprocess.run(
-        command(*finished[3], 5, "--stage", 5, "phases.student_copy/rnnt.num_epochs=500"),
+        command(*args, "--stage", 5, "--stop-stage", 5, "phases.student_copy/rnnt.num_epochs=500"),
         env=environment(), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
@@ -182,14 +157,12 @@ def test_run_sh_failing_phase_stops_its_neighbour(dirs, finished):
     assert not (experiment / "student_copy" / "rnnt" / "final.pt").exists()
 
 
-def test_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(finished, dirs):
-    experiment, _, _, _ = finished
-    root, _ = dirs
+def test_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(tiny_experiment, tiny_data, tmp_path):
     train = ["python3", "-m", "twopass_kd.bin.train", "--conf", TINY, "--phase", "teacher/rnnt",
-             "--data-dir", root / "data", "--exp-dir", root / "again", "phases.teacher/rnnt.num_epochs=12"]  # fmt: skip
+             "--data-dir", tiny_data.data_dir, "--exp-dir", tmp_path, "phases.teacher/rnnt.num_epochs=12"]  # fmt: skip
     in_its_environment = ["bash", "-c", '. ./path.sh && exec "$@"', "-", *map(str, train)]
     env = {**environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     subprocess.run(in_its_environment, cwd=RECIPE, env=env, check=True, capture_output=True, timeout=120)
-    whole = load_checkpoint(root / "again" / "tiny" / "teacher" / "rnnt" / "final.pt")
-    resumed = load_checkpoint(experiment / "teacher" / "rnnt" / "final.pt")
+    whole = load_checkpoint(tmp_path / "tiny" / "teacher" / "rnnt" / "final.pt")
+    resumed = load_checkpoint(tiny_experiment.folder / "teacher" / "rnnt" / "final.pt")
     assert whole["weights_digest"] == resumed["weights_digest"]

@@ -16,19 +16,18 @@ STUDENTS = ("student_copy", "student_stage1", "student_stage2", "student")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, tiny_data):
     """Stages 3 to 10 with a teacher in a folder of its own: (root, options, what run.sh printed)."""
     root = tmp_path_factory.mktemp("external")
-    options = ["--conf", TINY, "--corpus-dir", root / "corpus", "--data-dir", root / "data", "--exp-dir", root / "exp"]
-    ok(*options, "--stop-stage", 2)
     cfg = load_config(TINY)
     torch.manual_seed(0)
     (root / "teacher").mkdir()
     export_torchscript(lively(build_model(cfg, "teacher", 50).eval()), root / "teacher" / "cpu_jit.pt")
-    tokens = (root / "data" / "lang_bpe_50" / "tokens.txt").read_text(encoding="utf-8")
+    tokens = (tiny_data.data_dir / "lang_bpe_50" / "tokens.txt").read_text(encoding="utf-8")
     (root / "teacher" / "tokens.txt").write_text(tokens, encoding="utf-8")
+    options = [*tiny_data.options, "--exp-dir", root / "exp"]
     options += ["--teacher", "teacher/cpu_jit.pt"]  # from the caller's folder
-    return root, options, ok(*options, "--stage", 3, timeout=400, cwd=root)
+    return root, options, ok(*options, "--stage", 3, timeout=900, cwd=root)
 
 
 def test_run_sh_with_a_teacher_trains_students_only(finished):
@@ -60,11 +59,11 @@ def test_run_sh_with_a_teacher_is_done_when_it_is_done(finished):
     assert ok(*options, "--stage", 5, cwd=root).count("done already") == 6
 
 
-def test_scan_of_the_frame_shift_prints_the_nearest(finished):
+def test_scan_of_the_frame_shift_prints_the_nearest(finished, tiny_data):
     root, _, _ = finished
     teacher = f"external_teacher.path={root / 'teacher' / 'cpu_jit.pt'}"
-    scan = ["python3", "-m", "twopass_kd.bin.scan_frame_shift", "--conf", TINY, "--data-dir", root / "data",
-            "--exp-dir", root / "exp", "--max-shift", 2, teacher]  # fmt: skip
+    scan = ["python3", "-m", "twopass_kd.bin.scan_frame_shift", "--conf", TINY, "--data-dir",
+            tiny_data.data_dir, "--exp-dir", root / "exp", "--max-shift", 2, teacher]  # fmt: skip
     done = subprocess.run(
         ["bash", "-c", '. ./path.sh && exec "$@"', "-", *map(str, scan)], cwd=RECIPE, env=environment(),
         capture_output=True, text=True, timeout=120,

@@ -13,10 +13,11 @@ from twopass_kd.encoder import num_output_frames
 from twopass_kd.estimate import build_objective, random_utterances
 from twopass_kd.optimizer_step import OptimizerStep
 
+pytestmark = pytest.mark.slow
+
 CONFS = ("librispeech_100h", "librispeech_960h")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("conf", CONFS)
 def test_student_kd_takes_two_steps(conf):
     cfg = load_config(RECIPE / "conf" / f"{conf}.yaml", ["train.precision=float32"])
@@ -45,7 +46,6 @@ def test_student_kd_takes_two_steps(conf):
     assert all(torch.equal(p, teacher_before[name]) and p.grad is None for name, p in teacher.named_parameters())
 
 
-@pytest.mark.slow
 def test_estimate_of_the_largest_config():
     program = ["python3", "-m", "twopass_kd.bin.estimate", "--conf", "conf/librispeech_960h.yaml", "--world-size", "8"]
     command = ["bash", "-c", '. ./path.sh && exec "$@"', "-", *program]

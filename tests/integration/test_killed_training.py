@@ -10,8 +10,10 @@ import time
 import psutil
 import pytest
 
-from run_sh import RECIPE, TINY, environment, ok
+from run_sh import RECIPE, TINY, environment
 from twopass_kd.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.slow
 
 KILLS = 10
 EPOCHS = 12
@@ -20,11 +22,8 @@ SETTINGS = [f"phases.{PHASE}.num_epochs={EPOCHS}", "train.max_duration=8", "trai
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    root = tmp_path_factory.mktemp("killed")
-    ok("--conf", TINY, "--corpus-dir", root / "LibriSpeech", "--data-dir", root / "data", "--exp-dir", root / "exp",
-       "--stop-stage", 2)  # fmt: skip
-    return root / "data"
+def data_dir(tiny_data):
+    return tiny_data.data_dir
 
 
 class Run:
@@ -46,7 +45,7 @@ class Run:
 
     def finish(self):
         process = self.start()
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=400)
         assert process.returncode == 0, output
         return output
 
@@ -54,7 +53,7 @@ class Run:
         """A process that has gone some steps beyond where the last one ended."""
         before = self.newest()
         process = self.start()
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while self.newest() == before:
             if process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(process.communicate(timeout=5)[0])
@@ -88,7 +87,6 @@ def whole(request, data_dir, tmp_path_factory):
     return world_size, num_workers, run.digest()
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_ends_bit_for_bit_the_same(whole, data_dir, tmp_path):
     """SIGKILL to all processes at once: some steps after a checkpoint, and every third time while one is written."""
     world_size, num_workers, digest = whole
@@ -117,7 +115,7 @@ def test_stopped_by_sigterm_saves_and_goes_on(whole, data_dir, tmp_path):
     run = Run(data_dir, tmp_path, world_size, num_workers)
     process = run.start_and_wait_for_steps()
     os.killpg(process.pid, signal.SIGTERM)  # to launcher, ranks and workers, as Slurm does
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "state saved at step" in output, output
     assert f"resuming from {run.folder}/checkpoint-" in run.finish()
     assert run.digest() == digest
@@ -130,7 +128,7 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(data_dir, tmp_path):
     (rank_1,) = (p for p in processes if p.environ().get("RANK") == "1")
     killed_at = time.monotonic()
     rank_1.kill()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and time.monotonic() - killed_at < 60
     assert "rank 1 was killed by SIGKILL" in output and f"{run.folder}/train-rank1.log" in output
     assert (run.folder / "train-rank1.log").is_file()
@@ -143,7 +141,7 @@ def test_stopped_with_three_ranks_ends_bit_for_bit_the_same(data_dir, tmp_path):
     runs[0].finish()
     process = runs[1].start_and_wait_for_steps()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     runs[1].finish()
     assert runs[0].digest() == runs[1].digest()
 
@@ -153,14 +151,14 @@ def test_a_run_goes_on_with_smaller_batches_and_fewer_ranks(data_dir, tmp_path):
     run = Run(data_dir, tmp_path, world_size=2)
     process = run.start_and_wait_for_steps()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     smaller = Run(data_dir, tmp_path)
     smaller.command += ["train.max_duration=4", "train.accum_grad=2"]
     output = smaller.finish()
     assert "resuming from" in output and "2 ranks with batches of 8 s before, now 1 with 4 s" in output
     assert run.valid_epochs() == list(range(1, EPOCHS + 1))
     again = smaller.start()
-    output, _ = again.communicate(timeout=60)
+    output, _ = again.communicate(timeout=120)
     assert again.returncode == 0 and "is trained already" in output
     run.command += ["train.max_duration=7"]  # a finished phase is one of other settings
     assert "moved to" in run.finish()
@@ -183,7 +181,7 @@ def test_full_disk_keeps_the_last_checkpoint_and_goes_on_when_there_is_room(whol
                     f.flush()
             except OSError:
                 pass
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         assert process.returncode == 1 and "No space left on device" in output and "disk" in output, output
         assert load_checkpoint(run.folder / f"checkpoint-{run.newest()}.pt")["step"] == run.newest()
         (disk / "other").unlink()

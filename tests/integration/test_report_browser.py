@@ -40,7 +40,8 @@ document.getElementById("page").addEventListener("load", (event) => {
 });
 </script>"""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+WHY_NOT = "chromium is not installed (tests/install_programs.sh installs it, as root)"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)]
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """What a stopped run.sh says and leaves: it promised to go on where --force would have started anew."""
 
 import fcntl
+import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -31,7 +33,7 @@ def is_locked(folder) -> bool:
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts run.sh as a shell without job control starts what has an `&` behind it: SIGINT ignored."""
+    """Starts run.sh as a script does with nohup before it and an `&` behind it: SIGHUP and SIGINT ignored."""
     started = []
 
     def run(*args):
@@ -39,7 +41,7 @@ def start(tmp_path):
         process = subprocess.Popen(
             command("--conf", TINY, "--stop-stage", 0, "--nj", 1, *options, LONG, *args), env=environment(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+            preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)],
         )  # fmt: skip
         started.append(process)
         log = tmp_path / "e" / "tiny" / "log" / "stage-0.log"
@@ -53,16 +55,15 @@ def start(tmp_path):
         process.stdout.close()
 
 
-@pytest.mark.parametrize("options, said", [
-    ([], "Stage 0 stopped; the same command goes on from here"),
-    (["--force"], "Stage 0 stopped; the same command, without --force, goes on from here"),
+@pytest.mark.parametrize("options, sent, said", [
+    ([], signal.SIGINT, "Stage 0 stopped; the same command goes on from here"),
+    (["--force"], signal.SIGTERM, "Stage 0 stopped; the same command, without --force, goes on from here"),
 ])  # fmt: skip
-def test_run_sh_in_the_background_stops_on_sigterm(start, tmp_path, options, said):
+def test_run_sh_in_the_background_stops_on_sigint_and_sigterm(start, tmp_path, options, sent, said):
     process = start(*options)
-    process.send_signal(signal.SIGINT)  # ignored
-    time.sleep(0.3)
-    assert process.poll() is None
-    process.terminate()
+    ignored = int(re.search("^SigIgn:(.*)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)[1], 16)
+    assert [bool(ignored >> (number - 1) & 1) for number in (signal.SIGINT, signal.SIGHUP)] == [False, True]
+    process.send_signal(sent)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130 and output.splitlines()[-1] == said
     assert not is_locked(tmp_path / "e" / "tiny") and not is_locked(tmp_path / "d")

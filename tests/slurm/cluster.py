@@ -49,7 +49,7 @@ def why_not() -> Optional[str]:
     """Why no cluster can be started here; None where it can."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if missing:
-        return f"{', '.join(missing)} not installed (tests/slurm/install.sh installs them, as root)"
+        return f"{', '.join(missing)} not installed (tests/install_programs.sh installs them, as root)"
     return None if os.geteuid() == 0 else "slurmd must be started by root"
 
 

@@ -7,11 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Callable
 
 import pytest
 import torch
 
-from run_sh import ok
 from small_export import SYSTEM, exportable_experiment
 from tiny import lively
 from twopass_kd.bin.export import export
@@ -31,7 +31,6 @@ def run(name: str, folder: Path, *args: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_lattice_kd_prints_all_ratios(tmp_path: Path):
     text = run("lattice_kd.py", tmp_path, *HEADS, "--utterances", "4", "--step-repeats", "1")
     assert "rnnt_type=modified" in text
@@ -39,13 +38,12 @@ def test_lattice_kd_prints_all_ratios(tmp_path: Path):
     assert "| memory, band / full lattice | " in text and "| KD step / (student step + teacher forward) | " in text
 
 
-def test_train_step_prints_steps_and_parts(tmp_path: Path):
-    text = run("train_step.py", tmp_path, "--repeats", "1", "train.max_duration=5")
+def test_train_step_prints_steps_and_parts(run_here):
+    text = run_here("train_step.py", "--conf", TINY, "--repeats", "1", "train.max_duration=5")
     for name in ("teacher, RNN-T", "student, RNN-T + KD", "pruned loss", "simple loss", "optimizer"):
         assert any(line.startswith(f"{name} ") for line in text.splitlines()), name
 
 
-@pytest.mark.slow
 def test_stacks_prints_a_ratio_for_each_phase(tmp_path: Path):
     pythons = ["--k2-python", sys.executable, "--torch2-python", sys.executable]
     text = run("stacks.py", tmp_path, *pythons, "--rounds", "1", "--repeats", "1", "train.max_duration=5")
@@ -61,8 +59,8 @@ def test_sampler_startup_prints_starts_and_resumes(tmp_path: Path):
         assert any(line.startswith(f"| {name} | ") for line in text.splitlines()), name
 
 
-def test_features_prints_each_extractor(tmp_path: Path):
-    text = run("features.py", tmp_path, "--utterances", "2", "--repeats", "1", "--batch-sizes", "2")
+def test_features_prints_each_extractor(run_here):
+    text = run_here("features.py", "--conf", TINY, "--utterances", "2", "--repeats", "1", "--batch-sizes", "2")
     names = ["Lhotse Fbank", "kaldi-native-fbank", *(["kaldifeat, 2 at once"] if "no kaldifeat: " not in text else [])]
     for name in names:
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} | "))
@@ -94,25 +92,31 @@ def test_lattice_kd_uses_the_topology_it_is_given(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(gradient(variant, "modified"), gradient(f"{variant}, plain", "modified"))
 
 
-def test_first_pass_prints_its_ratios(tmp_path: Path):
+def test_first_pass_prints_its_ratios(tmp_path: Path, run_here):
     cfg, data_dir, exp_dir = exportable_experiment(tmp_path, utterances=2)
-    command = [sys.executable, ROOT / "benchmarks" / "first_pass.py", export(cfg, SYSTEM, data_dir, exp_dir)]
-    done = subprocess.run(
-        [*command, tmp_path / "audio", "--repeats", "1", "--limit", "3"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("3 recordings, ")
+    folder = export(cfg, SYSTEM, data_dir, exp_dir)
+    text = run_here("first_pass.py", folder, tmp_path / "audio", "--repeats", "1", "--limit", "3")
+    assert text.startswith("3 recordings, ")
     for name in ("ours / sherpa-onnx, greedy_search: ", "ours / sherpa-onnx, modified_beam_search: ", "two-pass / "):
-        assert name in done.stdout
+        assert name in text
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """As `run`, without a process of its own."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+    def call(name: str, *args: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        importlib.import_module(name.removesuffix(".py")).main()
+        return capsys.readouterr().out
+
+    return call
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What stages 0-2 leave of tiny."""
-    root = tmp_path_factory.mktemp("benchmarks")
-    ok("--conf", TINY, "--corpus-dir", root / "LibriSpeech", "--data-dir", root / "data", "--exp-dir", root / "exp",
-       "--stop-stage", 2)  # fmt: skip
-    return root / "data"
+def data_dir(tiny_data) -> Path:
+    return tiny_data.data_dir
 
 
 def test_full_size_step_prints_each_phase(tmp_path: Path):
@@ -124,7 +128,7 @@ def test_full_size_step_prints_each_phase(tmp_path: Path):
         assert float(estimate) >= 0
 
 
-def test_searches_prints_each_search_beside_greedy(tmp_path: Path, data_dir: Path):
+def test_searches_prints_each_search_beside_greedy(tmp_path: Path, data_dir: Path, run_here):
     pytest.importorskip("k2")
     cfg = load_config(TINY)
     model = lively(build_model(cfg, "student", cfg.tokens.vocab_size))
@@ -136,13 +140,12 @@ def test_searches_prints_each_search_beside_greedy(tmp_path: Path, data_dir: Pat
     }
     path = tmp_path / "student" / "deep" / "final.pt"
     save_checkpoint(content, path)
-    text = run("searches.py", tmp_path, "--data-dir", str(data_dir), "--checkpoint", str(path), "--repeats", "1")
+    text = run_here("searches.py", "--conf", TINY, "--data-dir", data_dir, "--checkpoint", path, "--repeats", "1")
     rows = [line.split(" | ")[0][2:] for line in text.splitlines() if line.startswith("| ")]
     assert rows[1:5] == ["greedy_search", "first_pass", "fast_beam_search", "fast_beam_search_LG, scale 0.01"]
     assert not (tmp_path / "graphs").exists()
 
 
-@pytest.mark.slow
 def test_ddp_throughput_compares_one_rank_two_ranks_and_two_trainings(tmp_path: Path, data_dir: Path):
     text = run("ddp_throughput.py", tmp_path, "--data-dir", data_dir, "--repeats", "1", "train.max_duration=2")
     found = [float(line.split(" s of audio")[0].split()[-1]) for line in text.splitlines() if " s of audio" in line]
@@ -151,7 +154,6 @@ def test_ddp_throughput_compares_one_rank_two_ranks_and_two_trainings(tmp_path: 
     assert ratio == pytest.approx(found[1] / found[0], abs=0.02)
 
 
-@pytest.mark.slow
 def test_resume_cost_stops_and_goes_on(tmp_path: Path, data_dir: Path):
     more = ["--steps", "3", "--repeats", "1", "phases.student_copy/rnnt.num_epochs=40"]
     text = run("resume_cost.py", tmp_path, "--data-dir", data_dir, *more)

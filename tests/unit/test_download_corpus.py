@@ -86,7 +86,7 @@ def server():
         files[f"/31/{part}.tar.gz"] = buffer.getvalue()
     handler = functools.partial(RangeHandler, files, requests)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
         yield files, requests, f"http://127.0.0.1:{httpd.server_address[1]}"
         httpd.shutdown()
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -28,6 +29,12 @@ def prepared(tmp_path_factory):
     prepare_manifests(cfg, root / "corpus", root / "data")
     compute_fbank(cfg, root / "data", num_jobs=2)
     return cfg, root
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """No processes of its own, which import torch; `prepared`, the program and run.sh's tests have them."""
+    monkeypatch.setattr("compute_fbank._make_pool", ThreadPoolExecutor)
 
 
 def cuts_of(data_dir, part):
@@ -90,7 +97,9 @@ def test_compute_fbank_shuffles_perturbed_copies_among_the_originals(prepared):
     assert dev == sorted(dev)
 
 
-def test_compute_fbank_shards_are_collected_and_an_interrupted_one_goes_on(prepared, tmp_path, monkeypatch):
+def test_compute_fbank_shards_are_collected_and_an_interrupted_one_goes_on(
+    prepared, tmp_path, monkeypatch, in_this_process
+):
     cfg, root = prepared
     monkeypatch.setattr("compute_fbank._CHUNK", 1)
     prepare_manifests(cfg, root / "corpus", tmp_path)
@@ -119,7 +128,6 @@ def start(data_dir, *options):
     return subprocess.Popen([*command, "corpus.speed_perturb=[0.9]"], env=environment, start_new_session=True)
 
 
-@pytest.mark.slow
 def test_compute_fbank_killed_goes_on_and_processes_share_a_folder(prepared, tmp_path):
     cfg, root = prepared
     prepare_manifests(cfg, root / "corpus", tmp_path)
@@ -143,7 +151,9 @@ def test_compute_fbank_killed_goes_on_and_processes_share_a_folder(prepared, tmp
     assert not list((tmp_path / "fbank").glob(".*"))
 
 
-def test_compute_fbank_unfinished_work_of_other_settings_is_not_taken_for_this(prepared, tmp_path, monkeypatch):
+def test_compute_fbank_unfinished_work_of_other_settings_is_not_taken_for_this(
+    prepared, tmp_path, monkeypatch, in_this_process
+):
     cfg, root = prepared
     monkeypatch.setattr("compute_fbank._CHUNK", 3)
     prepare_manifests(cfg, root / "corpus", tmp_path)
@@ -156,7 +166,7 @@ def test_compute_fbank_unfinished_work_of_other_settings_is_not_taken_for_this(p
     assert not list((tmp_path / "fbank").glob(".*"))
 
 
-def test_compute_fbank_musan_in_windows_of_10_seconds(tmp_path):
+def test_compute_fbank_musan_in_windows_of_10_seconds(tmp_path, in_this_process):
     cfg = small_config("corpus.musan=true", "train.cache_frozen_encoders=false")
     write_corpus(tmp_path / "corpus" / "LibriSpeech", count=1)
     write_musan(tmp_path / "corpus" / "musan")
@@ -176,7 +186,7 @@ def test_compute_fbank_wrong_shard_is_an_error(text):
         parse_shard(text)
 
 
-def test_compute_fbank_finished_part_is_kept_until_its_source_changes(prepared, tmp_path):
+def test_compute_fbank_finished_part_is_kept_until_its_source_changes(tmp_path, in_this_process):
     cfg = small_config()
     write_corpus(tmp_path / "corpus", count=1)
     prepare_manifests(cfg, tmp_path / "corpus", tmp_path / "data")
@@ -196,7 +206,7 @@ def test_compute_fbank_finished_part_is_kept_until_its_source_changes(prepared, 
     assert not list((tmp_path / "data" / "fbank").glob(".partial*"))
 
 
-def test_compute_fbank_audio_gone_after_stage_1_is_an_error_until_it_is_back(tmp_path, capsys):
+def test_compute_fbank_audio_gone_after_stage_1_is_an_error_until_it_is_back(tmp_path, capsys, in_this_process):
     folders = write_corpus(tmp_path / "corpus", count=2)
     prepare_manifests(small_config(), tmp_path / "corpus", tmp_path / "data")
     gone = folders["train-clean"] / "10" / "100" / "10-100-0001.flac"

@@ -1,9 +1,12 @@
 import os
 import pty
 import sys
+import time
+from types import SimpleNamespace
 
 from counting import bursts, write
 from twopass_kd.bin import recognize
+from twopass_kd.ondevice import audio
 
 
 def screen(text: str, columns: int):
@@ -24,11 +27,13 @@ def screen(text: str, columns: int):
 
 
 def on_terminal(monkeypatch, columns, *args):
-    """What a terminal of so many columns receives."""
+    """What a terminal of so many columns receives; at the pace of speech, which nobody waits for here."""
+    waits = []
     master, slave = pty.openpty()
     with open(slave, "w") as terminal, monkeypatch.context() as patch:
         patch.setenv("COLUMNS", str(columns))
         patch.setattr(sys, "stdout", terminal)
+        patch.setattr(audio, "time", SimpleNamespace(monotonic=time.monotonic, sleep=waits.append))
         code = recognize.main(["model", "--stream", *args])
     text = b""
     while True:
@@ -37,6 +42,7 @@ def on_terminal(monkeypatch, columns, *args):
         except OSError:  # all was read and the other end is closed
             break
     os.close(master)
+    assert max(waits) > 1
     return code, text.decode()
 
 

@@ -311,16 +311,20 @@ def test_recognize_help_needs_no_model_and_shows_examples(capsys):
     assert e.value.code == 0 and "arecord" in out and "exit status" in out and "%(prog)s" not in out
 
 
-def test_recognize_names_what_is_wrong_with_an_export_folder(export, talk, tmp_path):
+def test_recognize_names_what_is_wrong_with_an_export_folder(export, talk, tmp_path, capsys):
+    def error(*args):
+        assert recognize.main(list(map(str, args))) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        return err
+
     def broken(name, change):
         folder = tmp_path / f"broken-{name}"
         folder.mkdir()
         for path in export.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         change(folder)
-        done = process(folder, talk)
-        assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-        return done.stderr
+        return error(folder, talk)
 
     assert "joiner.onnx must exist" in broken("missing", lambda f: (f / "joiner.onnx").unlink())
     assert "attention_decoder.onnx must exist" in broken("second", lambda f: (f / "attention_decoder.onnx").unlink())
@@ -337,9 +341,9 @@ def test_recognize_names_what_is_wrong_with_an_export_folder(export, talk, tmp_p
     assert "tokens.txt has 11 tokens, but the model 12" in broken(
         "fewer", lambda f: (f / "tokens.txt").write_text("".join(open(f / "tokens.txt").readlines()[:-1]))
     )
-    nowhere = process(tmp_path / "nowhere", talk).stderr
+    nowhere = error(tmp_path / "nowhere", talk)
     assert "must be an export folder (stage 10 makes exp/<conf>/export/<system>) or a checkpoint" in nowhere
-    assert "encoder.int8.onnx must exist" in process(export, talk, "--int8").stderr
+    assert "encoder.int8.onnx must exist" in error(export, talk, "--int8")
 
 
 def test_recognize_broken_pipe_is_quiet(export, talk):
@@ -351,10 +355,12 @@ def test_recognize_broken_pipe_is_quiet(export, talk):
     p.stderr.close()
 
 
-def test_recognize_live_audio_until_ctrl_c(export):
+@pytest.mark.parametrize("sigint", [signal.SIG_DFL, signal.SIG_IGN], ids=["foreground", "background of a script"])
+def test_recognize_live_audio_until_ctrl_c(export, sigint):
     p = subprocess.Popen(
         command(export, "--stream", "--json", "-"),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )  # fmt: skip
     p.stdin.write((bursts(0.2, 0.2, 0.2) * 32767).astype("<i2").tobytes())
     p.stdin.flush()

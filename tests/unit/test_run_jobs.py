@@ -6,8 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from run_jobs import Runner
 
 RUN_JOBS = Path(__file__).parents[2] / "egs" / "librispeech" / "twopass_kd" / "utils" / "run_jobs.py"
 SAVES_ON_INTERRUPT = """
@@ -57,7 +60,7 @@ def test_run_jobs_prefixes_lines_and_keeps_last_state_of_bars(tmp_path):
 
 def test_run_jobs_failure_stops_the_other_and_shows_last_lines(tmp_path):
     log, saved = tmp_path / "a.log", tmp_path / "saved"
-    fails = f"until grep -q 'other: ready' {log}; do sleep 0.02; done; echo the reason; exit 3"
+    fails = f"until grep -q '^other: ready' {log}; do sleep 0.02; done; echo the reason; exit 3"
     start = time.monotonic()
     other = ["other", sys.executable, "-c", SAVES_ON_INTERRUPT, saved]
     code, err = finish(launch(log, other, ["bad", "bash", "-c", fails]))
@@ -152,6 +155,14 @@ def test_run_jobs_second_signal_kills(tmp_path):
     assert finish(process)[0] == 130
 
 
+def test_run_jobs_ctrl_c_that_run_sh_passes_on_late_is_one_signal(monkeypatch):
+    runner = Runner([], 1, [], None)
+    for now, number, signals in ((10, signal.SIGINT, 1), (15, signal.SIGTERM, 1), (16.5, signal.SIGINT, 2)):
+        monkeypatch.setattr("run_jobs.time", SimpleNamespace(monotonic=lambda now=now: now))
+        runner._on_signal(number, None)
+        assert runner.signals == signals
+
+
 def test_run_jobs_gives_each_job_a_gpu_of_its_own(tmp_path):
     log = tmp_path / "a.log"
     show = "import os, time; print('on', os.environ['CUDA_VISIBLE_DEVICES'], time.monotonic()); time.sleep(0.5)"
@@ -171,8 +182,9 @@ def test_run_jobs_gives_a_job_a_gpu_for_each_of_its_cores(tmp_path):
     assert found == {"two": "0,1", "one": "2", "all": "0,1,2"}  # as many as there are
 
 
-def test_run_jobs_started_by_a_shell_in_the_background_passes_interrupts_on(tmp_path):
-    # A shell's background job ignores SIGINT; its own commands must not inherit that.
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_run_jobs_started_by_a_shell_in_the_background_passes_interrupts_on(tmp_path, sent):
+    # A script starts its background jobs with SIGINT ignored; neither we nor our commands may inherit that.
     log, saved = tmp_path / "a.log", tmp_path / "saved"
     default_handler = "import sys,time\ntry:\n print('ready',flush=True)\n time.sleep(30)\n"
     default_handler += "except KeyboardInterrupt:\n open(sys.argv[1],'w').write('saved')"
@@ -181,10 +193,7 @@ def test_run_jobs_started_by_a_shell_in_the_background_passes_interrupts_on(tmp_
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
     wait_for(log, "\nready")
-    process.send_signal(signal.SIGINT)  # from the terminal: left to the shell
-    time.sleep(0.3)
-    assert process.poll() is None and not saved.exists()
-    process.send_signal(signal.SIGTERM)  # from the shell
+    process.send_signal(sent)
     assert finish(process)[0] == 130
     assert saved.read_text() == "saved"
 

@@ -89,9 +89,11 @@ def scripted(tmp_path):
 def test_an_external_teacher_takes_the_place_of_the_configs_own(scripted):
     _, cfg = scripted
     assert {phase.model for phase in cfg.phases.values()} == {"student"}
-    assert {name: cfg.phases[name].teacher for name in ("student/rnnt_kd", "student_copy/rnnt")} == {
+    names = ("student/rnnt_kd", "student_copy/rnnt", "student_copy/las")
+    assert {name: cfg.phases[name].teacher for name in names} == {
         "student/rnnt_kd": EXTERNAL_TEACHER,
-        "student_copy/rnnt": None,
+        "student_copy/rnnt": EXTERNAL_TEACHER,  # to start from
+        "student_copy/las": None,
     }
     phase = cfg.phases["student/rnnt_kd"]
     teacher = open_teacher(cfg, phase, Path("nowhere"), VOCAB_SIZE)

@@ -4,6 +4,11 @@
 # shellcheck source-path=SCRIPTDIR
 set -euo pipefail
 
+# In the background of a script SIGINT is ignored, and bash cannot change that; stopped by Ctrl-C we are all the same.
+if [ -n "$(trap -p INT)" ] && env --default-signal=INT true 2>/dev/null; then
+  exec env --default-signal=INT "$BASH" "${BASH_SOURCE[0]}" "$@"
+fi
+
 caller_dir=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -124,6 +124,7 @@ _POSITIVE = (
     "decode.max_states",
     "decode.lm_order",
     "export.chunk_size",
+    "export.decoded_seconds",
     "export.timed_utterances",
     "slurm.cpu.cpus",
     "slurm.gpu.cpus",

@@ -206,7 +206,8 @@ class ExportConfig:
 
     systems: Optional[List[str]] = None  # `report_as` names; null: those of teacher and student that are reported
     chunk_size: int = 4  # encoder frames per call of the streaming encoder: latency against speed
-    timed_utterances: int = 40  # of the first test set, for speed and latency; the WER is of all utterances
+    decoded_seconds: float = 3600.0  # of each test set, for the WER; of a longer one evenly spaced utterances
+    timed_utterances: int = 40  # of the first test set, for speed and latency
 
 
 @dataclass

@@ -302,7 +302,8 @@ def summary_text(results: Results) -> str:
 
 
 def _on_device_lines(on_device: Dict[str, Any], set_name: str) -> List[str]:
-    title = f"on the device: threads {on_device['threads']}, batch 1, WER on {set_name}, times p50/p95"
+    decoded = f"{on_device['decoded_seconds'][set_name] / 60:.0f} min of {set_name}"
+    title = f"on the device: threads {on_device['threads']}, batch 1, WER on {decoded}, times p50/p95"
     return [title, *_columns(summary_rows(on_device, set_name)), *sentences(on_device)]
 
 

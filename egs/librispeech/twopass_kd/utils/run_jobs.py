@@ -209,8 +209,9 @@ class Runner:
         self._names = {job.name for job in jobs}  # of those that have not ended
         self.gpus = gpus
         self.failed: Optional[Job] = None
-        self.signals = 0
-        self._signalled_at = -math.inf
+        self.signals = 0  # how often we were told to stop
+        self._received = {signal.SIGINT: 0, signal.SIGTERM: 0}
+        self._received_at = {signal.SIGINT: -math.inf, signal.SIGTERM: -math.inf}
         self._parent = os.getppid()
         self._handled = 0
         self._kill_at: Optional[float] = None
@@ -221,11 +222,9 @@ class Runner:
         self._drawn = 0.0
 
     def run(self) -> int:
-        # A shell starts background jobs with SIGINT ignored and passes it on as SIGTERM. A handler that does nothing
-        # keeps it so for us only: a command would inherit SIG_IGN, but not a handler.
-        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        signal.signal(signal.SIGINT, (lambda *_: None) if ignored else self._on_signal)
-        signal.signal(signal.SIGTERM, self._on_signal)
+        # Also where a shell has started us in the background, with SIGINT ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
         while self.running or (self.waiting and not self._stopping):
             while (job := self._next()) is not None:
                 self.waiting.remove(job)
@@ -253,10 +252,12 @@ class Runner:
         return bool(self.signals or self.failed)
 
     def _on_signal(self, number, frame) -> None:
+        # Ctrl-C comes as SIGINT from the terminal and, whenever it gets to it, as SIGTERM from run.sh: that is one.
         now = time.monotonic()
-        if now - self._signalled_at > SECONDS_OF_ONE_SIGNAL:
-            self.signals += 1
-            self._signalled_at = now
+        if now - self._received_at[number] > SECONDS_OF_ONE_SIGNAL:
+            self._received[number] += 1
+            self._received_at[number] = now
+        self.signals = max(self.signals, *self._received.values())
 
     def _start(self, job: Job) -> None:
         job.note(shlex.join(job.command))

@@ -24,7 +24,7 @@ from twopass_kd.environment import log_environment, setup_logging
 from twopass_kd.export.onnx_files import check_finite, chunk_metadata, export_onnx
 from twopass_kd.export.quantization import quantize
 from twopass_kd.export.scan import DevDecoder, choose_layers, log_choice
-from twopass_kd.export.streaming import check_streaming, load_utterances
+from twopass_kd.export.streaming import MAX_SECONDS, check_streaming, load_utterances
 from twopass_kd.export.torchscript import export_torchscript
 from twopass_kd.export.weights import export_weights
 from twopass_kd.fingerprint import short_hash
@@ -155,7 +155,8 @@ def _fill(
 
     streaming = {}
     for part in cfg.corpus.test_parts:
-        streaming[part] = check_streaming(model, runtime, load_utterances(cuts[part], runtime.info))
+        some = load_utterances(cuts[part], runtime.info, min(MAX_SECONDS, cfg.export.decoded_seconds))
+        streaming[part] = check_streaming(model, runtime, some)
         logging.info("%s, streaming against offline: %s", part, streaming[part])
     dev = [u for part in cfg.corpus.dev_parts for u in load_utterances(cuts[part], runtime.info)]
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as work:

@@ -25,11 +25,10 @@ from twopass_kd.wer import Transcript, paired_bootstrap, write_decoding_results
 
 PASSES = ("greedy_search", "first_pass", "two_pass")
 MINUTES = (1, 60)  # lengths of the long recordings
-MAX_SECONDS = 3600.0  # decoded of each set; all of a mini corpus's, a fifth of LibriSpeech's test-clean
 
 
-def list_utterances(cfg: Config, data_dir: Path, max_seconds: float = MAX_SECONDS) -> List[Utterance]:
-    """The utterances of the test and then the dev parts; of a part longer than `max_seconds` evenly spaced ones.
+def list_utterances(cfg: Config, data_dir: Path) -> List[Utterance]:
+    """The utterances of the test parts; of a part longer than `export.decoded_seconds` evenly spaced ones.
 
     Paths of audio that are relative count from the folder that `data_dir` lies in, as those of features do.
 
@@ -37,7 +36,7 @@ def list_utterances(cfg: Config, data_dir: Path, max_seconds: float = MAX_SECOND
       FileNotFoundError: if cuts are missing, or naming the cut whose audio file is.
     """
     found: List[Utterance] = []
-    for part in dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts]):
+    for part in cfg.corpus.test_parts:
         path = Path(data_dir) / "fbank" / f"librispeech_cuts_{part}.jsonl.gz"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; stage 2 makes it: ./run.sh --stage 2 --stop-stage 2")
@@ -52,7 +51,7 @@ def list_utterances(cfg: Config, data_dir: Path, max_seconds: float = MAX_SECOND
                 )
             text = cut.supervisions[0].text
             utterances.append(Utterance(cut.id, part, str(source.source), cut.start, cut.duration, text))
-        found += _evenly_spaced(utterances, max_seconds)
+        found += _evenly_spaced(utterances, cfg.export.decoded_seconds)
     return found
 
 

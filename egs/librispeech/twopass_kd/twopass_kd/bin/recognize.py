@@ -98,6 +98,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 1  # closed by the caller: nowhere to print, not even this
     if STDIN in args.files and sys.stdin is None:
         parser.error("argument FILE: `-` (standard input) must be open; pipe audio into it")
+    # Ctrl-C ends a recording also where a script has started us in the background, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         # UTF-8 whatever the locale; names of files that are not are printed as they are.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
