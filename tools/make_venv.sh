@@ -87,8 +87,13 @@ pip() {
 }
 pip install -r requirements/pip.txt
 if [ "$stack" = k2 ]; then
-  pip install -r requirements/base.txt -r requirements/torch1.txt -r requirements/dev.txt
-  pip install --no-deps -r requirements/k2.txt
+  # Two at a time: torch is as much work as all the rest, and the files pin everything.
+  (pip install --no-deps -r requirements/torch1.txt && pip install --no-deps -r requirements/k2.txt) &
+  torch=$!
+  trap 'kill "$torch" 2>/dev/null' EXIT # on Ctrl-C, which does not reach what runs in the background
+  pip install --no-deps -r requirements/base.txt -r requirements/dev.txt
+  wait "$torch" || exit 1
+  trap - EXIT
 else
   pip install -r requirements/base.txt -r requirements/torch2.txt -r requirements/dev.txt
   built=$(cat "${fast_rnnt[@]}" | cksum)

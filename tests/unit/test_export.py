@@ -293,8 +293,8 @@ def test_export_from_the_command_line(exported, tmp_path):
     done = subprocess.run([*command, SYSTEM], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     again = subprocess.run([*command, SYSTEM], env=env, capture_output=True, text=True, timeout=300)
-    assert "is exported already" in again.stderr and "only this layer int8" not in again.stderr
-    assert "only this layer int8" in done.stderr
+    assert "is exported already" in again.stderr and "int8, WER of" not in again.stderr
+    assert "int8, WER of 4 dev utterances" in done.stderr
     assert "Warning" not in done.stderr and "pre-processing" not in done.stderr
     failed = subprocess.run([*command, "nobody"], env=env, capture_output=True, text=True, timeout=300)
     assert failed.returncode == 1 and "`--system` (nobody)" in failed.stderr and "Traceback" not in failed.stderr
