@@ -5,7 +5,8 @@ what it cannot know yet. For each shift this prints how far a student that was t
 teacher (KD loss per frame, see losses/transducer_kd.py); the nearest shift is the one to distil with.
 
     . ./path.sh
-    python3 -m twopass_kd.bin.train --conf conf/librispeech_100h.yaml --phase student_copy/rnnt
+    python3 -m twopass_kd.bin.train --conf conf/librispeech_100h.yaml --phase student_copy/rnnt \\
+        external_teacher.path=FILE
     python3 -m twopass_kd.bin.scan_frame_shift --conf conf/librispeech_100h.yaml external_teacher.path=FILE
 """
 
