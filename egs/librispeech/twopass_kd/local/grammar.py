@@ -1,6 +1,6 @@
 """Two small grammars that give the synthetic corpora their sentences.
 
-`phrases`: everyday English sentences of 3-13 words out of 187 words, upper case as in LibriSpeech.
+`phrases`: everyday English sentences of 3-13 words out of 104 words, upper case as in LibriSpeech.
 `digits`: spoken digit strings such as "THREE FIVE OH NINE".
 No two words of a grammar sound the same, so that a perfect recogniser could reach 0% WER.
 """

@@ -24,7 +24,7 @@ from synthetic_audio import CLEAN_STYLE, NOISY_STYLE, SAMPLING_RATE, TRAIN_STYLE
 from twopass_kd.config import Config, ConfigError, SynthesisConfig, load_config
 from voices import draw_voices, voice_sex
 
-FORMAT = 1  # goes up when the same parameters would give other audio
+FORMAT = 2  # goes up when the same parameters would give other audio
 # The accents of `digits` make its speakers other than those of `phrases`.
 LANGUAGES = {"phrases": ("en-us",), "digits": ("en-gb-x-rp", "en-gb-scotland", "en-029")}
 _MAX_CHAPTER = 50  # utterances
