@@ -19,7 +19,7 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="(default: conf/mini.yaml)")
     parser.add_argument("--data-dir", type=Path, help="what stages 0-2 left (default: data/<conf> of the recipe)")
-    parser.add_argument("--phase", default="student_copy/rnnt", help="that needs no other (default: %(default)s)")
+    parser.add_argument("--phase", default="teacher/rnnt", help="that needs no other (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser
@@ -30,7 +30,7 @@ class TrainingRun:
 
     Args:
       conf: the YAML file that `cfg` is from, with `overrides`.
-      phase: one that needs no other, e.g. student_copy/rnnt.
+      phase: one that needs no other, e.g. teacher/rnnt.
       data_dir: what stages 0-2 have left.
     """
 

@@ -155,7 +155,7 @@ def test_ddp_throughput_compares_one_rank_two_ranks_and_two_trainings(tmp_path: 
 
 
 def test_resume_cost_stops_and_goes_on(tmp_path: Path, data_dir: Path):
-    more = ["--steps", "3", "--repeats", "1", "phases.student_copy/rnnt.num_epochs=40"]
+    more = ["--steps", "3", "--repeats", "1", "phases.teacher/rnnt.num_epochs=40"]
     text = run("resume_cost.py", tmp_path, "--data-dir", data_dir, *more)
     for words in ("anew, from the command", "from SIGTERM to the end", "resumed, from the command", "the stop cost"):
         assert any(line.startswith(words) for line in text.splitlines()), words

@@ -67,7 +67,10 @@ def test_a_full_cache_of_decoder_outputs_changes_nothing(monkeypatch):
     _, _, projected = frames_of(model, [40])
     want = stream(StreamingSearch(Heads(model), 4), [projected[0]], 4)[0].nbest(4)
     monkeypatch.setattr("twopass_kd.ondevice.search._MAX_CACHED_CONTEXTS", 3)
-    assert stream(StreamingSearch(Heads(model), 4), [projected[0]], 4)[0].nbest(4) == want
+    got = stream(StreamingSearch(Heads(model), 4), [projected[0]], 4)[0].nbest(4)
+    assert [(h.tokens, h.frames) for h in got] == [(h.tokens, h.frames) for h in want]
+    # Contexts are computed in other company, in which a single thread sums in another order.
+    np.testing.assert_allclose([h.log_prob for h in got], [h.log_prob for h in want], rtol=1e-5)
 
 
 def test_frames_without_new_contexts_need_no_call_of_the_model():

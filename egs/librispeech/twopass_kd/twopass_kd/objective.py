@@ -77,8 +77,8 @@ class Objective:
         self.loss = loss
         self.kd = kd
         self.sos_id, self.eos_id = sos_id, eos_id
-        self.teacher = teacher
         distils = any(term.endswith("_kd") for term in self.scales)
+        self.teacher = teacher if distils else None  # a phase may also just start from a copy of it
         encoder_learns = any(p.requires_grad for p in model.encoder.parameters())
         self.frozen_encoder = None if encoder_learns else FrozenEncoder(model.encoder)
         self.teacher_encoder = FrozenEncoder(teacher.encoder) if distils else None

@@ -139,8 +139,10 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         cfg.kd,
         sos_id=tokenizer.sos_id,
         eos_id=tokenizer.eos_id,
-        teacher=None if teacher is None else teacher.model.to(ranks.device),
+        teacher=None if teacher is None else teacher.model,
     )
+    if objective.teacher is not None:
+        objective.teacher.to(ranks.device)
     if cfg.train.cache_frozen_encoders and not phase.spec_augment and objective.frozen_encoders():
         quiet = not (ranks.is_main and sys.stderr.isatty())
         bar = tqdm(data.cache_loader(), desc=f"{phase_name}: encoding", disable=quiet)
