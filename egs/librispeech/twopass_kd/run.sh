@@ -196,9 +196,10 @@ add_jobs() {
     else
       if [ "$world_size" -gt 1 ] || [ "$nnodes" -gt 1 ]; then
         cores=$world_size ranks=(--world-size "$world_size")
-      elif [ -z "$(visible_gpus)" ]; then
+      elif [ -z "$gpus" ]; then
         cores=${plan[cpu_ranks.$name]}
       fi
+      [ -n "$gpus" ] || cores=$((cores * threads))
       if [ "$nnodes" -gt 1 ]; then
         ranks+=(--nnodes "$nnodes" --rdzv-endpoint "$(rdzv_endpoint)")
         on_each_node=(srun --nodes "$nnodes" --ntasks "$nnodes" --ntasks-per-node 1 --kill-on-bad-exit=1

@@ -81,17 +81,6 @@ launch() {
   fail "stage $current_stage (${titles[current_stage]}) failed; its log: $(log_of "$current_stage")"
 }
 
-# launch_graph NAME [options] COMMAND...: as launch, on all cores or GPUs; trainings over several nodes one at a time.
-launch_graph() {
-  if [ "$nnodes" -gt 1 ] && [ "$current_stage" -ne 8 ]; then
-    launch 1 "$@"
-  else
-    gpus=$(visible_gpus)
-    launch "$nj" "$@"
-    gpus=
-  fi
-}
-
 # Prints the commands of jobs, as launch takes them.
 print_jobs() {
   local threads=1

@@ -1,5 +1,5 @@
 # What the stages of run.sh share: markers of finished stages, checks of inputs and outputs. Sourced by run.sh, whose
-# variables it uses: caller_dir, conf, teacher, baseline, dry_run, force, given, overrides, corpus_dir, data_dir,
+# variables it uses: nj, nnodes, caller_dir, conf, teacher, baseline, dry_run, force, given, overrides, corpus_dir, data_dir,
 # experiment.
 # shellcheck shell=bash disable=SC2034,SC2154
 
@@ -375,15 +375,21 @@ run_stage() {
 # run_graph FIRST LAST: stages FIRST to LAST, of 3 to 8. Their jobs are a graph: each starts when the models that it needs
 # are there, so that what does not wait for each other runs side by side, as far as cores or GPUs go.
 run_graph() {
-  local n jobs=()
+  local n max_jobs=$nj jobs=()
   current_stage=$1
   for ((n = $1; n <= $2; n++)); do
     $dry_run || has_to_run "$n" || continue
     pending+=("$n")
     $dry_run || start_stage "$n"
   done
+  if [ "$nnodes" -gt 1 ] && [ "$1" -ne 8 ]; then
+    max_jobs=1 # each training takes all nodes, and all of their GPUs
+  else
+    gpus=$(visible_gpus)
+  fi
   for n in "${pending[@]}"; do add_jobs "$n"; done
-  [ "${#jobs[@]}" -eq 0 ] || launch_graph "${jobs[@]}"
+  [ "${#jobs[@]}" -eq 0 ] || launch "$max_jobs" "${jobs[@]}"
+  gpus=
   pending=()
 }
 
