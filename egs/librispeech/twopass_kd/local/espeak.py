@@ -10,8 +10,12 @@ import os
 from pathlib import Path
 from typing import List
 
-import espeakng_loader
 import numpy as np
+
+try:
+    import espeakng_loader
+except ModuleNotFoundError as e:
+    raise SystemExit(f"error: {e}; synthetic speech needs it: pip install espeakng-loader") from e
 
 SAMPLING_RATE = 22050  # Hz, of everything that espeak-ng gives
 _SYNCHRONOUS, _RATE, _VOLUME, _PITCH, _UTF8 = 2, 1, 2, 3, 1

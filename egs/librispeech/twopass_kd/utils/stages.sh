@@ -456,7 +456,7 @@ show_cost() {
   local options=()
   case "$kind" in *librispeech) ;; *) return 0 ;; esac
   $baseline || options+=(--no-baseline)
-  printf '\nWhat the trainings cost (computing it takes some seconds):\n'
+  printf '\nWhat the trainings cost (computing it takes up to a minute):\n'
   python3 -m twopass_kd.bin.estimate --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
     --world-size "$world_size" --nnodes "$nnodes" "${options[@]}" "${overrides[@]}"
 }
