@@ -82,7 +82,7 @@ def write_fake_experiment(
 
 def on_device_measurements(cfg: Config, systems: Sequence[str], phase_of: Dict[str, str]) -> Dict:
     """What stage 10 measures: int8 smaller, faster and a little worse, sherpa-onnx without a second pass."""
-    sets = [*cfg.corpus.test_parts, *cfg.corpus.dev_parts]
+    sets = cfg.corpus.test_parts
     runtimes = ("pytorch", "onnx", "onnx-int8", "sherpa-onnx", "sherpa-onnx-int8")
     rows = [_on_device_row(s, runtime, f"identity of {phase_of[s]}", sets) for s in systems for runtime in runtimes]
     size = {(row["system"], row["runtime"]): row["bytes"] for row in rows}

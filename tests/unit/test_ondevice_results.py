@@ -32,7 +32,7 @@ from twopass_kd.significance import judge
 from twopass_kd.wer import write_decoding_results
 
 CONF = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf/mini.yaml"
-SETS = ["test-clean", "test-other", "dev-clean"]
+SETS = ["test-clean", "test-other"]
 PATH = Path("exp/mini/ondevice.json")
 HOSTILE = "<script>alert('1')</script>"
 
@@ -159,7 +159,7 @@ def test_sentences_are_computed(content):
         "student int8 vs fp32, two-pass, test-other: +1.20 (95% CI +0.40 to +2.10, p=0.004): significantly worse"
         in found
     )
-    assert sum("int8 vs fp32" in s and "not significantly worse" in s for s in found) == 5
+    assert sum("int8 vs fp32" in s and "not significantly worse" in s for s in found) == 3
     agreement = "sherpa-onnx against our search on the same padded audio, student fp32, greedy: "
     assert agreement + "same text for 99.8% (599 of 600)" in found
     assert not any("teacher int8" in s or "teacher fp32," in s for s in found)
@@ -229,7 +229,7 @@ def test_markdown_has_the_section_and_whole_tables(report: Report, content):
         assert "| student | fp32 | greedy | 99.8% (599 of 600) | 103-0003-0 |" in page
         for block in re.findall(r"(?:^\|.*\n)+", page, flags=re.M):
             assert len({len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}) == 1, block
-    assert "| dev-clean | student | ONNX int8 |" in text and "| dev-clean | student | ONNX int8 |" not in short
+        assert "| test-other | student | ONNX int8 |" in page and "| dev-clean | student | ONNX int8 |" not in page
 
 
 def test_html_has_the_section_with_tables_and_figures(report: Report):
@@ -240,7 +240,7 @@ def test_html_has_the_section_with_tables_and_figures(report: Report):
     assert len(list(section.iter("svg"))) == 2 * len(report.results["corpus"]["test_parts"])
     ids = [e.get("id") for e in root.iter() if e.get("id")]
     assert len(ids) == len(set(ids))
-    assert [len(t.findall("tbody/tr")) for t in section.iter("table")] == [10, 10, 12, 8]
+    assert [len(t.findall("tbody/tr")) for t in section.iter("table")] == [10, 10, 8, 8]
     for table in section.iter("table"):
         widths = {len(row) for row in table.findall("tbody/tr")}
         top = table.find("thead/tr")

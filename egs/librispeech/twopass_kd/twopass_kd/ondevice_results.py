@@ -82,7 +82,7 @@ def check_on_device(
     Args:
       content: what `path` (an `ondevice.json`) holds.
       decoded: the decode.json of each decoded system: the identity of its checkpoint, and how it was decoded.
-      sets: the test and dev sets of the config.
+      sets: the test sets of the config, which stage 10 decodes.
     Raises:
       ValueError: if the content is malformed, naming file, field and stage.
     """

@@ -262,7 +262,7 @@ def _on_device_section(results: Results) -> str:
         '<p class="note">Filled: two-pass. Hollow: first pass; a line leads from it to the same runtime’s two-pass. '
         "Runtimes of one system that lie on each other share a label.</p>"
     )
-    sets = [*corpus["test_parts"], *only_dev_parts(results)]
+    sets = corpus["test_parts"]
     header = f"<tr>{_span('system', 0)}{''.join(_span(s, len(PASSES)) for s in sets)}</tr>"
     header += f"<tr>{_heads(list(PASS_TITLES.values())) * len(sets)}</tr>"
     wer = [[cell for s in sets for cell in wer_cells(row, s, "–")] for row in rows]

@@ -45,7 +45,7 @@ def render_markdown(report: Report) -> str:
     lines += ["## Significance", "", *_verdict_lines(results), ""]
     lines += ["## Size, speed, training time", "", *_size_table(results), ""]
     if results.get("on_device"):
-        lines += ["## On the device", "", *_on_device_lines(results, with_dev=True), ""]
+        lines += ["## On the device", "", *_on_device_lines(results), ""]
     if search_rows(results) or searches_left_out(results):
         lines += ["## Further searches", "", *_search_lines(results), ""]
     lines += ["## Losses", "", *_loss_table(report), ""]
@@ -81,7 +81,7 @@ def render_results_md(report: Report) -> str:
     if search_rows(results):
         lines += ["### Further searches", "", *_search_lines(results), ""]
     if results.get("on_device"):
-        lines += ["### On the device", "", *_on_device_lines(results, with_dev=False), ""]
+        lines += ["### On the device", "", *_on_device_lines(results), ""]
     lines += _environment_lines(results)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -145,7 +145,7 @@ def _size_table(results: Results) -> List[str]:
     return [*_table(header, rows), "", f"Parameters by part, deployed ones only; {_text(rtf_note(results))}."]
 
 
-def _on_device_lines(results: Results, with_dev: bool) -> List[str]:
+def _on_device_lines(results: Results) -> List[str]:
     """Size, speed and memory, WER, int8 against fp32, agreement with sherpa-onnx, long audio."""
     on_device: OnDevice = results["on_device"]
     names = [[_text(row["system"]), RUNTIME_TITLES[row["runtime"]]] for row in on_device["rows"]]
@@ -154,7 +154,7 @@ def _on_device_lines(results: Results, with_dev: bool) -> List[str]:
         header += [f"{group} {name}" for name in below] or [group]
     costs = [[*name, *cost_cells(row)] for name, row in zip(names, on_device["rows"], strict=True)]
     wer = []
-    for set_name in [*results["corpus"]["test_parts"], *(only_dev_parts(results) if with_dev else [])]:
+    for set_name in results["corpus"]["test_parts"]:
         for name, row in zip(names, on_device["rows"], strict=True):
             wer.append([_text(set_name), *name, *wer_cells(row, set_name)])
     lines = [_text(how_measured(on_device)), "", *_table(header, costs), "", "WER in %:", ""]

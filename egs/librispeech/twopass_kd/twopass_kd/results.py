@@ -45,7 +45,7 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
     experiment = Path(experiment)
     decoded = _find_systems(cfg, experiment)
     sets = list(dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts]))
-    on_device = _read_on_device(experiment, decoded, sets)
+    on_device = _read_on_device(experiment, decoded, cfg.corpus.test_parts)
     transcripts = {
         name: {s: _read_passes(experiment / "decode" / name, s, meta) for s in sets} for name, meta in decoded.items()
     }
