@@ -19,8 +19,8 @@ class SynthesisConfig:
     """How stage 0 makes synthetic speech (corpora of kind `mini` only)."""
 
     grammar: str = "phrases"  # phrases | digits
-    num_sentences: int = 2600  # training sentences
-    num_fragments: int = 650  # training fragments of 1-4 words; short ones matter for convergence
+    num_sentences: int = 2100  # training sentences
+    num_fragments: int = 500  # training fragments of 1-4 words; short ones matter for convergence
     num_dev: int = 200
     num_test: int = 280  # utterances in each test part
     num_train_voices: int = 62
@@ -171,7 +171,7 @@ class TrainConfig:
     keep_last_epochs: int = 10  # epoch-N.pt that stay, beside the best one; at least the phase's `average`
     log_interval: int = 50
     # Encode the training data once with the encoders that do not learn. Needs memory for the whole corpus, and is only
-    # done in phases without SpecAugment.
+    # done in phases without SpecAugment that have more epochs than one.
     cache_frozen_encoders: bool = False
 
 

@@ -1,7 +1,7 @@
 """Stage 10, second half: measure the exported systems on this machine, one thread each, as a device would run them.
 
 Real-time factor, latency, memory and word error rate on PyTorch, onnxruntime and sherpa-onnx, in float32 and int8;
-whether int8 costs words; whether sherpa-onnx finds the same words as we do; memory over an hour of audio.
+whether int8 costs words; whether sherpa-onnx finds the same words as we do; memory over half an hour of audio.
 Leaves <exp-dir>/<conf>/ondevice.json, and the texts and recogs files in <exp-dir>/<conf>/export/measured/.
 """
 
@@ -24,7 +24,7 @@ from twopass_kd.files import write_text_atomically
 from twopass_kd.wer import Transcript, paired_bootstrap, write_decoding_results
 
 PASSES = ("greedy_search", "first_pass", "two_pass")
-MINUTES = (1, 60)  # lengths of the long recordings
+MINUTES = (1, 30)  # lengths of the long recordings
 
 
 def list_utterances(cfg: Config, data_dir: Path) -> List[Utterance]:
