@@ -27,9 +27,9 @@ class Style:
     pitch: Tuple[int, int] = (30, 70)  # espeak-ng's 0-99
 
 
-TRAIN_STYLE = Style(snr_db=(10.0, 25.0), warp=(0.88, 1.14))
-CLEAN_STYLE = Style(snr_db=(10.0, 25.0))
-NOISY_STYLE = Style(snr_db=(5.0, 10.0))
+TRAIN_STYLE = Style(snr_db=(15.0, 30.0), warp=(0.88, 1.14))
+CLEAN_STYLE = Style(snr_db=(15.0, 30.0))
+NOISY_STYLE = Style(snr_db=(10.0, 15.0))
 
 
 def utterance_rng(seed: int, utterance_id: str) -> np.random.Generator:
