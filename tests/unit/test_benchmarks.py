@@ -142,7 +142,7 @@ def test_searches_prints_each_search_beside_greedy(tmp_path: Path, data_dir: Pat
     save_checkpoint(content, path)
     text = run_here("searches.py", "--conf", TINY, "--data-dir", data_dir, "--checkpoint", path, "--repeats", "1")
     rows = [line.split(" | ")[0][2:] for line in text.splitlines() if line.startswith("| ")]
-    assert rows[1:5] == ["greedy_search", "first_pass", "fast_beam_search", "fast_beam_search_LG, scale 0.01"]
+    assert rows[1:5] == ["greedy_search", "first_pass", "fast_beam_search", "fast_beam_search_LG, scale 0.05"]
     assert not (tmp_path / "graphs").exists()
 
 
