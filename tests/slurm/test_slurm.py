@@ -16,7 +16,7 @@ from twopass_kd.checkpoint import load_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 SMALL = ["slurm.cpu.cpus=1", "slurm.cpu.mem=900", "slurm.gpu.cpus=1", "slurm.gpu.mem=900", "slurm.gpu.gpus=0",
-         "slurm.feature_jobs=2"]  # fmt: skip
+         "slurm.feature_jobs=2", "phases.teacher/rnnt.cpu_ranks=1"]  # fmt: skip
 LONG = ["phases.teacher/rnnt.num_epochs=60", "train.save_every_n=2"]
 
 
