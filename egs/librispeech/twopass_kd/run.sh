@@ -149,7 +149,6 @@ case "$kind" in
 esac
 : "${exp_dir:=exp}"
 experiment=$exp_dir/${plan[name]}
-read -r -a systems <<<"${plan[systems]}"
 
 stage_0() {
   case "$kind" in

@@ -1,10 +1,11 @@
 # What the stages of run.sh share: markers of finished stages, checks of inputs and outputs. Sourced by run.sh, whose
-# variables it uses: nj, nnodes, caller_dir, conf, teacher, baseline, dry_run, force, given, overrides, corpus_dir, data_dir,
-# experiment.
+# variables it uses: nj, nnodes, caller_dir, conf, teacher, baseline, dry_run, force, given, overrides, corpus_dir,
+# data_dir, experiment.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher LAS and deep fine-tuning"
-  "student RNN-T distillation" "student LAS distillation" "deep fine-tuning" "decoding" "scoring and report" "export and on-device benchmark")
+  "student RNN-T distillation" "student LAS distillation" "deep fine-tuning" "decoding" "scoring and report"
+  "export and on-device benchmark")
 
 declare -A plan  # answers of show_config --plan
 experiment_lock= # file descriptors of the locks that are held
