@@ -258,7 +258,7 @@ def test_reports_take_the_titles_of_stages_from_the_markers(tmp_path: Path, cfg:
 
 def test_reports_say_how_real_time_factors_were_measured(report: Report, page: str):
     for text in (page, render_markdown(report), render_results_md(report)):
-        assert "each on one thread, other systems decoding beside it" in text
+        assert "each on one thread, other jobs beside it" in text
 
 
 def test_reports_mark_a_test_set_that_is_a_dev_set(tmp_path: Path, report: Report, page: str):

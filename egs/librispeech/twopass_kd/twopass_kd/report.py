@@ -175,7 +175,7 @@ def rtf_note(results: Results) -> str:
     first_set = results["corpus"]["test_parts"][0]
     return (
         f"real-time factors from features to text in batches, {first_set}, "
-        "each on one thread, other systems decoding beside it"
+        "each on one thread, other jobs beside it"
     )
 
 
