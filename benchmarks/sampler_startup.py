@@ -28,7 +28,7 @@ sys.path.insert(0, str(RECIPE / "local"))
 from train_bpe import write_lang  # noqa: E402
 from twopass_kd.asr_datamodule import AsrDataModule  # noqa: E402
 from twopass_kd.config import load_config  # noqa: E402
-from twopass_kd.tokenizer import Tokenizer  # noqa: E402
+from twopass_kd.tokenizer import open_tokenizer  # noqa: E402
 
 HOURS = {"train-clean-100": 100.0, "train-clean-360": 360.0, "train-other-500": 500.0}
 MUSAN_CUTS = 39000  # 109 hours by 10 s
@@ -92,7 +92,7 @@ def write_data(data_dir: Path, args: argparse.Namespace) -> None:
 def first_batch(args: argparse.Namespace, data_dir: Path, world_size: int, skip: int) -> AsrDataModule:
     """What a rank of a training does before it loads the features of its first batch."""
     cfg = load_config(args.conf, ["train.num_workers=0"])  # workers load features, of which there are none
-    tokenizer = Tokenizer(data_dir / f"lang_bpe_{cfg.tokens.vocab_size}")
+    tokenizer = open_tokenizer(cfg, data_dir)
     factor = cfg.student.encoder.subsampling_factor
     data = AsrDataModule(cfg, data_dir, tokenizer, factor, world_size - 1, world_size)
     data.measure_train(data_dir / "train_cuts.json")

@@ -22,7 +22,7 @@ from twopass_kd.checkpoint import load_model
 from twopass_kd.config import config_to_dict, load_config
 from twopass_kd.environment import describe_environment
 from twopass_kd.search.methods import Search, further_searches, own_searches
-from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.tokenizer import open_tokenizer
 from twopass_kd.wer import corpus_wer
 
 GRAPHS = ["decode.searches=[fast_beam_search,fast_beam_search_LG]"]
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     cfg = load_config(args.conf, [*GRAPHS, *args.overrides])
     model, content = load_model(args.checkpoint)
-    tokenizer = Tokenizer(args.data_dir / f"lang_bpe_{cfg.tokens.vocab_size}")
+    tokenizer = open_tokenizer(cfg, args.data_dir)
     part = args.part or cfg.corpus.dev_parts[0]
     data = AsrDataModule(cfg, args.data_dir, tokenizer, model.encoder.subsampling_factor)
     batches: List[Batch] = list(data.decode_loader(part))[-args.limit :]

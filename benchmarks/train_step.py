@@ -35,7 +35,7 @@ from twopass_kd.losses.transducer import (
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.model import TwoPassModel
 from twopass_kd.objective import Objective
-from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.tokenizer import open_tokenizer
 from twopass_kd.trainer import freeze_all_but
 
 
@@ -106,7 +106,7 @@ def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch)
 
 
 def data_seconds(cfg: Config, data_dir: Path, batches: int = 30) -> float:
-    tokenizer = Tokenizer(data_dir / f"lang_bpe_{cfg.tokens.vocab_size}")
+    tokenizer = open_tokenizer(cfg, data_dir)
     data = AsrDataModule(cfg, data_dir, tokenizer, cfg.student.encoder.subsampling_factor)
     data.measure_train()
     loader = iter(data.train_loader(epoch=1))

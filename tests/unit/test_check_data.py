@@ -1,5 +1,6 @@
 """Tests of local/check_data.py on what icefall's recipe leaves, whole and spoilt."""
 
+import gzip
 import re
 import shutil
 
@@ -9,7 +10,7 @@ from lhotse.features import Mfcc
 
 from check_data import check_data, main, read_sample
 from icefall_data import VOCAB_SIZE, edit_cuts, inside, prepare, snapshot, store_features
-from small_corpus import PARTS, TINY_YAML, small_config
+from small_corpus import TINY_YAML, small_config
 
 TOKENS = f"tokens.vocab_size={VOCAB_SIZE}"
 MUSAN = ("corpus.musan=true", "train.cache_frozen_encoders=false")
@@ -78,14 +79,17 @@ def test_check_data_names_all_that_is_missing_at_once(data_dir, capsys):
     said = capsys.readouterr().err
     assert "lang_bpe_500 is missing, and `tokens.vocab_size` is 500" in said
     assert f"say tokens.vocab_size={VOCAB_SIZE} for lang_bpe_{VOCAB_SIZE}, which is there" in said
-    assert "librispeech_cuts_dev-clean.jsonl.gz is missing; run.sh --stage 2 makes it, or stage 3 of icefall's" in said
+    assert "librispeech_cuts_dev-clean.jsonl.gz is missing; stage 3 of icefall's prepare.sh makes it, or" in said
     assert "musan_cuts.jsonl.gz is missing" in said and "say corpus.musan=false" in said
     assert "librispeech_feats_train-clean/feats-1.lca is missing" in said
     assert said.count("\n  - ") == 4
 
 
-def test_check_data_under_another_name_says_what_the_paths_count_from(data_dir):
+def test_check_data_under_another_name(data_dir):
     moved = data_dir.rename(data_dir.with_name("prepared"))
+    assert problems(moved) == []
+    for folder in (moved / "fbank").glob("librispeech_feats_*"):
+        folder.rename(moved / folder.name)
     found = problems(moved)
     assert len(found) == 4
     for problem in found:
@@ -150,10 +154,10 @@ def test_check_data_manifest_cut_short(data_dir):
     path = data_dir / "fbank" / "librispeech_cuts_test-other.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-20])
     (problem,) = problems(data_dir)
-    assert f"{path} is not a whole manifest of cuts (EOFError: " in problem
+    assert f"{path} must be a whole gzipped manifest (EOFError: " in problem
     path.write_bytes(b"\x1f\x8b\x08" + bytes(7) + b"\x07" * 20)  # a block of no type that there is
     (problem,) = problems(data_dir)
-    assert f"{path} is not a whole manifest of cuts (error: " in problem
+    assert f"{path} must be a whole gzipped manifest (error: " in problem
 
 
 def test_check_data_tokens_that_do_not_belong_to_the_model(data_dir):
@@ -170,7 +174,37 @@ def test_check_data_tokens_that_do_not_belong_to_the_model(data_dir):
 
 def test_read_sample_reaches_to_the_end_of_a_long_manifest(data_dir):
     path = data_dir / "fbank" / "librispeech_cuts_dev-clean.jsonl.gz"
-    path.write_bytes(path.read_bytes() * 500)
-    sample = read_sample(path)
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    lines = [lines[i % 4].replace(b'"id": "', b'"id": "%d-' % i, 1) for i in range(2000)]
+    path.write_bytes(gzip.compress(b"".join(lines)))
+    sample = read_sample(path, every=False)
     assert sample.size == 2000 and sample.perturbed == 0 and len(sample.cuts) < 40
-    assert PARTS[1] == "dev-clean" and len({cut.id for cut in sample.cuts}) == 4
+    assert sample.opened == sample.cuts and int(sample.cuts[-1].id.split("-")[0]) > 1400
+    everything = read_sample(path, every=True)
+    assert len(everything.cuts) == 2000 and [c.id for c in everything.opened] == [c.id for c in sample.opened]
+
+
+def test_check_data_looks_at_every_cut_that_is_decoded(data_dir):
+    """A cut far behind the first ones; and one whose id another one has."""
+    path = data_dir / "fbank" / "librispeech_cuts_test-clean.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    lines = [lines[i % 4].replace(b'"id": "', b'"id": "%d-' % i, 1) for i in range(60)]
+    path.write_bytes(gzip.compress(b"".join(lines)))
+    assert problems(data_dir) == []
+    without = re.sub(rb'"supervisions": \[.*?\}\]', b'"supervisions": []', lines[42])
+    path.write_bytes(gzip.compress(b"".join([*lines[:42], without, *lines[43:]])))
+    (problem,) = problems(data_dir)
+    assert "test-clean.jsonl.gz, 42-" in problem and "must have one supervision, not 0" in problem
+    path.write_bytes(gzip.compress(b"".join([*lines[:42], lines[5], *lines[43:]])))
+    (problem,) = problems(data_dir)
+    assert re.search("line 43: `5-.*` must be the id of one cut, and is that of two: line 6 of .*, line 43 of", problem)
+
+
+def test_check_data_says_which_letters_no_token_spells(data_dir, capsys):
+    def edit(cut):
+        cut.supervisions[0].text += " WALKED" * 30 + " É"
+
+    edit_cuts(data_dir, "test-clean", edit)
+    assert problems(data_dir) == []
+    said = capsys.readouterr().out
+    assert "test-clean: 4 of 4 texts looked at have letters that no token spells (É); their words" in said

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Checks data that run.sh did not make (icefall's, say) before anything is trained on it, and names all that is wrong.
 
-It looks for the manifest of each part that the stages read, the tokens and MUSAN, and reads a few dozen cuts of each
-manifest with their features. Nothing is written. run.sh calls it before the first stage that reads data; by hand:
+It looks for the manifest of each part that the stages read, the tokens and MUSAN, at every cut that is decoded, at a
+few dozen others (training looks at each of them itself) and at the features of a few dozen of each manifest. Nothing is
+written. run.sh calls it before the first stage that reads data; by hand:
 
     python3 local/check_data.py --conf conf/librispeech_100h.yaml --data-dir ICEFALL/egs/librispeech/ASR/data
 """
@@ -10,7 +11,6 @@ manifest with their features. Nothing is written. run.sh calls it before the fir
 import argparse
 import re
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
@@ -20,100 +20,67 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
 from feature_cuts import cuts_path
-from twopass_kd.config import Config, FeaturesConfig, load_config
-from twopass_kd.cut_lines import open_lines, parse_line, paths_root
+from twopass_kd.config import Config, load_config
+from twopass_kd.cut_checks import FRAME_SHIFT, UniqueIds, cut_faults
+from twopass_kd.cut_lines import features_path, parse_line, place_files, read_lines
 from twopass_kd.noise import musan_cuts_path
-from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.tokenizer import Tokenizer, open_tokenizer
 
-LOG_MEL = ("kaldi-fbank", "fbank", "kaldifeat-fbank", "kaldi-native-fbank")  # as Kaldi has them
-FRAME_SHIFT = 0.01  # seconds
 MAX_UNK = 0.01  # share of <unk> among the tokens of a part that is still taken for an accident
 STAGES = range(3, 11)  # that read what stage 2 leaves
-_TOLERANCE = 2e-3  # seconds, as in lhotse's validate_for_asr
-_MAKE = "run.sh --stage 2 makes it, or stage {stage} of icefall's prepare.sh"
+_MAKE = "stage {stage} of icefall's prepare.sh makes it, or stages 0 to 2 of run.sh in another --data-dir"
 
 
 @dataclass
 class Sample:
-    """Some cuts of a manifest.
+    """Cuts of a manifest that are looked at.
 
     Attributes:
-      cuts: the first ones and, further on, ever rarer ones.
+      cuts: all of them, or as `opened`.
+      opened: whose features are read: the first ones and, further on, ever rarer ones.
       size: of the manifest.
       perturbed: how many of its cuts are copies at another speed.
+      problem: the first line that is no cut, or id that comes twice; nothing is looked at after it.
     """
 
     cuts: List[Cut]
+    opened: List[Cut]
     size: int = 0
     perturbed: int = 0
+    problem: Optional[str] = None
 
 
-def read_sample(path: Path) -> Sample:
-    """The first cuts of a manifest and ever rarer ones further on.
+def read_sample(path: Path, every: bool) -> Sample:
+    """Some cuts of a manifest.
 
+    Args:
+      every: look at every cut.
     Raises:
-      OSError, EOFError, zlib.error, ValueError: it is not a gzipped manifest of cuts, or is cut short.
+      ValueError: it is not a gzipped manifest, or is cut short.
     """
-    sample, wanted = Sample([]), 4
-    for number, line in enumerate(open_lines(path)):
+    sample, wanted, unique = Sample([], []), 4, UniqueIds()
+    for number, line in enumerate(read_lines(path)):
         sample.size += 1
-        sample.perturbed += b"_sp" in line[:200].split(b'"start"')[0]
-        if number < 4 or number == wanted:
-            sample.cuts.append(parse_line(line))
+        sample.perturbed += re.search(rb'^\{"id": "[^"]*_sp\d', line) is not None
+        opened = number < 4 or number == wanted
+        if opened:
             wanted = max(4, number + max(1, number // 3))
+        if (every or opened) and sample.problem is None:
+            try:
+                cut = parse_line(line)
+                unique.add(str(cut.id), path, number + 1)
+            except ValueError as e:
+                sample.problem = f"line {number + 1}: {e}"
+                continue
+            sample.cuts.append(cut)
+            sample.opened += [cut] if opened else []
     return sample
 
 
-def cut_problems(cut: Cut, features: FeaturesConfig, root: Path, has_text: bool = True) -> Iterator[str]:
-    """What is wrong with a cut and its features; says both sides, and what to do.
-
-    Args:
-      root: folder that relative paths count from.
-      has_text: whether it is to have a transcript (MUSAN has none).
-    """
-    if has_text:
-        yield from _supervision_problems(cut)
-    yield from list(_feature_problems(cut, features)) or _storage_problems(cut, root)
-
-
-def _feature_problems(cut: Cut, features: FeaturesConfig) -> Iterator[str]:
-    if not isinstance(cut, DataCut) or not cut.has_features:
-        yield f"must be a single cut with features, not a {type(cut).__name__} without: do `lhotse feat extract-cuts`"
-        return
-    stored = cut.features
-    if stored.type not in LOG_MEL:
-        yield f"features must be log-mel filter banks ({', '.join(LOG_MEL)}), not {stored.type}; compute them anew"
-    if stored.num_features != features.num_mel_bins:
-        yield (
-            f"has {stored.num_features} values per frame and `features.num_mel_bins` is {features.num_mel_bins};"
-            f" say features.num_mel_bins={stored.num_features}"
-        )
-    if stored.sampling_rate != features.sampling_rate:
-        yield (
-            f"was computed at {stored.sampling_rate} Hz and `features.sampling_rate` is {features.sampling_rate};"
-            f" say features.sampling_rate={stored.sampling_rate}"
-        )
-    if abs(stored.frame_shift - FRAME_SHIFT) > 1e-6:
-        yield f"must have a frame each {FRAME_SHIFT} s, not {stored.frame_shift} s; compute the features anew"
-
-
-def _supervision_problems(cut: Cut) -> Iterator[str]:
-    if len(cut.supervisions) != 1:
-        yield f"must have one supervision, not {len(cut.supervisions)}; do `lhotse cut trim-to-supervisions` first"
-        return
-    (speech,) = cut.supervisions
-    if not (speech.text or "").strip():
-        yield "has no text"
-    if abs(speech.start) > _TOLERANCE or speech.end > cut.duration + _TOLERANCE:
-        yield (
-            f"is {cut.duration} s long and its supervision lasts from {speech.start} to {speech.end} s, but must begin"
-            " with the cut and end in it; do `lhotse cut trim-to-supervisions` first"
-        )
-
-
-def _storage_problems(cut: DataCut, root: Path) -> Iterator[str]:
+def storage_problems(cut: DataCut, data_dir: Path) -> Iterator[str]:
+    """What is wrong with the stored features of a cut, which has some."""
     relative = cut.features.storage_path
-    path = root / relative
+    path = features_path(data_dir, relative)
     if not cut.features.storage_type.startswith("memory") and not path.exists():
         where = "" if Path(relative).is_absolute() else (
             f": `{relative}` counts from the folder that --data-dir lies in; name the data folder as its recipe does"
@@ -122,7 +89,7 @@ def _storage_problems(cut: DataCut, root: Path) -> Iterator[str]:
         yield f"{path} is missing{where}"
         return
     try:
-        values = cut.with_features_path_prefix(root).load_features()
+        values = place_files(cut, data_dir).load_features()
     except Exception as e:  # each kind of storage has errors of its own
         yield f"features in {path} cannot be read ({type(e).__name__}: {e}); compute them anew"
         return
@@ -147,6 +114,17 @@ def unk_problems(cuts: Sequence[Cut], tokenizer: Tokenizer) -> Iterator[str]:
         yield f"{100 * found:.0f}% of the tokens of its texts are <unk> (e.g. {first!r}); {advice}"
 
 
+def spelling_notes(cuts: Sequence[Cut], tokenizer: Tokenizer) -> Iterator[str]:
+    """Says so where texts have letters that no token spells."""
+    texts = [cut.supervisions[0].text for cut in cuts if cut.supervisions]
+    letters = [found for found in map(tokenizer.not_spelt, filter(None, texts)) if found]
+    if letters:
+        yield (
+            f"{len(letters)} of {len(texts)} texts looked at have letters that no token spells"
+            f" ({' '.join(sorted({*''.join(letters)}))}); their words count as errors"
+        )
+
+
 def lang_problems(cfg: Config, data_dir: Path) -> Iterator[str]:
     """What is wrong with the tokens."""
     wanted = cfg.tokens.vocab_size
@@ -166,17 +144,24 @@ def lang_problems(cfg: Config, data_dir: Path) -> Iterator[str]:
 
 
 def manifest_problems(
-    name: str, path: Path, sample: Sample, cfg: Config, root: Path, tokenizer: Optional[Tokenizer]
+    name: str, path: Path, sample: Sample, cfg: Config, data_dir: Path, tokenizer: Optional[Tokenizer]
 ) -> Iterator[str]:
     """What is wrong with the cuts of a manifest: a line for each kind, with the first cut that has it."""
     found: Dict[str, List[Tuple[str, str]]] = {}
+    faulty = set()
     for cut in sample.cuts:
-        for problem in cut_problems(cut, cfg.features, root, has_text=name != "musan"):
+        for problem in cut_faults(cut, cfg.features, has_text=name != "musan"):
+            faulty.add(id(cut))
+            found.setdefault(re.sub(r"\d+|\(.*\)", "", problem), []).append((cut.id, problem))
+    for cut in sample.opened:
+        for problem in storage_problems(cut, data_dir) if id(cut) not in faulty else ():
             found.setdefault(re.sub(r"\d+|\(.*\)", "", problem), []).append((cut.id, problem))
     for same in found.values():
         cut_id, problem = same[0]
         yield f"{path.name}, {cut_id}: {problem} ({len(same)} of {len(sample.cuts)} cuts looked at)"
-    if not sample.cuts:
+    if sample.problem is not None:
+        yield f"{path.name}, {sample.problem}"
+    elif not sample.cuts:
         yield f"{path} has no cuts; remove it, then {_MAKE.format(stage=4 if name == 'musan' else 3)}"
     if tokenizer is not None and name != "musan":
         for problem in unk_problems(sample.cuts, tokenizer):
@@ -199,8 +184,8 @@ def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> L
     Returns:
       One line for each problem; none where the data can be trained on.
     """
-    root, problems = paths_root(data_dir), list(lang_problems(cfg, data_dir))
-    tokenizer = None if problems else Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}")
+    problems = list(lang_problems(cfg, data_dir))
+    tokenizer = None if problems else open_tokenizer(cfg, data_dir)
     perturbed = 0
     parts = parts_read(cfg, stages)
     for name in parts:
@@ -210,14 +195,16 @@ def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> L
             problems.append(f"{path} is missing; {_MAKE.format(stage=stage)}; or say {other}")
             continue
         try:
-            sample = read_sample(path)
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as e:
-            problems.append(f"{path} is not a whole manifest of cuts ({type(e).__name__}: {e}); make it anew")
+            sample = read_sample(path, every=name in {*cfg.corpus.dev_parts, *cfg.corpus.test_parts})
+        except (OSError, ValueError) as e:
+            problems.append(str(e))
             continue
         copies = f", {sample.perturbed} of them at another speed" if sample.perturbed else ""
         print(f"{name}: {sample.size} cuts{copies}; looked at {len(sample.cuts)}")
+        for note in spelling_notes(sample.cuts, tokenizer) if tokenizer and name != "musan" else ():
+            print(f"{name}: {note}")
         perturbed += sample.perturbed if name in cfg.corpus.train_parts else 0
-        problems += manifest_problems(name, path, sample, cfg, root, tokenizer)
+        problems += manifest_problems(name, path, sample, cfg, data_dir, tokenizer)
     if cfg.corpus.speed_perturb and not perturbed and {*cfg.corpus.train_parts} <= {*parts}:
         print(
             f"warning: `corpus.speed_perturb` ({list(cfg.corpus.speed_perturb)}) is for stage 2, and the cuts in"

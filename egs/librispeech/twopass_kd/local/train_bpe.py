@@ -2,7 +2,8 @@
 """Stage 2b: BPE tokens from the training transcripts, then leave out what has more tokens than frames.
 
 Writes `<data>/lang_bpe_<V>/{bpe.model,tokens.txt,transcript_words.txt}` with icefall's ids (`<blk>` 0, `<sos/eos>` 1,
-`<unk>` 2). The same transcripts give the same bytes.
+`<unk>` 2). The same transcripts give the same bytes. Letters of any part's transcripts that the tokens do not bring
+back are listed in `not_spelt.tsv` there.
 """
 
 import argparse
@@ -14,13 +15,15 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import sentencepiece
 from tqdm import tqdm
 
+from prepare_manifests import corpus_parts
 from twopass_kd.config import Config, ConfigError, load_config
-from twopass_kd.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, too_many_tokens
+from twopass_kd.files import write_text_atomically
+from twopass_kd.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, open_tokenizer, too_many_tokens
 
 TOO_MANY_TOKENS = "more tokens than frames"
 
@@ -44,6 +47,7 @@ def train_bpe_model(texts: Sequence[str], vocab_size: int) -> bytes:
             vocab_size=vocab_size,
             model_type="bpe",
             character_coverage=1.0,
+            normalization_rule_name="identity",  # `tokens.normalization` was applied
             user_defined_symbols=[BLANK, SOS_EOS],
             unk_piece=UNK,
             unk_id=2,
@@ -81,14 +85,35 @@ def train_texts(data_dir: Path, parts: Sequence[str]) -> List[str]:
     Raises:
       ConfigError: stage 1 has not run.
     """
-    texts: List[str] = []
+    return [text for part in parts for _, text in part_texts(data_dir, part)]
+
+
+def part_texts(data_dir: Path, part: str) -> Iterator[Tuple[str, str]]:
+    """Id and transcript of each utterance of a part. Raises as `train_texts`."""
+    path = Path(data_dir) / "manifests" / f"librispeech_supervisions_{part}.jsonl.gz"
+    if not path.is_file():
+        raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
+    with gzip.open(path, "rt", encoding="utf-8") as f:
+        for line in f:
+            supervision = json.loads(line)
+            yield supervision["id"], supervision["text"]
+
+
+def list_not_spelt(data_dir: Path, parts: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Send all transcripts through the tokens and back, and list what does not survive in `not_spelt.tsv`.
+
+    It stays in the references, where it counts as an error: no model of these tokens can say it.
+    """
+    rows = []
     for part in parts:
-        path = Path(data_dir) / "manifests" / f"librispeech_supervisions_{part}.jsonl.gz"
-        if not path.is_file():
-            raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
-        with gzip.open(path, "rt", encoding="utf-8") as f:
-            texts.extend(json.loads(line)["text"] for line in f)
-    return texts
+        found = [(name, tokenizer.not_spelt(text)) for name, text in part_texts(data_dir, part)]
+        lost = [(name, letters) for name, letters in found if letters]
+        rows += [f"{name}\t{part}\t{letters}\n" for name, letters in lost]
+        if lost:
+            letters = " ".join(sorted({*"".join(letters for _, letters in lost)}))
+            logging.warning("%s: %d of %d transcripts have letters that no token spells (%s) ; see %s",
+                            part, len(lost), len(found), letters, tokenizer.lang_dir / "not_spelt.tsv")  # fmt: skip
+    write_text_atomically(tokenizer.lang_dir / "not_spelt.tsv", "".join(rows))
 
 
 def write_lang(lang_dir: Path, texts: Sequence[str], vocab_size: int) -> None:
@@ -121,7 +146,7 @@ def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsamplin
 
     from feature_cuts import cuts_path, features_dir  # imports torch; only this step needs it
     from prepare_manifests import LeftOut, read_left_out, save_manifest, write_left_out
-    from twopass_kd.cut_lines import open_lines
+    from twopass_kd.cut_lines import read_lines
 
     everything = features_dir(data_dir, part) / "cuts.jsonl.gz"
     if not everything.is_file():
@@ -138,7 +163,7 @@ def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsamplin
     rows = [row for row in before if row.part != part or not row.reason.startswith(TOO_MANY_TOKENS)]
     reason = f"{TOO_MANY_TOKENS} (BPE {tokenizer.vocab_size}, subsampling {subsampling_factor})"
     rows += [LeftOut(cut_id, part, reason) for cut_id in dropped]
-    if rows != before or total - len(dropped) != sum(1 for _ in open_lines(cuts_path(data_dir, part))):
+    if rows != before or total - len(dropped) != sum(1 for _ in read_lines(cuts_path(data_dir, part))):
         write_left_out(left_out_path, rows)
         leave_out = set(dropped)
 
@@ -163,7 +188,8 @@ def train_bpe(cfg: Config, data_dir: Path) -> Path:
     lang_dir = Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}"
     write_lang(lang_dir, texts, cfg.tokens.vocab_size)
     logging.info("%s: %d pieces from %d transcripts", lang_dir, cfg.tokens.vocab_size, len(texts))
-    tokenizer = Tokenizer(lang_dir)
+    tokenizer = open_tokenizer(cfg, data_dir)
+    list_not_spelt(data_dir, corpus_parts(cfg), tokenizer)
     factor = max(cfg.teacher.encoder.subsampling_factor, cfg.student.encoder.subsampling_factor)
     for part in dict.fromkeys([*cfg.corpus.train_parts, *cfg.corpus.dev_parts]):
         dropped, total = drop_unalignable(data_dir, part, tokenizer, factor)

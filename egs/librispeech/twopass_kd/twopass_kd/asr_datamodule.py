@@ -4,13 +4,13 @@ import hashlib
 import json
 import logging
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
-from lhotse import CutSet, load_manifest_lazy
+from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler, SimpleCutSampler
 from lhotse.utils import LOG_EPSILON
@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from twopass_kd.config import Config
-from twopass_kd.cut_lines import CutLines, open_lines, parse_line, paths_root, whole_cut
+from twopass_kd.cut_checks import UniqueIds, cut_faults
+from twopass_kd.cut_lines import CutLines, LineCut, read_cuts, read_lines, whole_cut, without_folders
 from twopass_kd.files import write_text_atomically
 from twopass_kd.noise import NoiseMixer
 from twopass_kd.tokenizer import Tokenizer, too_many_tokens
@@ -66,25 +67,25 @@ class Batch:
 
 @dataclass
 class TrainCuts:
-    """What `measure_train` finds in the training manifests.
+    """What `measure_train` finds in the manifests of the training and dev parts.
 
     Attributes:
-      num_cuts: usable cuts.
+      num_cuts: usable training cuts.
       seconds: of their audio.
       longest: seconds of the longest of them.
       most_tokens: the most that one of them has.
-      left_out: id -> reason of the others.
-      sizes: cuts in each manifest, usable or not.
-      digest: 16 hexadecimal digits that identify the content of the manifests.
+      left_out: part -> id -> reason of the others, of the dev parts too.
+      sizes: part -> its cuts, usable or not.
+      digest: 16 hexadecimal digits that identify the content of the training manifests, wherever the data lie.
     """
 
-    num_cuts: int
-    seconds: float
-    longest: float
-    most_tokens: int
-    left_out: Dict[str, str]
-    sizes: List[int]
-    digest: str
+    num_cuts: int = 0
+    seconds: float = 0.0
+    longest: float = 0.0
+    most_tokens: int = 0
+    left_out: Dict[str, Dict[str, str]] = field(default_factory=dict)
+    sizes: Dict[str, int] = field(default_factory=dict)
+    digest: str = ""
 
 
 def cut_text(cut: Cut) -> str:
@@ -95,23 +96,32 @@ class AsrDataset(Dataset):
     """Maps a CutSet (one batch) to a `Batch`.
 
     Args:
-      root: folder that relative paths of features count from, where the cuts are out of `CutLines`.
+      data_dir: whose manifests the cuts are from.
       noise: what mixes noise into the features; None: they stay as they are.
     """
 
-    def __init__(self, tokenizer: Tokenizer, root: Path, noise: Optional[NoiseMixer] = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, data_dir: Path, noise: Optional[NoiseMixer] = None) -> None:
         self.tokenizer = tokenizer
-        self.root = root
+        self.data_dir = data_dir
         self.noise = noise
 
+    def whole(self, cut: Cut) -> Cut:
+        """`whole_cut`, its text normalised: what is scored is what can be learnt."""
+        if isinstance(cut, LineCut):
+            cut = whole_cut(cut, self.data_dir)
+            for supervision in cut.supervisions:
+                if isinstance(supervision.text, str):
+                    (supervision.text,) = self.tokenizer.normalize([supervision.text])
+        return cut
+
     def __getitem__(self, cuts: CutSet) -> Batch:
-        cuts = CutSet.from_cuts(whole_cut(cut, self.root) for cut in cuts).sort_by_duration(ascending=False)
+        cuts = CutSet.from_cuts(self.whole(cut) for cut in cuts).sort_by_duration(ascending=False)
         if self.noise is not None:
             cuts = CutSet.from_cuts(self.noise.mix(cut) for cut in cuts)
         features = [torch.from_numpy(cut.load_features()) for cut in cuts]
         feature = pad_sequence(features, batch_first=True, padding_value=LOG_EPSILON)
         feature_lens = torch.tensor([len(x) for x in features])
-        tokens = self.tokenizer.encode([cut_text(c) for c in cuts])
+        tokens = self.tokenizer.encode([cut_text(cut) for cut in cuts])
         y_lens = torch.tensor([len(t) for t in tokens])
         y = torch.zeros(len(tokens), int(y_lens.max()), dtype=torch.int64)
         for row, t in zip(y, tokens):
@@ -169,86 +179,89 @@ class AsrDataModule:
     ) -> None:
         self.cfg = cfg
         self.data_dir = Path(data_dir)
-        self.root = paths_root(self.data_dir)
-        self.dataset = AsrDataset(tokenizer, self.root)
+        self.dataset = AsrDataset(tokenizer, self.data_dir)
         self.subsampling_factor = subsampling_factor
         self.rank, self.world_size = rank, world_size
         self.measured: Optional[TrainCuts] = None
-        self._sizes: Dict[Path, int] = {}
 
-    def cuts(self, parts: List[str]) -> CutSet:
+    def cuts(self, parts: Sequence[str]) -> CutSet:
         """All cuts of `parts`, opened lazily; several parts are mixed in proportion to their sizes.
 
-        Paths of features that are relative, as icefall's are, count from the folder that `data_dir` lies in.
+        Their texts are normalised; features and audio are read where they are (`whole_cut`).
 
         Raises:
           FileNotFoundError: naming the missing file and the stage that makes it.
         """
-        sets = [load_manifest_lazy(path) for path in self._paths(parts)]
-        return self._mixed(sets, parts).with_features_path_prefix(self.root)
+        return self._lines(parts).map(self.dataset.whole)
 
-    def _mixed(self, sets: List[CutSet], parts: List[str]) -> CutSet:
+    def _lines(self, parts: Sequence[str]) -> CutSet:
+        sets = [CutSet(CutLines(path)) for path in self._paths(parts)]
         if len(sets) == 1:
             return sets[0]
-        sizes = [self._size(path) for path in self._paths(parts)]
-        return CutSet.mux(*sets, weights=sizes, stop_early=False, seed=self.cfg.seed)
+        return CutSet.mux(*sets, weights=[self._size(part) for part in parts], stop_early=False, seed=self.cfg.seed)
 
-    def _paths(self, parts: List[str]) -> List[Path]:
+    def _paths(self, parts: Sequence[str]) -> List[Path]:
         paths = [self.data_dir / "fbank" / f"librispeech_cuts_{part}.jsonl.gz" for part in parts]
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing; stage 2 makes it: ./run.sh --stage 2 --stop-stage 2")
         return paths
 
-    def _size(self, path: Path) -> int:
-        """Number of cuts in a manifest."""
-        if path not in self._sizes:
-            self._sizes[path] = sum(1 for _ in open_lines(path))
-        return self._sizes[path]
+    def _size(self, part: str) -> int:
+        """Number of cuts of a part."""
+        if self.measured is not None and part in self.measured.sizes:
+            return self.measured.sizes[part]
+        return sum(1 for _ in read_lines(*self._paths([part])))
 
-    def why_unusable(self, cut: Cut, num_tokens: int) -> Optional[str]:
-        """Why a cut, whose text has `num_tokens` tokens, cannot be trained on; None where it can."""
+    def why_unusable(self, cut: Cut) -> Optional[str]:
+        """Why a cut cannot be trained on; None where it can."""
         corpus = self.cfg.corpus
+        fault = next(cut_faults(cut, self.cfg.features), None)
+        if fault is not None:
+            return fault
         if not corpus.min_duration <= cut.duration <= corpus.max_duration:
             return f"{cut.duration:.2f} s is not within {corpus.min_duration} to {corpus.max_duration} s"
-        if num_tokens == 0:
-            return "empty transcript"
-        if too_many_tokens(cut.num_frames, num_tokens, self.subsampling_factor):
-            return f"more tokens ({num_tokens}) than frames after subsampling"
+        tokenizer = self.dataset.tokenizer
+        tokens = self._tokens(cut)
+        special = next((token for token in tokens if token <= tokenizer.sos_id), None)
+        if special is not None:
+            return f"its text has {tokenizer.pieces[special]}, which is not for texts"
+        if too_many_tokens(cut.num_frames, len(tokens), self.subsampling_factor):
+            return f"more tokens ({len(tokens)}) than frames after subsampling"
         return None
 
-    def _num_tokens(self, cut: Cut) -> int:
-        return len(self.dataset.tokenizer.encode([cut_text(cut)])[0])
+    def _tokens(self, cut: Cut) -> List[int]:
+        return self.dataset.tokenizer.encode([cut_text(cut)])[0]
 
-    def _is_usable(self, cut: Cut) -> bool:
-        return self.why_unusable(cut, self._num_tokens(cut)) is None
-
-    def _is_train_cut(self, cut: Cut) -> bool:
+    def _usable(self, cuts: CutSet, parts: Sequence[str]) -> CutSet:
+        """Those of the cuts of `parts` that are usable. After `measure_train`."""
         assert self.measured is not None, "measure_train first"
-        return cut.id not in self.measured.left_out
+        left_out = {cut_id for part in parts for cut_id in self.measured.left_out[part]}
+
+        def is_usable(cut: Cut) -> bool:
+            return cut.id not in left_out
+
+        return cuts.filter(is_usable)
 
     def train_cuts(self) -> CutSet:
         """The usable training cuts, read lazily. After `measure_train`."""
-        return self.cuts(self.cfg.corpus.train_parts).filter(self._is_train_cut)
-
-    def _train_lines(self) -> CutSet:
-        """The training cuts in the same order, as `CutLines` has them."""
         parts = self.cfg.corpus.train_parts
-        sets = [CutSet(CutLines(path)) for path in self._paths(parts)]
-        return self._mixed(sets, parts).filter(self._is_train_cut)
+        return self._usable(self.cuts(parts), parts)
 
     def valid_cuts(self) -> CutSet:
-        """The usable dev cuts, read lazily."""
-        return self.cuts(self.cfg.corpus.dev_parts).filter(self._is_usable)
+        """The usable dev cuts, read lazily. After `measure_train`."""
+        parts = self.cfg.corpus.dev_parts
+        return self._usable(self.cuts(parts), parts)
 
     def measure_train(self, cache: Optional[Path] = None, left_out_path: Optional[Path] = None) -> TrainCuts:
-        """Look at all training cuts once: which are usable, and how much audio that is.
+        """Look at all training and dev cuts once: which are usable, and how much audio that is.
 
         Args:
           cache: JSON file that the answer is kept in, for as long as the manifests and the settings stay as they are.
-          left_out_path: where the unusable ones are listed with their reasons, if there are any.
+          left_out_path: where the unusable ones are listed (id, part, reason), if there are any.
         Raises:
-          ValueError: if more than `corpus.max_left_out` of them cannot be used, none can, or no dev cut can.
+          ValueError: a manifest is not whole, an id comes twice, more than `corpus.max_left_out` of the training cuts
+            cannot be used, none can, or no dev cut can.
         """
         key = self._measure_key()
         found = _read_json(cache)
@@ -258,55 +271,79 @@ class AsrDataModule:
             self.measured = self._measure()
             if cache is not None:
                 write_text_atomically(cache, json.dumps({"key": key, "train_cuts": asdict(self.measured)}))
-        measured = self.measured
-        self._sizes.update(zip(self._paths(self.cfg.corpus.train_parts), measured.sizes))
-        left_out = [f"{cut_id}\t{reason}\n" for cut_id, reason in measured.left_out.items()]
-        total = measured.num_cuts + len(left_out)
-        if left_out and left_out_path is not None:
-            write_text_atomically(left_out_path, "".join(left_out))
-            logging.info("left out %d of %d training cuts, see %s", len(left_out), total, left_out_path)
-        if len(left_out) > self.cfg.corpus.max_left_out * total:
-            raise ValueError(
-                f"{len(left_out)} of {total} training cuts cannot be used, e.g. {left_out[0].strip()}; "
-                f"mend them, or raise `corpus.max_left_out` ({self.cfg.corpus.max_left_out})"
-            )
-        if measured.num_cuts == 0:
-            raise ValueError(f"none of the cuts of {self.cfg.corpus.train_parts} can be used for training")
-        if next(iter(self.valid_cuts()), None) is None:
-            raise ValueError(f"none of the cuts of {self.cfg.corpus.dev_parts} can be used for validation")
+        corpus, measured = self.cfg.corpus, self.measured
+        rows = [f"{i}\t{part}\t{why}\n" for part, ids in measured.left_out.items() for i, why in ids.items()]
+        if left_out_path is not None and (rows or left_out_path.is_file()):
+            write_text_atomically(left_out_path, "".join(rows))
+        for kind, parts in (("training", corpus.train_parts), ("dev", corpus.dev_parts)):
+            left_out = [(i, why) for part in parts for i, why in measured.left_out[part].items()]
+            total = sum(measured.sizes[part] for part in parts)
+            if len(left_out) == total:
+                example = f", e.g. {': '.join(left_out[0])}" if left_out else ": they are empty"
+                raise ValueError(f"none of the cuts of {parts} can be used for {kind}{example}; mend them")
+            if left_out:
+                logging.info("left out %d of %d %s cuts, see %s", len(left_out), total, kind, left_out_path)
+            if kind == "training" and len(left_out) > corpus.max_left_out * total:
+                raise ValueError(
+                    f"{len(left_out)} of {total} training cuts cannot be used, e.g. {': '.join(left_out[0])}; "
+                    f"mend them, or raise `corpus.max_left_out` ({corpus.max_left_out})"
+                )
         return measured
 
     def _measure_key(self) -> Dict[str, Any]:
         """What the result of `_measure` depends on."""
         corpus = self.cfg.corpus
-        stats = [(path.resolve(), path.stat()) for path in self._paths(corpus.train_parts)]
+        parts = [corpus.train_parts, corpus.dev_parts]
+        stats = [path.stat() for path in self._paths([*corpus.train_parts, *corpus.dev_parts])]
         return {
-            "manifests": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+            "parts": parts,
+            "manifests": [[stat.st_size, stat.st_mtime_ns] for stat in stats],
             "durations": [corpus.min_duration, corpus.max_duration],
-            "tokens": self.dataset.tokenizer.digest(),
+            "features": asdict(self.cfg.features),
+            "tokens": [self.dataset.tokenizer.digest(), self.dataset.tokenizer.normalization],
             "subsampling_factor": self.subsampling_factor,
         }
 
     def _measure(self) -> TrainCuts:
-        measured = TrainCuts(0, 0.0, 0.0, 0, {}, [], "")
-        digest = hashlib.sha256()
-        for path in self._paths(self.cfg.corpus.train_parts):
-            measured.sizes.append(0)
-            for line in tqdm(open_lines(path), desc=f"Measuring {path.name}", unit="cut", disable=None):
-                digest.update(line)
-                measured.sizes[-1] += 1
-                cut = parse_line(line)
-                num_tokens = self._num_tokens(cut)
-                reason = self.why_unusable(cut, num_tokens)
-                if reason is not None:
-                    measured.left_out[cut.id] = reason
-                    continue
-                measured.num_cuts += 1
-                measured.seconds += cut.duration
-                measured.longest = max(measured.longest, cut.duration)
-                measured.most_tokens = max(measured.most_tokens, num_tokens)
+        corpus, measured, digest = self.cfg.corpus, TrainCuts(), hashlib.sha256()
+        for parts in (corpus.train_parts, corpus.dev_parts):
+            unique = UniqueIds()
+            for part, path in zip(parts, self._paths(parts)):
+                size, left_out = 0, {}
+                for line, cut in tqdm(read_cuts(path), desc=f"Measuring {path.name}", unit="cut", disable=None):
+                    size += 1
+                    unique.add(str(cut.id), path, size)
+                    reason = self.why_unusable(cut)
+                    if reason is not None:
+                        left_out[str(cut.id)] = reason
+                    if parts is not corpus.train_parts:
+                        continue
+                    digest.update(without_folders(line))
+                    if reason is None:
+                        measured.num_cuts += 1
+                        measured.seconds += cut.duration
+                        measured.longest = max(measured.longest, cut.duration)
+                        measured.most_tokens = max(measured.most_tokens, len(self._tokens(cut)))
+                measured.sizes[part], measured.left_out[part] = size, left_out
         measured.digest = digest.hexdigest()[:16]
         return measured
+
+    def check_parts(self, parts: Sequence[str]) -> None:
+        """Look at each cut of parts that are decoded, of which none is left out.
+
+        Raises:
+          FileNotFoundError: a manifest is missing.
+          ValueError: naming the manifest, and the cut that cannot be scored or the id that comes twice.
+        """
+        for part in parts:
+            (path,), unique = self._paths([part]), UniqueIds()
+            for number, (_, cut) in enumerate(read_cuts(path), start=1):
+                fault = next(cut_faults(cut, self.cfg.features), None)
+                if fault is not None:
+                    raise ValueError(f"{path}, line {number}, {cut.id}: {fault}")
+                unique.add(cut.id, path, number)
+            if not unique:
+                raise ValueError(f"{path} must have cuts, and is empty; make it anew")
 
     def feature_statistics(self, max_cuts: int = 1000) -> Tuple[Tensor, Tensor]:
         """Mean and standard deviation of each mel bin, (num_mel_bins,) float32, over the first training cuts.
@@ -329,18 +366,19 @@ class AsrDataModule:
         After `measure_train`, by which a tiny corpus gets fewer buckets. With `corpus.musan`, noise is mixed in.
 
         Args:
-          sort: from short to long instead of shuffled; reads the whole manifest into memory.
+          sort: from short to long instead of shuffled; reads the whole manifests into memory.
           skip: batches of this epoch that this rank has trained on already.
         """
         assert self.measured is not None, "measure_train first"
         corpus, train = self.cfg.corpus, self.cfg.train
         mine = {"rank": self.rank, "world_size": self.world_size}
+        lines = self._usable(self._lines(corpus.train_parts), corpus.train_parts)
         if sort:
-            cuts = self.train_cuts().to_eager().sort_by_duration(ascending=True)
+            cuts = lines.to_eager().sort_by_duration(ascending=True)
             sampler = SimpleCutSampler(cuts, max_duration=train.max_duration, shuffle=False, **mine)
         else:
             sampler = DynamicBucketingSampler(
-                self._train_lines(),
+                lines,
                 max_duration=train.max_duration,
                 num_buckets=max(2, min(train.num_buckets, self.measured.num_cuts // 50)),
                 shuffle=True,
@@ -350,7 +388,7 @@ class AsrDataModule:
             )
             sampler.set_epoch(epoch)
         noise = NoiseMixer(self.data_dir, self.cfg.seed, epoch) if corpus.musan else None
-        return self._loader(_Slice(sampler, skip), AsrDataset(self.dataset.tokenizer, self.root, noise))
+        return self._loader(_Slice(sampler, skip), AsrDataset(self.dataset.tokenizer, self.data_dir, noise))
 
     def valid_loader(self) -> DataLoader:
         """Every `world_size`-th batch of the dev cuts: none doubled, so ranks may have one batch more or less."""

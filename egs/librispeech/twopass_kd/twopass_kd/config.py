@@ -80,6 +80,7 @@ class ConfigError(ValueError):
 _CHOICES = {
     "corpus.kind": ("mini", "librispeech", "mini_librispeech", "folder"),
     "corpus.synthesis.grammar": ("phrases", "digits"),
+    "tokens.normalization": ("NFC", "NFKC"),
     "features.extractor": ("auto", "kaldifeat", "lhotse"),
     "teacher.encoder.subsampling_factor": (4, 6),
     "student.encoder.subsampling_factor": (4, 6),

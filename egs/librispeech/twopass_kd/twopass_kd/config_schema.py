@@ -54,6 +54,9 @@ class FeaturesConfig:
 @dataclass
 class TokensConfig:
     vocab_size: int = 500  # BPE pieces, blank included
+    # NFC | NFKC: Unicode's form of all text (transcripts, references, n-grams, hotwords). NFC: one way to write a
+    # letter; NFKC: also one for letters that look alike (full width, ligatures, ordinals), and breaks Thai vowels up.
+    normalization: str = "NFC"
 
 
 @dataclass

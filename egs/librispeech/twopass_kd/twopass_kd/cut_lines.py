@@ -9,15 +9,20 @@ import gzip
 import json
 import os
 import re
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Tuple
 
 from lhotse import MonoCut
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
 from lhotse.serialization import deserialize_item
 
 # How Lhotse begins the line of a cut; another line is parsed as a whole.
 _BEGINNING = re.compile(rb'\{"id": "([^"\\]+)", "start": [-+.\de]+, "duration": ([-+.\de]+), ')
+# Where features and audio lie: the folders may be others on another disk.
+_FOLDERS = re.compile(rb'("(?:storage_path|source)": ")(?:[^"\\]|\\.)*/')
 
 
 def paths_root(data_dir: Path) -> Path:
@@ -30,47 +35,106 @@ def paths_root(data_dir: Path) -> Path:
     return next((folder for folder in around if (folder / "data" / "fbank").is_dir()), around[-1])
 
 
-def open_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a gzipped manifest."""
-    with gzip.open(path, "rb") as f:
-        yield from f
+def features_path(data_dir: Path, stored: str) -> Path:
+    """Where features are that a manifest of `data_dir` says are in `stored`.
+
+    What follows `fbank/` there is looked for in `<data_dir>/fbank` first, so that data which were moved, copied or
+    mounted elsewhere are read where they are; else a relative path counts from `paths_root`.
+    """
+    _, fbank, rest = f"/{stored}".rpartition("/fbank/")
+    here = Path(data_dir) / "fbank" / rest
+    return here if fbank and here.exists() else paths_root(data_dir) / stored
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a gzipped manifest.
+
+    Raises:
+      ValueError: the file is not gzipped, or cut short; names it.
+    """
+    try:
+        with gzip.open(path, "rb") as f:
+            yield from filter(bytes.strip, f)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise ValueError(f"{path} must be a whole gzipped manifest ({type(e).__name__}: {e}); make it anew") from e
 
 
 def parse_line(line: bytes) -> Cut:
-    """The cut that a line of a manifest tells of."""
-    return deserialize_item(json.loads(line))
+    """The cut that a line of a manifest tells of.
+
+    Raises:
+      ValueError: it tells of none.
+    """
+    try:
+        cut = deserialize_item(json.loads(line))
+    except Exception as e:  # each kind of manifest has errors of its own
+        raise ValueError(f"{line[:80]!r} must be a cut ({type(e).__name__}: {e}); make the manifest anew") from e
+    if not isinstance(cut, Cut):
+        raise ValueError(f"{line[:80]!r} must be a cut, not a {type(cut).__name__}; make the manifest anew")
+    return cut
+
+
+def read_cuts(path: Path) -> Iterator[Tuple[bytes, Cut]]:
+    """The lines of a manifest and their cuts.
+
+    Raises:
+      ValueError: naming the file, and the line that is no cut.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            yield line, parse_line(line)
+        except ValueError as e:
+            raise ValueError(f"{path}, line {number}: {e}") from e
+
+
+def without_folders(lines: bytes) -> bytes:
+    """Lines of a manifest without the folders of features and audio: what identifies data wherever they lie."""
+    return _FOLDERS.sub(rb"\1", lines)
+
+
+@dataclass
+class LineCut(MonoCut):
+    """A cut of which only `id` and `duration` are known, and the line that has the rest."""
+
+    line: bytes = b""
 
 
 class CutLines:
-    """A manifest (.jsonl.gz) as cuts with the right `id` and `duration`, which carry their line in `custom`.
+    """A manifest (.jsonl.gz) as cuts with the right `id` and `duration`, which `whole_cut` makes what their lines say.
 
-    `whole_cut` turns them into what the line says. Samplers and `CutSet` take it as any lazy manifest.
+    Samplers and `CutSet` take it as any lazy manifest.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __iter__(self) -> Iterator[MonoCut]:
-        for line in open_lines(self.path):
+    def __iter__(self) -> Iterator[LineCut]:
+        for line in read_lines(self.path):
             found = _BEGINNING.match(line)
             if found:
                 cut_id, duration = found[1].decode(), float(found[2])
             else:
                 cut = parse_line(line)
                 cut_id, duration = cut.id, cut.duration
-            yield MonoCut(cut_id, start=0.0, duration=duration, channel=0, custom={"line": line})
+            yield LineCut(cut_id, start=0.0, duration=duration, channel=0, line=line)
 
 
-def whole_cut(cut: Cut, root: Path) -> Cut:
-    """What the line of a cut out of `CutLines` says, under the cut's id (a sampler renames cuts that it doubles).
+def whole_cut(cut: LineCut, data_dir: Path) -> Cut:
+    """What the line of a cut says, with the id there (a sampler renames cuts that it doubles).
 
     Args:
-      cut: any other cut is given back as it is.
-      root: folder that relative paths of features count from.
+      data_dir: whose manifest the line is from; see `place_files`.
     """
-    line = (getattr(cut, "custom", None) or {}).get("line")
-    if line is None:
+    return place_files(parse_line(cut.line), data_dir)
+
+
+def place_files(cut: Cut, data_dir: Path) -> Cut:
+    """The cut of a manifest of `data_dir`, changed so that its features and audio are read where they are."""
+    if not isinstance(cut, DataCut):
         return cut
-    whole = parse_line(line)
-    whole.id = cut.id
-    return whole.with_features_path_prefix(root)
+    if cut.has_features and not cut.features.storage_type.startswith("memory"):
+        cut.features.storage_path = str(features_path(data_dir, cut.features.storage_path))
+    for source in cut.recording.sources if cut.has_recording else ():
+        if source.type == "file":
+            source.source = str(paths_root(data_dir) / source.source)
+    return cut

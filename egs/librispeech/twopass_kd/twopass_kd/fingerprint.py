@@ -37,6 +37,8 @@ def fingerprint(cfg: Config, stage: int) -> str:
     full = config_to_dict(cfg)
     if stage <= 2:
         keep: Dict[str, Any] = {"seed": full["seed"], "corpus": full["corpus"]}
+        if stage == 1:
+            keep.update(normalization=full["tokens"]["normalization"])
         if stage == 2:
             factors = [getattr(cfg, which).encoder.subsampling_factor for which in ("teacher", "student")]
             keep.update(features=full["features"], tokens=full["tokens"], subsampling_factor=max(factors))

@@ -12,9 +12,9 @@ from twopass_kd.asr_datamodule import Batch
 class FrozenEncoder:
     """Maps a batch to encoder output and lengths, without gradient.
 
-    After `keep`, the training utterances are looked up instead of encoded. That needs features that are the same in
-    every epoch (no augmentation) and memory for the whole corpus: 2 bytes times
-    frames times C for each utterance, which suits small corpora only.
+    After `keep`, utterances that are trained on are looked up, by their ids, instead of encoded. That needs features
+    that are the same in every epoch (no augmentation) and memory for the whole corpus: 2 bytes times frames times C for
+    each utterance, which suits small corpora only.
 
     Args:
       encoder: frozen; put into eval mode.
@@ -34,9 +34,15 @@ class FrozenEncoder:
         for cut_id, row, n in zip(batch.cut_ids, out, lens.tolist()):
             self.cache[cut_id] = row[:n].half()
 
-    def __call__(self, batch: Batch) -> Tuple[Tensor, Tensor]:
-        """Returns (B, T, C) float32 and (B,) int64 lengths, in frames after subsampling; padding may be any number."""
-        if batch.cut_ids[0] not in self.cache:
+    def __call__(self, batch: Batch, cached: bool = True) -> Tuple[Tensor, Tensor]:
+        """Encoder output of a batch.
+
+        Args:
+          cached: whether it is of the utterances that are kept, if any are; another one may have the id of one.
+        Returns:
+          (B, T, C) float32 and (B,) int64 lengths, in frames after subsampling; padding may be any number.
+        """
+        if not (self.cache and cached):
             return self._encode(batch)
         rows = [self.cache[cut_id] for cut_id in batch.cut_ids]
         lens = torch.tensor([len(row) for row in rows], device=rows[0].device)

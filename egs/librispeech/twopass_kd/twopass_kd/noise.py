@@ -6,7 +6,7 @@ from pathlib import Path
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from twopass_kd.cut_lines import open_lines, parse_line, paths_root
+from twopass_kd.cut_lines import parse_line, place_files, read_lines
 
 MIX_PROBABILITY = 0.5
 SNR_DB = (10.0, 20.0)  # evenly distributed between these
@@ -37,8 +37,8 @@ class NoiseMixer:
                 f"{path} is missing, which `corpus.musan` (true) needs; stage 2 makes it: ./run.sh --stage 2"
                 " --stop-stage 2; or say corpus.musan=false"
             )
-        self.lines = list(open_lines(path))  # of 100 MUSAN hours 20 MB; as cuts it would be ten times as much
-        self.root = paths_root(data_dir)
+        self.lines = list(read_lines(path))  # of 100 MUSAN hours 20 MB; as cuts it would be ten times as much
+        self.data_dir = data_dir
         self.seed, self.epoch = seed, epoch
 
     def mix(self, cut: Cut) -> Cut:
@@ -47,6 +47,6 @@ class NoiseMixer:
         if rng.random() >= MIX_PROBABILITY:
             return cut
         enough = min(len(self.lines), 1 + int(cut.duration / MIN_SECONDS))
-        noise = [parse_line(line).with_features_path_prefix(self.root) for line in rng.sample(self.lines, enough)]
+        noise = [place_files(parse_line(line), self.data_dir) for line in rng.sample(self.lines, enough)]
         mixed = CutSet.from_cuts([cut]).mix(CutSet.from_cuts(noise), snr=SNR_DB, preserve_id="left", seed=rng)
         return next(iter(mixed))

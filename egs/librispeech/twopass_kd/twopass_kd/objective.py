@@ -103,16 +103,20 @@ class Objective:
                 with autocast(batch.feature.device, precision):
                     yield
 
-    def __call__(self, batch: Batch) -> Losses:
-        """All terms of one batch; see `Losses`."""
+    def __call__(self, batch: Batch, cached: bool = True) -> Losses:
+        """All terms of one batch; see `Losses`.
+
+        Args:
+          cached: whether its utterances are those of `cache_frozen_encoders`, if that was called.
+        """
         if self.frozen_encoder is not None:
-            encoder_out, encoder_out_lens = self.frozen_encoder(batch)
+            encoder_out, encoder_out_lens = self.frozen_encoder(batch, cached)
         else:
             encoder_out, encoder_out_lens, _ = self.model.encoder(batch.feature, batch.feature_lens)
         teacher_out: Optional[EncoderOut] = None
         if self.teacher_encoder is not None:
             with self._teaching(batch):
-                teacher_out = self.teacher_encoder(batch)
+                teacher_out = self.teacher_encoder(batch, cached)
 
         terms: Dict[str, Tensor] = {}
         if any(term in self.scales for term in TRANSDUCER_TERMS):

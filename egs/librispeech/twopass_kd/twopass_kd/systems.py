@@ -7,7 +7,7 @@ from twopass_kd.checkpoint import final_checkpoint, load_model
 from twopass_kd.config import EXTERNAL_TEACHER, Config, ConfigError, reported_systems
 from twopass_kd.model import TwoPassModel
 from twopass_kd.teacher import check_tokens, load_external_teacher
-from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.tokenizer import Tokenizer, open_tokenizer
 
 # How stage 8 decoded a system: keys of its decode.json that exports and runtimes take over.
 DECODING = ("beam", "nbest", "rescore_weight", "length_reward")
@@ -28,7 +28,7 @@ def load_system(
     phases = reported_systems(cfg)
     if system not in phases:
         raise ConfigError(f"`--system` ({system}) must be one of {', '.join(phases)}")
-    tokenizer = Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}")
+    tokenizer = open_tokenizer(cfg, data_dir)
     if phases[system] == EXTERNAL_TEACHER:
         teacher = load_external_teacher(cfg.external_teacher, tokenizer.vocab_size, cfg.features.num_mel_bins)
         check_tokens(teacher, tokenizer)

@@ -1,12 +1,16 @@
 """Text <-> BPE token ids, from a `lang_bpe_<V>` folder as icefall has it."""
 
 import hashlib
+import unicodedata
 from pathlib import Path
 from typing import Dict, List
 
 import sentencepiece
 
+from twopass_kd.config import Config
+
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"  # ids 0, 1, 2
+WORD_BEGIN = "\u2581"  # how sentencepiece writes a space
 
 
 def too_many_tokens(num_frames: int, num_tokens: int, subsampling_factor: int) -> bool:
@@ -41,13 +45,15 @@ class Tokenizer:
 
     Args:
       lang_dir: e.g. `data/lang_bpe_500`.
+      normalization: Unicode's form that texts are put into first, NFC or NFKC.
     Raises:
       ValueError: a file is missing, or the files do not belong together or are not laid out as
         `<blk>` 0, `<sos/eos>` 1, `<unk>` 2.
     """
 
-    def __init__(self, lang_dir: Path) -> None:
+    def __init__(self, lang_dir: Path, normalization: str = "NFC") -> None:
         lang_dir = self.lang_dir = Path(lang_dir)
+        self.normalization = normalization
         for name in ("bpe.model", "tokens.txt"):
             if not (lang_dir / name).is_file():
                 raise ValueError(f"`lang_dir` ({lang_dir}) must hold {name}; run stage 2, which makes it")
@@ -82,8 +88,20 @@ class Tokenizer:
         return len(self.pieces)
 
     def encode(self, texts: List[str]) -> List[List[int]]:
-        """Token ids of each text; no blank and no sos/eos among them."""
-        return self._sp.encode(list(texts), out_type=int)
+        """Token ids of each text, normalised; blank and sos/eos are among them only where a text names them."""
+        return self._sp.encode([unicodedata.normalize(self.normalization, text) for text in texts], out_type=int)
+
+    def normalize(self, texts: List[str]) -> List[str]:
+        """Texts as a model without errors gives them: `normalization`, the rules of bpe.model (none in stage 2's, NFKC
+        and more in icefall's), single spaces. References are scored in this form."""
+        normalized = [self._sp.normalize(unicodedata.normalize(self.normalization, text)) for text in texts]
+        return [" ".join(text.replace(WORD_BEGIN, " ").split()) for text in normalized]
+
+    def not_spelt(self, text: str) -> str:
+        """The letters of a text, normalised, that its tokens do not bring back, each once; usually none."""
+        want = self.normalize([text])[0]
+        got = self.decode(self.encode([text]))[0]
+        return "" if got == want else "".join(dict.fromkeys(c for c in want if c not in got)) or want
 
     def decode(self, ids_batch: List[List[int]]) -> List[str]:
         """The text of each list of token ids; blank and sos/eos are dropped."""
@@ -93,3 +111,8 @@ class Tokenizer:
         """SHA-256 of the pieces in their order (the lines of tokens.txt): equal for models that share tokens."""
         lines = "".join(f"{piece} {i}\n" for i, piece in enumerate(self.pieces))
         return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def open_tokenizer(cfg: Config, data_dir: Path) -> Tokenizer:
+    """The tokens of an experiment: those of `data_dir` that its config says."""
+    return Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}", cfg.tokens.normalization)

@@ -218,7 +218,7 @@ class Trainer:
         means = Means()
         for batch in data.valid_loader():
             with autocast(self.ranks.device, self.cfg.precision):
-                means.add(self.objective(batch.to(self.ranks.device)))
+                means.add(self.objective(batch.to(self.ranks.device), cached=False))
             if self._stop_signal is not None:
                 break
         if self.ranks.sum([float(self._stop_signal is not None)])[0]:

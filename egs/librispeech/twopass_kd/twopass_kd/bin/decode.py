@@ -198,6 +198,8 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
     log_to_file(out_dir / "decode.log")
     log_environment()
 
+    parts = list(dict.fromkeys([*cfg.corpus.dev_parts, *cfg.corpus.test_parts]))
+    data.check_parts(parts)
     second_pass = "attention_decoder" in content["trained_parts"]
     searches, further, left_out, scales, scans = own_searches(cfg), {}, None, {}, {}
     if system in searched_systems(cfg):
@@ -209,7 +211,6 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
             made = further_searches(cfg, tokenizer, Path(exp_dir) / cfg.name / "graphs", device)
             scales, scans = choose_scales(model, data, cfg, tokenizer, made)
             further = {name: made[name][scale] for name, scale in scales.items()}
-    parts = [*cfg.corpus.dev_parts, *(p for p in cfg.corpus.test_parts if p not in cfg.corpus.dev_parts)]
     rescored = ["first_pass", *further] if second_pass else []
     decoded = {part: decode_set(model, data, part, {**searches, **further}, tokenizer, rescored) for part in parts}
     dev = [decoded[part] for part in cfg.corpus.dev_parts]

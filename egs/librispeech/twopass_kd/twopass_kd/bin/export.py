@@ -19,7 +19,6 @@ from lhotse import CutSet
 from twopass_kd.asr_datamodule import AsrDataModule
 from twopass_kd.cli import exit_status, experiment_parser
 from twopass_kd.config import Config, load_config
-from twopass_kd.cut_lines import paths_root
 from twopass_kd.environment import log_environment, setup_logging
 from twopass_kd.export.onnx_files import check_finite, chunk_metadata, export_onnx
 from twopass_kd.export.quantization import quantize
@@ -48,12 +47,7 @@ def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path, reuse: bool 
     settings = _read_decode_json(Path(exp_dir) / cfg.name / "decode" / system / "decode.json", content["identity"])
     settings["chunk_size"] = cfg.export.chunk_size
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
-    # Paths of audio that are relative count from the folder that `data_dir` lies in, as those of features do.
-    audio_root = paths_root(data_dir)
-    cuts = {
-        part: data.cuts([part]).with_recording_path_prefix(audio_root)
-        for part in dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts])
-    }
+    cuts = {part: data.cuts([part]) for part in dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts])}
     key = short_hash(
         [content["weights_digest"], tokenizer.digest(), settings, cfg.seed]
         + [(part, [cut.id for cut in cut_set]) for part, cut_set in cuts.items()]

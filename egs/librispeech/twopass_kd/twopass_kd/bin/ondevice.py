@@ -12,15 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from lhotse import load_manifest_lazy
-
+from twopass_kd.asr_datamodule import AsrDataModule, cut_text
 from twopass_kd.cli import exit_status, experiment_parser
 from twopass_kd.config import Config, ConfigError, load_config
-from twopass_kd.cut_lines import paths_root
 from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure_all, read_exports
 from twopass_kd.device_benchmark.utterances import Utterance, write_utterances
 from twopass_kd.environment import log_environment, setup_logging
 from twopass_kd.files import write_text_atomically
+from twopass_kd.tokenizer import open_tokenizer
 from twopass_kd.wer import Transcript, paired_bootstrap, write_decoding_results
 
 PASSES = ("greedy_search", "first_pass", "two_pass")
@@ -30,27 +29,21 @@ MINUTES = (1, 30)  # lengths of the long recordings
 def list_utterances(cfg: Config, data_dir: Path) -> List[Utterance]:
     """The utterances of the test parts; of a part longer than `export.decoded_seconds` evenly spaced ones.
 
-    Paths of audio that are relative count from the folder that `data_dir` lies in, as those of features do.
-
     Raises:
       FileNotFoundError: if cuts are missing, or naming the cut whose audio file is.
     """
+    data = AsrDataModule(cfg, data_dir, open_tokenizer(cfg, data_dir), cfg.student.encoder.subsampling_factor)
     found: List[Utterance] = []
     for part in cfg.corpus.test_parts:
-        path = Path(data_dir) / "fbank" / f"librispeech_cuts_{part}.jsonl.gz"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; stage 2 makes it: ./run.sh --stage 2 --stop-stage 2")
-        cuts = load_manifest_lazy(path).with_recording_path_prefix(paths_root(data_dir))
         utterances = []
-        for cut in cuts:
+        for cut in data.cuts([part]):
             source = cut.recording.sources[0]
             if source.type != "file" or not Path(source.source).is_file():
                 raise FileNotFoundError(
                     f"cut {cut.id} of {part}: its audio ({source.source}) must be a file that is there; "
                     "bring it back, or run stages 0 to 2 again"
                 )
-            text = cut.supervisions[0].text
-            utterances.append(Utterance(cut.id, part, str(source.source), cut.start, cut.duration, text))
+            utterances.append(Utterance(cut.id, part, str(source.source), cut.start, cut.duration, cut_text(cut)))
         found += _evenly_spaced(utterances, cfg.export.decoded_seconds)
     return found
 

@@ -27,7 +27,7 @@ from twopass_kd.config import Config, ConfigError, load_config
 from twopass_kd.environment import setup_logging
 from twopass_kd.objective import Objective
 from twopass_kd.teacher import check_teacher, open_teacher
-from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.tokenizer import open_tokenizer
 
 SCALES = {"simple": 1.0, "transducer_kd": 1.0}
 
@@ -48,7 +48,7 @@ def scan_frame_shift(
         named = [name for name, phase in cfg.phases.items() if phase.teacher is not None]
         raise ConfigError(f"`--phase` ({phase_name}) must be one that has a teacher: {', '.join(named)}")
     phase = replace(cfg.phases[phase_name], loss_scales=SCALES)
-    tokenizer = Tokenizer(data_dir / f"lang_bpe_{cfg.tokens.vocab_size}")
+    tokenizer = open_tokenizer(cfg, data_dir)
     teacher = open_teacher(cfg, phase, exp_dir, tokenizer.vocab_size)
     model, _ = load_model(student_path)
     check_teacher(teacher, model, cfg, phase, tokenizer)
@@ -58,6 +58,7 @@ def scan_frame_shift(
         model.to(device).requires_grad_(False), SCALES, cfg.loss, cfg.kd, **ids, teacher=teacher.model.to(device)
     )
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
+    data.measure_train(Path(exp_dir) / cfg.name / "train_cuts.json")
     sums, frames = dict.fromkeys(range(-max_shift, max_shift + 1), 0.0), 0
     for batch in tqdm(data.valid_loader(), desc="dev", unit="batch", disable=not sys.stderr.isatty()):
         batch = batch.to(device)

@@ -39,7 +39,7 @@ from twopass_kd.teacher import (
     open_teacher,
     without_attention_kd,
 )
-from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.tokenizer import open_tokenizer
 from twopass_kd.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
 
 _BOOKKEEPING = ("stage", "report_as", "cpu_ranks")  # keys of a phase that do not change what is learnt
@@ -77,7 +77,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     if phase_name not in cfg.phases:
         raise ConfigError(f"`--phase` ({phase_name}) must be one of {', '.join(cfg.phases)}")
     phase = cfg.phases[phase_name]
-    tokenizer = Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}")
+    tokenizer = open_tokenizer(cfg, data_dir)
     tokens_digest = tokenizer.digest()
     check_sizes(cfg, tokenizer.vocab_size)
 

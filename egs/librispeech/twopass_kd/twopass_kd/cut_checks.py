@@ -1,0 +1,90 @@
+"""What every cut is asked before it is trained on or scored, whoever made its manifest."""
+
+import math
+from pathlib import Path
+from typing import Dict, Iterator, List
+
+from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+
+from twopass_kd.config import FeaturesConfig
+
+LOG_MEL = ("kaldi-fbank", "fbank", "kaldifeat-fbank", "kaldi-native-fbank")  # as Kaldi has them
+FRAME_SHIFT = 0.01  # seconds
+_TOLERANCE = 2e-3  # seconds, as in lhotse's validate_for_asr
+
+
+def cut_faults(cut: Cut, features: FeaturesConfig, has_text: bool = True) -> Iterator[str]:
+    """Why a cut can be neither trained on nor scored, as far as its manifest tells; says both sides, and what to do.
+
+    Args:
+      has_text: whether it is to have a transcript (MUSAN has none).
+    """
+    if not (isinstance(cut.id, str) and cut.id.isprintable() and cut.id):
+        yield f"its id ({cut.id!r}) must be text without tabs and line breaks; rename it (`CutSet.modify_ids`)"
+    if not 0 < cut.duration < math.inf:
+        yield f"lasts {cut.duration} s; mend or remove it"
+    if has_text:
+        yield from _supervision_faults(cut)
+    yield from _feature_faults(cut, features)
+
+
+def _supervision_faults(cut: Cut) -> Iterator[str]:
+    if len(cut.supervisions) != 1:
+        yield f"must have one supervision, not {len(cut.supervisions)}; do `lhotse cut trim-to-supervisions` first"
+        return
+    (speech,) = cut.supervisions
+    if not isinstance(speech.text, (str, type(None))):
+        yield f"its text ({speech.text!r}) must be text"
+    elif not (speech.text or "").strip():
+        yield "has no text"
+    if abs(speech.start) > _TOLERANCE or speech.end > cut.duration + _TOLERANCE:
+        yield (
+            f"is {cut.duration} s long and its supervision lasts from {speech.start} to {speech.end} s, but must begin"
+            " with the cut and end in it; do `lhotse cut trim-to-supervisions` first"
+        )
+
+
+def _feature_faults(cut: Cut, features: FeaturesConfig) -> Iterator[str]:
+    if not isinstance(cut, DataCut) or not cut.has_features:
+        yield f"must be a single cut with features, not a {type(cut).__name__} without: do `lhotse feat extract-cuts`"
+        return
+    stored = cut.features
+    if stored.type not in LOG_MEL:
+        yield f"features must be log-mel filter banks ({', '.join(LOG_MEL)}), not {stored.type}; compute them anew"
+    if stored.num_features != features.num_mel_bins:
+        yield (
+            f"has {stored.num_features} values per frame and `features.num_mel_bins` is {features.num_mel_bins};"
+            f" say features.num_mel_bins={stored.num_features}"
+        )
+    if stored.sampling_rate != features.sampling_rate:
+        yield (
+            f"was computed at {stored.sampling_rate} Hz and `features.sampling_rate` is {features.sampling_rate};"
+            f" say features.sampling_rate={stored.sampling_rate}"
+        )
+    if abs(stored.frame_shift - FRAME_SHIFT) > 1e-6:
+        yield f"must have a frame each {FRAME_SHIFT} s, not {stored.frame_shift} s; compute the features anew"
+
+
+class UniqueIds:
+    """Sees to it that no id comes twice: caches, left-out lists and paired tests are by id."""
+
+    def __init__(self) -> None:
+        self._paths: List[Path] = []
+        self._seen: Dict[str, int] = {}  # numbers, since there may be a million
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, cut_id: str, path: Path, line: int) -> None:
+        """Raises ValueError where the id is known, naming both lines."""
+        if not self._paths or self._paths[-1] != path:
+            self._paths.append(path)
+        here = len(self._paths) - 1 << 32 | line
+        first = self._seen.setdefault(cut_id, here)
+        if first != here:
+            raise ValueError(
+                f"`{cut_id}` must be the id of one cut, and is that of two: line {first & 0xFFFFFFFF} of"
+                f" {self._paths[first >> 32]}, line {line} of {path}; remove one, or rename the cuts of a source"
+                " (`CutSet.modify_ids`)"
+            )
