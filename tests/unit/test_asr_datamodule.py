@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lhotse import CutSet, LilcomChunkyWriter, MonoCut, SupervisionSegment
+from lhotse import CutSet, LilcomChunkyWriter, MonoCut, NumpyFilesWriter, SupervisionSegment
 from lhotse.dataset import DynamicBucketingSampler
 from lhotse.dataset.collation import collate_features
 from lhotse.testing.dummies import dummy_recording
@@ -212,6 +212,24 @@ def test_every_cut_is_looked_at_before_it_is_trained_on_or_decoded(data, data_di
     assert [*data.measure_train(left_out_path=tmp_path / "left_out.tsv").left_out["odd"]] == [cut_id]
     assert f"{cut_id}\todd\t" in (tmp_path / "left_out.tsv").read_text()
     assert sum(map(len, ids(data.valid_loader()))) == 9
+
+
+def test_features_that_cannot_be_read_are_named(data, data_dir):
+    def spoil(cut):
+        cut.features.storage_key = "0,5"
+
+    write_cuts(data_dir, "odd", spoil)
+    with pytest.raises(ValueError, match="the features of odd-6 in .*feats.lca cannot be read .*; compute them anew"):
+        ids(data.decode_loader("odd"))
+
+
+def test_features_that_are_not_finite_are_named(data, data_dir):
+    writer = NumpyFilesWriter(data_dir / "fbank" / "nan")
+    cut = make_cut("nan", 100, "ONE", writer.write("nan", np.full((100, 80), np.nan, np.float32)), "")
+    cut.features.storage_type, cut.features.storage_path = "numpy_files", str(data_dir / "fbank" / "nan")
+    CutSet.from_cuts([cut]).to_file(data_dir / "fbank" / "librispeech_cuts_nan.jsonl.gz")
+    with pytest.raises(ValueError, match=r"the features of nan in .* \(they have NaN or infinity\)"):
+        ids(data.decode_loader("nan"))
 
 
 def test_texts_that_name_a_special_token_are_left_out(data, data_dir):

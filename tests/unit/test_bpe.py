@@ -1,15 +1,18 @@
 """Tests of local/train_bpe.py."""
 
+import unicodedata
+
 import pytest
 from lhotse import CutSet
 
 from compute_fbank import compute_fbank
 from feature_cuts import cuts_path
 from prepare_manifests import prepare_manifests, read_left_out
-from small_corpus import TINY_YAML, small_config, write_corpus, write_utterance
-from train_bpe import main, train_bpe, train_bpe_model, train_texts, write_lang
+from small_corpus import PARTS, TINY_YAML, small_config, write_corpus, write_utterance
+from train_bpe import main, part_texts, train_bpe, train_bpe_model, train_texts, write_lang
 from twopass_kd.config import ConfigError
 from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.wer import corpus_wer
 
 TEXTS = ["THE OLD CAPTAIN FOUND A GOLDEN MIRROR", "SHE WALKED BEHIND THE CASTLE", "THREE DAYS LATER"]
 
@@ -84,3 +87,32 @@ def test_train_bpe_leaves_out_more_tokens_than_frames_and_brings_them_back(tmp_p
     assert "`corpus.max_left_out` (0.01) must be at least 0.143 for part `train-clean`" in capsys.readouterr().err
     train_bpe(small_config("corpus.max_left_out=0.2", "tokens.vocab_size=80"), tmp_path / "data")  # whole words fit
     assert ids("train-clean") == every and read_left_out(left_out) == []
+
+
+def test_texts_are_learnt_and_scored_in_one_form(tmp_path, caplog):
+    """sentencepiece normalised what the model learnt, and references were scored raw: up to 100% WER."""
+    lines = {
+        "NFD": unicodedata.normalize("NFD", "L'ÉTÉ À LA CAMPAGNE"), "Korean": unicodedata.normalize("NFD", "한국 말"),
+        "Persian": "می\u200cخواهم کتاب\u200cها", "Thai": "ทำ งาน น้ำ", "ordinal": "EL 1º DE MAYO", "wide": "Ａ ﬁ",
+    }  # fmt: skip
+    for n, part in enumerate(PARTS):
+        for i, text in enumerate([*lines.values(), "À"] if n == 2 else lines.values()):
+            write_utterance(tmp_path / "corpus" / part, f"{n}-1-{i:04d}", f"{text} Ω" if i == 6 else text, 4.0)
+    cfg = small_config("tokens.vocab_size=70")
+    prepare_manifests(cfg, tmp_path / "corpus", tmp_path / "data")
+    compute_fbank(cfg, tmp_path / "data", num_jobs=1)
+    lang_dir = train_bpe(cfg, tmp_path / "data")
+    tokenizer = Tokenizer(lang_dir)
+    rows = []
+    for cut in CutSet.from_file(cuts_path(tmp_path / "data", "test-clean")):
+        reference = cut.supervisions[0].text
+        assert tokenizer.normalize([reference]) == [reference]
+        rows.append((cut.id, reference.split(), tokenizer.decode(tokenizer.encode([reference]))[0].split()))
+    assert corpus_wer(rows[:6]).wer == 0
+    assert [row[1] for row in rows[:2]] == [["L'ÉTÉ", "À", "LA", "CAMPAGNE"], ["한국", "말"]]
+    assert (lang_dir / "not_spelt.tsv").read_text(encoding="utf-8") == "2-1-0006\ttest-clean\tΩ\n"
+    assert "test-clean: 1 of 7 transcripts have letters that no token spells (Ω)" in caplog.text
+
+    cfg.tokens.normalization = "NFKC"
+    prepare_manifests(cfg, tmp_path / "corpus", tmp_path / "data")
+    assert [text for _, text in part_texts(tmp_path / "data", "test-clean")][4:6] == ["EL 1O DE MAYO", "A FI"]

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from lhotse import MonoCut
 from torch import nn
 
 from tiny import TINY_CONF
@@ -87,7 +88,7 @@ def test_hours_are_known_of_librispeech_with_its_perturbed_copies(tmp_path):
 def write_manifest(path, durations):
     path.parent.mkdir(parents=True, exist_ok=True)
     with gzip.open(path, "wt") as f:
-        f.writelines(json.dumps({"id": str(i), "duration": d}) + "\n" for i, d in enumerate(durations))
+        f.writelines(json.dumps(MonoCut(str(i), 0, d, 0).to_dict()) + "\n" for i, d in enumerate(durations))
 
 
 def test_hours_are_read_from_manifests_or_from_what_was_measured_of_them(tmp_path):
@@ -97,7 +98,7 @@ def test_hours_are_read_from_manifests_or_from_what_was_measured_of_them(tmp_pat
     assert corpus_size(cfg, tmp_path / "data", tmp_path) == CorpusSize(4.0, 2, f"{path.parent}, unusable cuts included")
 
     cache = tmp_path / "tiny" / "train_cuts.json"
-    key = {"manifests": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]]}
+    key = {"train": [[path.stat().st_size, path.stat().st_mtime_ns]]}
     cache.parent.mkdir()
     cache.write_text(json.dumps({"key": key, "train_cuts": {"seconds": 1.5, "num_cuts": 1}}))
     assert corpus_size(cfg, tmp_path / "data", tmp_path) == CorpusSize(1.5, 1, str(cache))

@@ -206,6 +206,31 @@ def test_compute_fbank_finished_part_is_kept_until_its_source_changes(tmp_path, 
     assert not list((tmp_path / "data" / "fbank").glob(".partial*"))
 
 
+def test_compute_fbank_moved_corpus_is_the_same_and_other_audio_is_not(tmp_path, in_this_process):
+    """Also where ids and durations are the same, as those of a corpus without its noise are."""
+    write_corpus(tmp_path / "corpus", count=1)
+    prepare_manifests(small_config(), tmp_path / "corpus", tmp_path / "data")
+    compute_fbank(small_config(), tmp_path / "data")
+    storage = features_dir(tmp_path / "data", "train-clean") / "feats-0.lca"
+    before = storage.stat().st_mtime_ns
+    (tmp_path / "corpus").rename(tmp_path / "moved")
+    prepare_manifests(small_config(), tmp_path / "moved", tmp_path / "data")
+    compute_fbank(small_config(), tmp_path / "data")
+    assert storage.stat().st_mtime_ns == before
+    (cut,) = cuts_of(tmp_path / "data", "train-clean").values()
+    assert cut.recording.sources[0].source == str(tmp_path / "moved/train-clean/10/100/10-100-0000.flac")
+
+    path = tmp_path / "moved" / "train-clean" / "10" / "100" / "10-100-0000.flac"
+    samples, rate = soundfile.read(path)
+    soundfile.write(path, samples[::-1], rate)
+    prepare_manifests(small_config(), tmp_path / "moved", tmp_path / "data")
+    compute_fbank(small_config(), tmp_path / "data")
+    assert storage.stat().st_mtime_ns != before
+    storage.unlink()
+    compute_fbank(small_config(), tmp_path / "data")
+    assert storage.is_file()
+
+
 def test_compute_fbank_audio_gone_after_stage_1_is_an_error_until_it_is_back(tmp_path, capsys, in_this_process):
     folders = write_corpus(tmp_path / "corpus", count=2)
     prepare_manifests(small_config(), tmp_path / "corpus", tmp_path / "data")

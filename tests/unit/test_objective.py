@@ -84,3 +84,4 @@ def test_cached_encoders_give_the_same_losses_to_float16():
     batch.feature = torch.full_like(batch.feature, float("nan"))  # not looked at any more
     for name, value in call(batch).terms.items():
         torch.testing.assert_close(value, want[name], atol=2e-3, rtol=2e-3)
+    assert all(value.isnan().all() for value in call(batch, cached=False).terms.values())

@@ -1,6 +1,7 @@
 """Tests of twopass_kd/tokenizer.py."""
 
 import pytest
+import sentencepiece
 
 from train_bpe import write_lang
 from twopass_kd.tokenizer import Tokenizer, too_many_tokens
@@ -32,6 +33,30 @@ def test_tokenizer_decode_drops_blank_and_sos(lang_dir):
 def test_tokenizer_letters_it_has_not_seen_are_unknown(lang_dir):
     tokenizer = Tokenizer(lang_dir)
     assert 2 in tokenizer.encode(["QUIZ"])[0]
+
+
+def test_tokenizer_normalize_is_what_an_error_free_model_says(lang_dir, tmp_path):
+    texts = ["E\u0301TE\u0301", "  A\u00a0 B\t", "\u0e17\u0e33", "1\u00ba"]
+    assert Tokenizer(lang_dir).normalize(texts) == ["\u00c9T\u00c9", "A B", "\u0e17\u0e33", "1\u00ba"]
+    assert Tokenizer(lang_dir, "NFKC").normalize(texts) == ["\u00c9T\u00c9", "A B", "\u0e17\u0e4d\u0e32", "1o"]
+    model = lang_dir / "bpe.model"  # with rules of its own, as icefall's
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*TEXTS, "\u00c9 1o \u0e17\u0e4d\u0e32"]), model_writer=model.open("wb"), vocab_size=46,
+        model_type="bpe", unk_id=2, bos_id=-1, eos_id=-1, user_defined_symbols=["<blk>", "<sos/eos>"], minloglevel=2,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    tokens = "".join(f"{pieces.id_to_piece(i)} {i}\n" for i in range(pieces.get_piece_size()))
+    (lang_dir / "tokens.txt").write_text(tokens, encoding="utf-8")
+    tokenizer = Tokenizer(lang_dir)
+    assert tokenizer.normalize(texts) == ["\u00c9T\u00c9", "A B", "\u0e17\u0e4d\u0e32", "1o"]
+    assert tokenizer.decode(tokenizer.encode(texts)) == tokenizer.normalize(texts)
+
+
+def test_tokenizer_not_spelt_are_the_letters_that_do_not_come_back(lang_dir):
+    tokenizer = Tokenizer(lang_dir)
+    assert [tokenizer.not_spelt(text) for text in (TEXTS[0], "", "THE \u00d6LD \u00dc", "THE <blk>")] == [
+        "", "", "\u00d6\u00dc", "<blk>"
+    ]  # fmt: skip
 
 
 def test_tokenizer_digest_tells_vocabularies_apart(lang_dir, tmp_path):

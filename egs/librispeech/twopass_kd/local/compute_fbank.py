@@ -9,6 +9,7 @@ last, in a folder named after what they are made from. Several calls with --shar
 """
 
 import argparse
+import gzip
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ import sys
 import tempfile
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from pathlib import Path
-from typing import Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -31,9 +32,12 @@ from tqdm import tqdm
 
 from feature_cuts import FeatureSet, feature_sets
 from twopass_kd.config import Config, ConfigError, FeaturesConfig, load_config
+from twopass_kd.cut_lines import read_lines
+from twopass_kd.files import write_text_atomically
 
 HIGH_FREQ = -400.0  # Hz below the Nyquist frequency, as in icefall's recipes
 _CHUNK = 250  # cuts that a process computes and stores in one go
+_RECORD = "source.json"  # in the folder of features: what they were made of
 _SAMPLE = 10  # cuts per chunk whose features are read back
 
 
@@ -94,12 +98,11 @@ def _store_chunk(
     cuts: List[Cut],
     index: int,
     partial: Path,
-    final: Path,
     extractor: FeatureExtractor,
     features: FeaturesConfig,
     name: str,
 ) -> None:
-    """Features of a chunk in `partial`, and then its manifest, which says that they are in `final`.
+    """Features of a chunk in `partial`, and then its manifest.
 
     Both get their names when they are complete, so that it does no harm if another process computes the same chunk.
     """
@@ -116,7 +119,7 @@ def _store_chunk(
         validate_features(stored, [cut.id for cut in cuts], features, name)
         archive, manifest = f"feats-{index}.lca", _chunk_manifest(Path(tmp), index)
         for cut in stored:
-            cut.features.storage_path = str(final / archive)
+            cut.features.storage_path = archive
         CutSet.from_cuts(stored).to_file(manifest)
         os.replace(Path(tmp) / archive, partial / archive)
         os.replace(manifest, partial / manifest.name)
@@ -165,29 +168,54 @@ def compute_set(
     Args:
       shard: (k, n): only chunks k, k + n, k + 2n, ..., which wait for a call without to be put together.
     """
-    digest = wanted.digest()
-    complete = _is_complete(wanted, digest)
-    if complete and (shard is not None or wanted.public.is_file()):
+    digests = wanted.digests()
+    record = _read_record(wanted)
+    complete = record.get("digest") == digests["digest"] and all(
+        (wanted.folder / f"feats-{i}.lca").is_file() for i in range(record["chunks"])
+    )
+    in_place = complete and record.get("places") == digests["places"]
+    if complete and (shard is not None or (in_place and wanted.public.is_file())):
         return False
     if not complete:
         # Its name says what is in it, so that nothing of other settings, or of chunks cut otherwise, is taken for it.
-        name = hashlib.sha256(f"{digest} {_CHUNK}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{digests['digest']} {_CHUNK}".encode()).hexdigest()[:16]
         partial = wanted.folder.with_name(f".partial-{wanted.folder.name}-{name}")
         partial.mkdir(parents=True, exist_ok=True)
         num_chunks = _compute_chunks(wanted, partial, extractor, features, pool, num_jobs, shard or (0, 1))
         if shard is not None:
             return True
-        record = {"digest": digest, **wanted.settings}
+        record = {"digest": digests["digest"], "chunks": num_chunks, **wanted.settings}
         _put_together(wanted, partial, num_chunks, json.dumps(record, indent=1, default=str) + "\n")
+    if not in_place:
+        _say_where(wanted)
+        record["places"] = digests["places"]
+        write_text_atomically(wanted.folder / _RECORD, json.dumps(record, indent=1, default=str) + "\n")
     unnamed = wanted.public.with_name(f".partial-{wanted.public.name}")
     shutil.copyfile(wanted.folder / "cuts.jsonl.gz", unnamed)
     os.replace(unnamed, wanted.public)
-    return True
+    return not complete
 
 
-def _is_complete(wanted: FeatureSet, digest: str) -> bool:
-    record = wanted.folder / "source.json"
-    return record.is_file() and json.loads(record.read_text())["digest"] == digest
+def _read_record(wanted: FeatureSet) -> Dict[str, Any]:
+    """What the features that are there were made of; empty where there are none."""
+    try:
+        return dict(json.loads((wanted.folder / _RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _say_where(wanted: FeatureSet) -> None:
+    """Write into the manifest where features and audio are now."""
+    manifest, audio = wanted.folder / "cuts.jsonl.gz", wanted.audio_paths()
+    partial = manifest.with_name(f".partial-{manifest.name}")
+    with gzip.open(partial, "wt", encoding="utf-8", compresslevel=6) as f:
+        for line in read_lines(manifest):
+            cut = json.loads(line)
+            cut["features"]["storage_path"] = str(wanted.folder / Path(cut["features"]["storage_path"]).name)
+            for source in cut["recording"]["sources"]:
+                source["source"] = audio[Path(source["source"]).name]
+            print(json.dumps(cut, ensure_ascii=False), file=f)
+    os.replace(partial, manifest)
 
 
 def _compute_chunks(
@@ -211,9 +239,7 @@ def _compute_chunks(
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 _finish(done, bar)
             chunk = cuts[index * _CHUNK : (index + 1) * _CHUNK]
-            running.add(
-                pool.submit(_store_chunk, chunk, index, partial, wanted.folder, extractor, features, wanted.name)
-            )
+            running.add(pool.submit(_store_chunk, chunk, index, partial, extractor, features, wanted.name))
         _finish(as_completed(running), bar)
     return num_chunks
 
@@ -230,7 +256,7 @@ def _put_together(wanted: FeatureSet, partial: Path, num_chunks: int, record: st
     with open(partial / "cuts.jsonl.gz", "wb") as out:  # what train_bpe.py filters into the public one
         for path in manifests:
             out.write(path.read_bytes())  # gzipped files one after the other are a gzipped file
-    (partial / "source.json").write_text(record)
+    (partial / _RECORD).write_text(record, encoding="utf-8")
     wanted.public.unlink(missing_ok=True)
     for left in [*partial.glob(".tmp-*"), wanted.folder]:
         shutil.rmtree(left, ignore_errors=True)

@@ -1,6 +1,5 @@
 """The cuts that stage 2 computes features for, and where it puts them."""
 
-import gzip
 import hashlib
 import json
 import random
@@ -14,6 +13,7 @@ from lhotse.features import FeatureExtractor
 
 from prepare_manifests import MANIFEST_PREFIX, MUSAN_PARTS, corpus_parts, manifest_path, musan_manifest_path
 from twopass_kd.config import Config, ConfigError
+from twopass_kd.cut_lines import read_lines, without_folders
 from twopass_kd.noise import MAX_SECONDS, MIN_SECONDS, musan_cuts_path
 
 
@@ -99,19 +99,28 @@ class FeatureSet:
     settings: Dict[str, Any]
     make_cuts: Callable[[], Any]
 
-    def digest(self) -> str:
-        """Changes with the manifests' content or the settings, and not when a manifest is only written again.
+    def digests(self) -> Dict[str, str]:
+        """`digest` changes with the manifests' content or the settings, and not when a manifest is only written again,
+        or data or corpus are moved; `places` when they are.
 
         Raises:
           ConfigError: the manifests of stage 1 are missing.
         """
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        places = hashlib.sha256(str(self.folder).encode())
         for path in self.manifests:
             if not path.is_file():
                 raise ConfigError(f"`--data-dir` ({path.parents[1]}) must hold {path.name}; run stage 1")
-            with gzip.open(path) as f:
-                digest.update(f.read())
-        return digest.hexdigest()
+            for line in read_lines(path):
+                digest.update(without_folders(line))
+                places.update(line)
+        return {"digest": digest.hexdigest(), "places": places.hexdigest()}
+
+    def audio_paths(self) -> Dict[str, str]:
+        """Name of each audio file -> its path."""
+        recordings = (json.loads(line) for path in self.manifests for line in read_lines(path))
+        sources = (source["source"] for recording in recordings for source in recording.get("sources", []))
+        return {Path(path).name: path for path in sources}
 
 
 def feature_sets(cfg: Config, data_dir: Path, extractor: FeatureExtractor) -> List[FeatureSet]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
-from lhotse import CutSet
+from lhotse import CutSet, MonoCut
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler, SimpleCutSampler
 from lhotse.utils import LOG_EPSILON
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from twopass_kd.config import Config
 from twopass_kd.cut_checks import UniqueIds, cut_faults
-from twopass_kd.cut_lines import CutLines, LineCut, read_cuts, read_lines, whole_cut, without_folders
+from twopass_kd.cut_lines import CutLines, LineCut, read_cuts, read_lines, states_of_files, whole_cut, without_folders
 from twopass_kd.files import write_text_atomically
 from twopass_kd.noise import NoiseMixer
 from twopass_kd.tokenizer import Tokenizer, too_many_tokens
@@ -92,6 +92,23 @@ def cut_text(cut: Cut) -> str:
     return cut.supervisions[0].text
 
 
+def load_features(cut: Cut) -> Tensor:
+    """(T, num_mel_bins) float32.
+
+    Raises:
+      ValueError: naming the cut whose features cannot be read, or are not finite.
+    """
+    try:
+        features = torch.from_numpy(cut.load_features())
+        if features.isfinite().all():
+            return features
+        problem = "they have NaN or infinity"
+    except Exception as e:  # each kind of storage has errors of its own
+        problem = f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"  # Lhotse goes on with the whole cut
+    where = f" in {cut.features.storage_path}" if isinstance(cut, MonoCut) else ""
+    raise ValueError(f"the features of {cut.id}{where} cannot be read ({problem}); compute them anew")
+
+
 class AsrDataset(Dataset):
     """Maps a CutSet (one batch) to a `Batch`.
 
@@ -118,7 +135,7 @@ class AsrDataset(Dataset):
         cuts = CutSet.from_cuts(self.whole(cut) for cut in cuts).sort_by_duration(ascending=False)
         if self.noise is not None:
             cuts = CutSet.from_cuts(self.noise.mix(cut) for cut in cuts)
-        features = [torch.from_numpy(cut.load_features()) for cut in cuts]
+        features = [load_features(cut) for cut in cuts]
         feature = pad_sequence(features, batch_first=True, padding_value=LOG_EPSILON)
         feature_lens = torch.tensor([len(x) for x in features])
         tokens = self.tokenizer.encode([cut_text(cut) for cut in cuts])
@@ -140,12 +157,13 @@ class _Slice:
         return islice(self.sampler, self.start, None, self.step)
 
 
-def _read_json(path: Optional[Path]) -> Dict[str, Any]:
-    """The content of a JSON file; empty where it is none."""
+def read_measured(path: Path) -> Tuple[Dict[str, Any], TrainCuts]:
+    """What `measure_train` has kept, and what that depends on; both empty where it has not."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (AttributeError, OSError, ValueError):
-        return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["key"], TrainCuts(**content["train_cuts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, TrainCuts()
 
 
 def _ignore_signals(_worker: int) -> None:
@@ -263,10 +281,9 @@ class AsrDataModule:
           ValueError: a manifest is not whole, an id comes twice, more than `corpus.max_left_out` of the training cuts
             cannot be used, none can, or no dev cut can.
         """
-        key = self._measure_key()
-        found = _read_json(cache)
-        if found.get("key") == key:
-            self.measured = TrainCuts(**found["train_cuts"])
+        key, known = self._measure_key(), ({}, None) if cache is None else read_measured(cache)
+        if known[0] == key:
+            self.measured = known[1]
         else:
             self.measured = self._measure()
             if cache is not None:
@@ -293,11 +310,10 @@ class AsrDataModule:
     def _measure_key(self) -> Dict[str, Any]:
         """What the result of `_measure` depends on."""
         corpus = self.cfg.corpus
-        parts = [corpus.train_parts, corpus.dev_parts]
-        stats = [path.stat() for path in self._paths([*corpus.train_parts, *corpus.dev_parts])]
         return {
-            "parts": parts,
-            "manifests": [[stat.st_size, stat.st_mtime_ns] for stat in stats],
+            "parts": [corpus.train_parts, corpus.dev_parts],
+            "train": states_of_files(self._paths(corpus.train_parts)),
+            "dev": states_of_files(self._paths(corpus.dev_parts)),
             "durations": [corpus.min_duration, corpus.max_duration],
             "features": asdict(self.cfg.features),
             "tokens": [self.dataset.tokenizer.digest(), self.dataset.tokenizer.normalization],
@@ -353,7 +369,7 @@ class AsrDataModule:
         total = torch.zeros(self.cfg.features.num_mel_bins, dtype=torch.float64)
         square, count = total.clone(), 0
         for cut in self.train_cuts().subset(first=max_cuts):
-            x = torch.from_numpy(cut.load_features()).double()
+            x = load_features(cut).double()
             total += x.sum(0)
             square += x.square().sum(0)
             count += len(x)

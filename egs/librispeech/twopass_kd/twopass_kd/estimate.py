@@ -5,7 +5,6 @@ full-size models and one random utterance, while the layers' operations and the 
 counted.
 """
 
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_datamodule import Batch, read_measured
 from twopass_kd.checkpoint import build_model
 from twopass_kd.config import EXTERNAL_TEACHER, Config
-from twopass_kd.cut_lines import open_lines
+from twopass_kd.cut_lines import CutLines, states_of_files
 from twopass_kd.objective import Objective
 from twopass_kd.trainer import freeze_all_but
 
@@ -108,21 +107,18 @@ def train_manifests(cfg: Config, data_dir: Path) -> List[Path]:
 
 def _measured_size(path: Path, manifests: List[Path]) -> Optional[CorpusSize]:
     """What `AsrDataModule.measure_train` has kept, unless the manifests have changed since."""
-    if not path.is_file():
+    key, measured = read_measured(path)
+    if key.get("train") != states_of_files(manifests):
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    stats = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in manifests]
-    if content["key"]["manifests"] != stats:
-        return None
-    return CorpusSize(content["train_cuts"]["seconds"], content["train_cuts"]["num_cuts"], str(path))
+    return CorpusSize(measured.seconds, measured.num_cuts, str(path))
 
 
 def manifests_size(paths: List[Path]) -> CorpusSize:
     """All cuts of some manifests, usable or not."""
     seconds, num_cuts = 0.0, 0
     for path in paths:
-        for line in open_lines(path):
-            seconds += json.loads(line)["duration"]
+        for cut in CutLines(path):
+            seconds += cut.duration
             num_cuts += 1
     return CorpusSize(seconds, num_cuts, f"{paths[0].parent}, unusable cuts included")
 

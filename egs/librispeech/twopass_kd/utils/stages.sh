@@ -247,12 +247,17 @@ marker_value() {
   [ ! -f "$1" ] || sed -n 's/.*"'"$2"'": "\{0,1\}\([^",}]*\).*/\1/p' "$1"
 }
 
-# A hash of the settings and folders that stage $1 depends on.
+# A hash of the settings and data that stage $1 depends on. Manifests hold absolute paths, so stages 1 and 2 run again
+# where corpus or data were moved; what is trained depends on where data lie only if run.sh did not make them.
 stage_fingerprint() {
+  local made_by=$data_dir/.stages/2.done
   {
     printf '%s\n' "${plan[fingerprint.$1]}"
-    [ "$1" -gt 1 ] || realpath --canonicalize-missing "$corpus_dir"
-    [ "$1" -eq 0 ] || realpath --canonicalize-missing "$data_dir" # manifests hold absolute paths
+    case "$1" in
+      0 | 1) realpath --canonicalize-missing "$corpus_dir" ;;
+      2) realpath --canonicalize-missing "$data_dir" ;;
+      *) if [ -f "$made_by" ]; then cat "$made_by"; else realpath --canonicalize-missing "$data_dir"; fi ;;
+    esac
   } | sha256sum | cut -c1-16
 }
 
@@ -275,7 +280,7 @@ why_again() {
   fi
   for ((earlier = 0; earlier <= 10; earlier++)); do
     feeds "$earlier" "$1" || continue
-    if [ "$(marker "$earlier")" -nt "$own" ]; then
+    if [[ $(marker_value "$(marker "$earlier")" ended) > $(marker_value "$own" ended) ]]; then
       echo "stage $earlier ran since"
       return
     fi
@@ -289,8 +294,8 @@ write_marker() {
   local file
   file=$(marker "$1")
   mkdir -p "$(dirname "$file")" "$experiment/.stages"
-  printf '{"stage": %d, "title": "%s", "fingerprint": "%s", "seconds": %d, "finished": "%s"}\n' \
-    "$1" "${titles[$1]}" "$(stage_fingerprint "$1")" "$2" "$(date +%Y-%m-%dT%H:%M:%S%z)" >"$file.tmp"
+  printf '{"stage": %d, "title": "%s", "fingerprint": "%s", "seconds": %d, "finished": "%s", "ended": "%s"}\n' \
+    "$1" "${titles[$1]}" "$(stage_fingerprint "$1")" "$2" "$(date +%Y-%m-%dT%H:%M:%S%z)" "$(date +%s.%N)" >"$file.tmp"
   mv "$file.tmp" "$file"
 }
 
