@@ -149,13 +149,18 @@ def manifest_problems(
     """What is wrong with the cuts of a manifest: a line for each kind, with the first cut that has it."""
     found: Dict[str, List[Tuple[str, str]]] = {}
     faulty = set()
+
+    def add(cut: Cut, problem: str) -> None:
+        kind = re.sub(r"\d+|\(.*\)", "", problem.replace(str(cut.id), ""))
+        found.setdefault(kind, []).append((cut.id, problem))
+        faulty.add(id(cut))
+
     for cut in sample.cuts:
         for problem in cut_faults(cut, cfg.features, has_text=name != "musan"):
-            faulty.add(id(cut))
-            found.setdefault(re.sub(r"\d+|\(.*\)", "", problem), []).append((cut.id, problem))
+            add(cut, problem)
     for cut in sample.opened:
         for problem in storage_problems(cut, data_dir) if id(cut) not in faulty else ():
-            found.setdefault(re.sub(r"\d+|\(.*\)", "", problem), []).append((cut.id, problem))
+            add(cut, problem)
     for same in found.values():
         cut_id, problem = same[0]
         yield f"{path.name}, {cut_id}: {problem} ({len(same)} of {len(sample.cuts)} cuts looked at)"
