@@ -150,6 +150,7 @@ def test_part_with_every_oddity_adds_up(tmp_path, capsys):
     shutil.copyfile(good, good.with_suffix(".sph"))  # beside one that is used
     shutil.copyfile(good, part / "._10-100-0000.flac")
     (part / "gone.flac").symlink_to("nowhere")
+    (part / "unmounted").symlink_to("/nowhere/speaker")
     (part / "folder.flac").mkdir()
     os.mkfifo(part / "pipe.wav")
     (part / "README.txt").write_text("not a transcript")
@@ -178,6 +179,7 @@ def test_part_with_every_oddity_adds_up(tmp_path, capsys):
         "m4a-1": "audio of a format that is not read, convert it to FLAC or WAV",
         "m4a-2": "audio of a format that is not read, convert it to FLAC or WAV",
         "gone": "broken link",
+        "unmounted": "broken link",
         "folder": "transcript without audio",
         "pipe": "not a file",
         "a/b": "transcript without audio",
@@ -193,10 +195,12 @@ def test_part_with_every_oddity_adds_up(tmp_path, capsys):
     assert left_out["folder"] == "transcript without audio: more.trans.txt:3 (folder.flac is no audio file)"
     there = find_part((part).resolve())
     audio = {"m4a-1", "m4a-2", *map(printable, there.audio)}
-    assert audio | set(there.lines) | set(there.unreadable) == {*used, *left_out} and not set(used) & set(left_out)
+    all_there = audio | set(there.lines) | set(there.unreadable) | {"unmounted"}
+    assert all_there == {*used, *left_out} and not set(used) & set(left_out)
     out = capsys.readouterr().out
-    assert "train-clean: 3 utterances used, 16 left out, of 10 audio files and 12 transcript lines" in out
+    assert "train-clean: 3 utterances used, 17 left out, of 10 audio files and 12 transcript lines" in out
     assert "passed over 1: file that macOS puts beside others" in out
+    assert "passed over 1: other file or folder *.txt (e.g. README.txt)" in out
     assert "passed over 1: audio of a format that is not read, beside one that is (e.g. 10/100/10-100-0000.sph)" in out
 
 

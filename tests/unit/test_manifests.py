@@ -351,6 +351,7 @@ def test_prepare_manifests_musan_linked_named_otherwise_and_broken(tmp_path, cap
     (tmp_path / "musan" / "noise" / "linked").symlink_to(noise)
     (noise / "broken.wav").write_text("no audio")
     (noise / "other.m4a").touch()
+    (noise / "unmounted").symlink_to("/nowhere")
     (noise / "._noise-fma-0000.wav").touch()
     (noise / "b").mkdir()
     (noise / "b" / "noise-fma-0000.FLAC").write_bytes((noise / "noise-fma-0000.wav").read_bytes())
@@ -360,7 +361,9 @@ def test_prepare_manifests_musan_linked_named_otherwise_and_broken(tmp_path, cap
     assert [recording.id for recording in found] == ["noise-fma-0000", "noise-fma-0001"]
     rows = read_left_out(tmp_path / "data" / "manifests" / "left_out.tsv")
     assert sorted(row[:2] for row in rows) == [(n, "musan/noise") for n in ("broken", "noise-fma-0000", "other")]
-    assert "musan noise: 2 recordings used, 3 left out" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "musan noise: 2 recordings used, 3 left out" in out
+    assert f"passed over 1: broken link (e.g. {(tmp_path / 'musan').resolve()}/noise/linked/unmounted)" in out
     for path in [*noise.rglob("*.wav"), *noise.rglob("*.WAV"), *noise.rglob("*.FLAC")]:
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match="musan` must hold usable recordings, but of its noise none is; empty audio"):

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from find_utterances import OTHER_AUDIO_SUFFIXES, PartFiles, printable, utterance_id
+from find_utterances import OTHER_AUDIO_SUFFIXES, PartFiles, broken_link, utterance_id
 from twopass_kd.config import ConfigError
 
 SILENCE_RMS = 1e-4  # -80 dB of full scale: nothing that anybody said is as quiet
@@ -56,7 +56,7 @@ class PartScan:
 
     def leave_out(self, name: str, reason: str) -> None:
         """Add a line for left_out.tsv."""
-        self.left_out.append(LeftOut(printable(name), self.part, printable(reason)))
+        self.left_out.append(LeftOut(name, self.part, reason))
 
 
 def why_no_file(path: Path) -> Optional[str]:
@@ -65,8 +65,8 @@ def why_no_file(path: Path) -> Optional[str]:
         str(path).encode()
     except UnicodeEncodeError:
         return f"path that is not UTF-8: {path}"
-    if path.is_symlink() and not path.exists():
-        return f"broken link: {path} is {path.readlink()}"
+    if broken_link(path):
+        return broken_link(path)
     if not path.is_file():
         return "not a file"
     return "empty audio file" if path.stat().st_size == 0 else None
@@ -159,42 +159,9 @@ def scan_part(
     Raises:
       ConfigError: a process that decodes was killed.
     """
-    num_files, num_lines = (sum(map(len, there.values())) for there in (files.audio, files.lines))
-    scan = PartScan(part, remarks=files.remarks, num_files=num_files, num_lines=num_lines)
-    others = {utterance_id(path.stem): path for path in files.others}
-    others_audio = {}
-    for path in files.others:
-        if path.suffix.lower() in OTHER_AUDIO_SUFFIXES:
-            others_audio[utterance_id(path.stem)] = files.inside(path)
-    for name, reason in files.unreadable.items():
-        scan.leave_out(name, reason)
-    for name, (line, *_) in files.lines.items():
-        if name in duplicates:
-            scan.leave_out(name, f"duplicate id: {duplicates[name]}")
-        elif line.problem:
-            scan.leave_out(name, line.problem)
-        elif name in files.audio:
-            scan.texts[name] = line.text
-            scan.audio[name] = files.audio[name][0]
-        elif name in others_audio:
-            scan.leave_out(name, f"{OTHER_FORMAT}: {others_audio[name]}")
-        else:
-            there = f" ({files.inside(others[name])} is no audio file)" if name in others else ""
-            scan.leave_out(name, f"transcript without audio: {line.place}{there}")
-    for name, (path, *_) in files.audio.items():
-        if name in files.lines:
-            continue
-        if name in duplicates:
-            scan.leave_out(name, f"duplicate id: {duplicates[name]}")
-        else:
-            scan.leave_out(name, f"audio without transcript: {files.inside(path)}")
-    for name, path in others_audio.items():
-        if name in files.audio:
-            scan.remarks.append(("audio of a format that is not read, beside one that is", path))
-        elif name not in files.lines:
-            scan.leave_out(name, f"{OTHER_FORMAT}: {path}")
-    jobs = [(path, min_duration, max_duration, sampling_rate) for path in scan.audio.values()]
+    scan = _pair(part, files, duplicates)
     names, done = list(scan.audio), 0
+    jobs = [(scan.audio[name], min_duration, max_duration, sampling_rate) for name in names]
     try:
         with ProcessPoolExecutor(num_jobs) as pool:
             results = pool.map(_check_job, jobs, chunksize=32)
@@ -213,4 +180,49 @@ def scan_part(
             f"a process that decoded audio of part `{part}` was killed at {names[done]} or soon after it; where memory"
             f" is short use a smaller --nj (it is {num_jobs})"
         ) from e
+    return scan
+
+
+def _pair(part: str, files: PartFiles, duplicates: Mapping[str, str]) -> PartScan:
+    """A scan with every utterance that has one text and one file, and all others left out."""
+    num_files, num_lines = (sum(map(len, there.values())) for there in (files.audio, files.lines))
+    scan = PartScan(part, remarks=list(files.remarks), num_files=num_files, num_lines=num_lines)
+    others, others_audio = {}, {}
+    for path in files.others:
+        name, where = utterance_id(path.stem), files.inside(path)
+        if path.suffix.lower() in OTHER_AUDIO_SUFFIXES:
+            others_audio[name] = f"{others_audio[name]} and {where}" if name in others_audio else where
+        elif broken_link(path):
+            scan.leave_out(where, broken_link(path))
+        elif not path.name.startswith("."):
+            others[name] = where
+            kind = f"file or folder *{path.suffix}" if path.suffix else "file without suffix"
+            scan.remarks.append((f"other {kind}", where))
+    for name, reason in files.unreadable.items():
+        scan.leave_out(name, reason)
+    for name, (line, *_) in files.lines.items():
+        if name in duplicates:
+            scan.leave_out(name, f"duplicate id: {duplicates[name]}")
+        elif line.problem:
+            scan.leave_out(name, line.problem)
+        elif name in files.audio:
+            scan.texts[name] = line.text
+            scan.audio[name] = files.audio[name][0]
+        elif name in others_audio:
+            scan.leave_out(name, f"{OTHER_FORMAT}: {others_audio[name]}")
+        else:
+            there = f" ({others[name]} is no audio file)" if name in others else ""
+            scan.leave_out(name, f"transcript without audio: {line.place}{there}")
+    for name, (path, *_) in files.audio.items():
+        if name in files.lines:
+            continue
+        if name in duplicates:
+            scan.leave_out(name, f"duplicate id: {duplicates[name]}")
+        else:
+            scan.leave_out(name, f"audio without transcript: {files.inside(path)}")
+    for name, path in others_audio.items():
+        if name in files.audio:
+            scan.remarks.append(("audio of a format that is not read, beside one that is", path))
+        elif name not in files.lines:
+            scan.leave_out(name, f"{OTHER_FORMAT}: {path}")
     return scan

@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from twopass_kd.config import ConfigError
 
@@ -99,12 +99,21 @@ def walk(root: Path, remarks: List[Tuple[str, str]]) -> Iterator[Tuple[Path, Lis
                     links.append(path)
 
 
+def broken_link(path: Path) -> Optional[str]:
+    """What a link to nothing is a link to, as a reason; None where the path is none."""
+    return f"broken link: {path} is {path.readlink()}" if path.is_symlink() and not path.exists() else None
+
+
 def audio_files(root: Path, remarks: List[Tuple[str, str]]) -> List[Path]:
     """All files below a folder whose suffix, in any case, is of an audio format, be it one that is read or not."""
-    known = AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES
-    found = (folder / name for folder, _, files in walk(root, remarks) for name in files)
-    wanted = [path for path in found if path.suffix.lower() in known and not path.name.startswith(MACOS_SHADOW)]
-    return once(sorted(wanted), remarks)
+    found = []
+    for folder, _, files in walk(root, remarks):
+        for path in (folder / name for name in files if not name.startswith(MACOS_SHADOW)):
+            if path.suffix.lower() in AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES:
+                found.append(path)
+            elif broken_link(path):
+                remarks.append(("broken link", str(path)))
+    return once(sorted(found), remarks)
 
 
 def once(paths: Sequence[Path], remarks: List[Tuple[str, str]]) -> List[Path]:

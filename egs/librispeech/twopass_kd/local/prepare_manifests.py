@@ -76,9 +76,9 @@ def save_manifest(manifest, path: Path) -> None:
 
 
 def write_left_out(path: Path, left_out: Sequence[LeftOut]) -> None:
-    """Write left_out.tsv: a heading, then utterance id, part and reason."""
+    """Write left_out.tsv: a heading, then utterance id, part and reason; what would break a line is escaped."""
     rows = [LeftOut("utterance", "part", "reason"), *left_out]
-    write_text_atomically(path, "".join("\t".join(row) + "\n" for row in rows))
+    write_text_atomically(path, "".join("\t".join(map(printable, row)) + "\n" for row in rows))
 
 
 def write_checksums(path: Path, checksums: Mapping[str, int]) -> None:
@@ -108,7 +108,7 @@ def tally(what: str, rows: Iterable[Tuple[str, str]]) -> List[str]:
     rows = list(rows)
     examples = dict(reversed(rows))  # the first of each kind
     counts = Counter(kind for kind, _ in rows).most_common()
-    return [f"  {what} {count}: {kind} (e.g. {examples[kind]})" for kind, count in counts]
+    return [printable(f"  {what} {count}: {kind} (e.g. {examples[kind]})") for kind, count in counts]
 
 
 def _by_kind(left_out: Iterable[LeftOut]) -> List[Tuple[str, str]]:
@@ -123,7 +123,7 @@ def check_share(scan: PartScan, max_left_out: float, listed: Path) -> None:
       listed: where all of them are listed.
     """
     left_out, total = scan.left_out, len(scan.texts) + len(scan.left_out)
-    first = "; ".join(f"{row.utterance}: {row.reason}" for row in left_out[:5])
+    first = printable("; ".join(f"{row.utterance}: {row.reason}" for row in left_out[:5]))
     first += f"; all are in {listed}" if len(left_out) > 5 else ""
     if not scan.texts:
         raise ConfigError(f"part `{scan.part}` must have usable utterances, but none of {total} is ({first})")
@@ -184,13 +184,13 @@ def prepare_musan(folder: Path, data_dir: Path) -> List[LeftOut]:
             if reason is None:
                 recordings[recording.id] = recording
             else:
-                left_out.append(LeftOut(printable(path.stem), f"musan/{part}", printable(reason)))
+                left_out.append(LeftOut(path.stem, f"musan/{part}", reason))
         lines = [f"musan {part}: {len(recordings)} recordings used, {len(left_out)} left out"]
         lines += tally("left out", _by_kind(left_out)) + tally("passed over", remarks)
         print("\n".join(lines), flush=True)
         if not recordings:
             raise ConfigError(
-                f"`{folder}` must hold usable recordings, but of its {part} none is; {left_out[0].reason}"
+                f"`{folder}` must hold usable recordings, but of its {part} none is; {printable(left_out[0].reason)}"
             )
         in_order = [recordings[name] for name in sorted(recordings)]
         save_manifest(RecordingSet.from_recordings(in_order), musan_manifest_path(data_dir, part))
