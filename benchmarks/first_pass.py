@@ -9,25 +9,30 @@ medians of the rounds, as real-time factors, their ratio, the wait for the final
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Callable, List
 
-from common import median_seconds
+from common import RECIPE, median_seconds
 
-from twopass_kd.device_benchmark.measure import time_utterances
-from twopass_kd.device_benchmark.own import OwnRecognizer
-from twopass_kd.device_benchmark.sherpa import SherpaRecognizer, pad_for_sherpa
-from twopass_kd.environment import describe_environment
-from twopass_kd.ondevice.audio import read_chunks
-from twopass_kd.ondevice.runtime import OnnxRuntime
+sys.path.insert(0, str(RECIPE / "local"))
+
+from find_utterances import audio_files  # noqa: E402
+from twopass_kd.device_benchmark.measure import time_utterances  # noqa: E402
+from twopass_kd.device_benchmark.own import OwnRecognizer  # noqa: E402
+from twopass_kd.device_benchmark.sherpa import SherpaRecognizer, pad_for_sherpa  # noqa: E402
+from twopass_kd.environment import describe_environment  # noqa: E402
+from twopass_kd.ondevice.audio import read_chunks  # noqa: E402
+from twopass_kd.ondevice.runtime import OnnxRuntime  # noqa: E402
 
 METHODS = ("greedy_search", "modified_beam_search")
 
 
-def audio_files(paths: List[Path]) -> List[Path]:
+def recordings(paths: List[Path]) -> List[Path]:
     found = []
     for path in paths:
-        found += sorted(p for p in path.rglob("*") if p.suffix in (".wav", ".flac")) if path.is_dir() else [path]
+        below = audio_files(path, []) if path.is_dir() else [path]
+        found += [p for p in below if p == path or p.suffix.lower() in (".wav", ".flac")]
     return found
 
 
@@ -45,7 +50,7 @@ def main() -> None:
     args = get_parser().parse_args()
     runtime = OnnxRuntime(args.export_dir, args.int8)
     info = runtime.info
-    files = audio_files(args.audio)[: args.limit]
+    files = recordings(args.audio)[: args.limit]
     audios = [pad_for_sherpa(next(read_chunks(str(path), info.sampling_rate, 3600.0)), info) for path in files]
     seconds = sum(map(len, audios)) / info.sampling_rate
 

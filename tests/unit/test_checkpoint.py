@@ -104,6 +104,18 @@ def test_remove_old_keeps_the_newest_of_a_kind(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("e*")) == ["epoch-10.pt", "epoch-9.pt"]
 
 
+def test_files_that_are_only_named_alike_are_neither_removed_nor_resumed_from(tmp_path):
+    """Copies that a user kept beside the checkpoints were deleted as the oldest ones."""
+    kept = ["checkpoint-best.pt", "epoch-.pt", "epoch-3-mine.pt"]
+    for name in kept:
+        save_checkpoint(content(99), tmp_path / name)
+    assert find_latest(tmp_path) is None
+    for kind in ("checkpoint", "epoch"):
+        save_checkpoint(content(1), tmp_path / f"{kind}-1.pt")
+        remove_old(tmp_path, kind, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
 def test_at_the_same_step_the_end_of_the_epoch_is_later(tmp_path):
     for name in ("checkpoint-40.pt", "epoch-2.pt"):
         save_checkpoint(content(40), tmp_path / name)

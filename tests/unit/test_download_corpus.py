@@ -11,7 +11,9 @@ import threading
 import pytest
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
-from download_corpus import MD5, archives_of, download_corpus, main, unpack_archive
+import find_utterances
+from download_corpus import MD5, UTTERANCES, archives_of, download_corpus, main, unpack_archive
+from prepare_manifests import musan_dir
 from small_corpus import TINY_YAML, small_config
 from twopass_kd.config import ConfigError
 
@@ -213,8 +215,64 @@ def test_download_corpus_takes_parts_unpacked_by_hand_as_they_are(server, tmp_pa
     assert [path for path, _ in requests] == ["/31/train-clean-5.tar.gz"]
     assert capsys.readouterr().out.splitlines() == [
         "train-clean-5: to be downloaded",
-        "dev-clean-2: found there, used as it is",
+        "dev-clean-2: found there, used as it is (1 of the archive's 1089 utterances)",
     ]
+
+
+def test_utterances_of_all_parts_are_known():
+    """1,519 and 1,089 for Mini LibriSpeech; LibriSpeech has 292,367."""
+    assert set(UTTERANCES) == {*LIBRISPEECH, *MINI_LIBRISPEECH}
+    assert sum(UTTERANCES[part] for part in LIBRISPEECH) == 292_367
+
+
+def test_download_corpus_parts_that_are_links_or_hold_links_are_found(tmp_path, capsys):
+    """They were to be downloaded again, or an error: links were not entered."""
+    corpus_dir, elsewhere = tmp_path / "LibriSpeech", tmp_path / "elsewhere"
+    (elsewhere / "2").mkdir(parents=True)
+    (elsewhere / "2" / "1-2.TRANS.TXT").write_text("".join(f"1-2-{n:04d} A\n" for n in range(1519)))
+    (corpus_dir / "train-clean-5").mkdir(parents=True)
+    (corpus_dir / "train-clean-5" / "1").symlink_to(elsewhere)
+    (corpus_dir / "dev-clean-2").symlink_to("train-clean-5")
+    for part in ("music", "noise"):
+        (tmp_path / "musan" / part).mkdir(parents=True)
+    (tmp_path / "musan" / "music" / "a").symlink_to(elsewhere)
+    (elsewhere / "A.WAV").touch()
+    cfg = small_config(*CONFIG, *MUSAN)
+    assert download_corpus(cfg, f"{corpus_dir}/", base_url="http://127.0.0.1:9") == []
+    assert capsys.readouterr().out.splitlines() == [
+        "train-clean-5: found there, used as it is",
+        "dev-clean-2: found there, used as it is (1519 of the archive's 1089 utterances)",
+        "musan: found there, used as it is",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_download_corpus_something_else_instead_of_the_corpus_folder(server, tmp_path, kind):
+    files, requests, url = server
+    corpus_dir = tmp_path / "LibriSpeech"
+    corpus_dir.touch() if kind == "file" else corpus_dir.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ConfigError, match="LibriSpeech\\) must be a folder, not a file or a broken link"):
+        download_corpus(small_config(*CONFIG), corpus_dir, url, sums(files))
+    assert requests == []
+
+
+def test_musan_is_beside_the_corpus_also_where_that_is_named_from_inside(tmp_path, monkeypatch):
+    (tmp_path / "LibriSpeech" / "train").mkdir(parents=True)
+    for folder, name in (("LibriSpeech", "."), ("LibriSpeech/train", "..")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert musan_dir(name) == tmp_path / "musan"
+
+
+def test_main_folder_that_cannot_be_read_is_an_error(tmp_path, capsys, monkeypatch):
+    part = tmp_path / "LibriSpeech" / "train-clean-5"
+    part.mkdir(parents=True)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(find_utterances.os, "scandir", refuse)
+    assert main(["--conf", str(TINY_YAML), "--corpus-dir", str(part.parent), *CONFIG]) == 1
+    assert f"`{part}` must be a folder that can be read (Permission denied)" in capsys.readouterr().err
 
 
 def test_download_corpus_all_found_needs_no_network_and_no_special_name(tmp_path):

@@ -1,20 +1,30 @@
-"""Looks at every utterance of a LibriSpeech-layout part and says which are usable, and why the others are not."""
+"""Looks at every utterance of a part and says which are usable, and why the others are not."""
 
-from collections import Counter
+import re
+import zlib
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from find_utterances import OTHER_AUDIO_SUFFIXES, PartFiles, broken_link, utterance_id
+from twopass_kd.config import ConfigError
+
 SILENCE_RMS = 1e-4  # -80 dB of full scale: nothing that anybody said is as quiet
+# What libsndfile logs of a header that promises more samples than there are; it does not fail for these formats.
+_SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_SIZE = 0x7FFFF000  # bytes; programs that write into a pipe put this or more into the header
+_UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX
+OTHER_FORMAT = "audio of a format that is not read, convert it to FLAC or WAV"
 
 
 class LeftOut(NamedTuple):
-    """One line of left_out.tsv."""
+    """One line of left_out.tsv. What is before the first ": " of a reason is its kind."""
 
     utterance: str
     part: str
@@ -23,22 +33,55 @@ class LeftOut(NamedTuple):
 
 @dataclass
 class PartScan:
-    """What a part holds.
+    """What of a part is used.
 
     texts: utterance id -> transcript in LibriSpeech's form (upper case, single spaces), usable utterances only.
+    audio: utterance id -> its file, usable utterances only.
+    checksums: utterance id -> CRC-32 of its file, usable utterances only.
     left_out: the others.
     noted: utterance id -> what is unusual but handled (sampling rate, channels).
+    remarks: (what of the folder was passed over, where).
+    num_files, num_lines: audio files of readable formats and transcript lines that are there.
     """
 
     part: str
     texts: Dict[str, str] = field(default_factory=dict)
+    audio: Dict[str, Path] = field(default_factory=dict)
+    checksums: Dict[str, int] = field(default_factory=dict)
     left_out: List[LeftOut] = field(default_factory=list)
     noted: Dict[str, str] = field(default_factory=dict)
+    remarks: List[Tuple[str, str]] = field(default_factory=list)
+    num_files: int = 0
+    num_lines: int = 0
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Add a line for left_out.tsv."""
+        self.left_out.append(LeftOut(name, self.part, reason))
 
 
-def audio_path(part_dir: Path, utterance: str) -> Path:
-    """Where LibriSpeech keeps an utterance: `<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac`."""
-    return part_dir.joinpath(*utterance.split("-")[:-1]) / f"{utterance}.flac"
+def why_no_file(path: Path) -> Optional[str]:
+    """Why a path is not that of a file with something in it, which a manifest can name; None where it is."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"path that is not UTF-8: {path}"
+    if broken_link(path):
+        return broken_link(path)
+    if not path.is_file():
+        return "not a file"
+    return "empty audio file" if path.stat().st_size == 0 else None
+
+
+def _what(error: BaseException) -> str:
+    return " ".join(str(getattr(error, "error_string", "") or error).split()) or type(error).__name__
+
+
+def _has_last_page(path: Path) -> bool:
+    """Whether an Ogg file ends in a whole page that says it is the last (RFC 3533, section 6)."""
+    data = path.read_bytes()[-(1 << 17) :]  # a page has less than 64 KiB
+    start = data.rfind(b"OggS")
+    page = data[start:] if start >= 0 else b""
+    return len(page) >= 27 and bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
 
 
 def check_audio(path: Path, min_duration: float, max_duration: float, sampling_rate: int) -> Tuple[Optional[str], str]:
@@ -48,29 +91,39 @@ def check_audio(path: Path, min_duration: float, max_duration: float, sampling_r
       min_duration, max_duration: seconds.
       sampling_rate: Hz, of the features; another one in the file is only noted.
     Returns:
-      (why the file cannot be used or None, what is unusual about it or "").
+      (why the file cannot be used or None, what is unusual about it or ""). It raises nothing.
     """
-    if path.stat().st_size == 0:
-        return "empty audio file", ""
     try:
-        info = soundfile.info(path)
-    except soundfile.SoundFileError as e:
-        return f"not a readable audio file ({getattr(e, 'error_string', e)})", ""
+        reason = why_no_file(path)
+        if reason is not None:
+            return reason, ""
+        info = soundfile.info(path, verbose=True)
+        seconds = info.frames / info.samplerate
+    except Exception as e:
+        return f"not a readable audio file: {_what(e)}", ""
+    if info.frames == _UNKNOWN_FRAMES:
+        return "header does not say how long the audio is, write the file anew", ""
+    if seconds > max_duration:  # decoded, it might not fit into memory
+        return f"longer than corpus.max_duration ({max_duration:g} s)", ""
     try:
         samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as e:
-        return f"truncated or damaged audio ({getattr(e, 'error_string', e)})", ""
+    except Exception as e:
+        return f"truncated or damaged audio: {_what(e)}", ""
     if len(samples) < info.frames:
-        return f"truncated audio ({len(samples)} of {info.frames} samples)", ""
+        return f"truncated audio: {len(samples)} of {info.frames} samples", ""
+    for promised, there in _SHORT_CHUNK.findall(info.extra_info):
+        if int(there) < int(promised) < _UNKNOWN_SIZE:
+            return f"truncated audio: {there} of {promised} bytes", ""
+    if info.format == "OGG" and not _has_last_page(path):
+        return "truncated audio: the last Ogg page is missing, or the file was not closed", ""
     if len(samples) == 0:
         return "audio without samples", ""
-    seconds = len(samples) / info.samplerate
+    if not np.isfinite(samples).all():
+        return "samples that are not finite numbers", ""
     if float(np.sqrt(np.mean(samples[:, 0] ** 2))) < SILENCE_RMS:
         return "silence", ""
     if seconds < min_duration:
         return f"shorter than corpus.min_duration ({min_duration:g} s)", ""
-    if seconds > max_duration:
-        return f"longer than corpus.max_duration ({max_duration:g} s)", ""
     notes = []
     if info.channels > 1:
         notes.append(f"{info.channels} channels, the first is used")
@@ -79,94 +132,97 @@ def check_audio(path: Path, min_duration: float, max_duration: float, sampling_r
     return None, "; ".join(notes)
 
 
-def _check_job(job: Tuple[Path, float, float, int]) -> Tuple[Optional[str], str]:
-    return check_audio(*job)
-
-
-def read_transcripts(part_dir: Path) -> Tuple[List[Tuple[str, str]], Dict[str, str]]:
-    """All transcript lines of a part.
-
-    Returns:
-      (utterance id, text in LibriSpeech's form) per line, and the ids whose line is unusable -> why.
-    """
-    lines: List[Tuple[str, str]] = []
-    bad: Dict[str, str] = {}
-    for path in sorted(part_dir.rglob("*.trans.txt")):
-        for raw in path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines():
-            if not raw.strip():
-                continue
-            utterance, _, rest = raw.strip().partition(b" ")
-            name = utterance.decode("utf-8", "replace")
-            try:
-                text = " ".join(rest.decode("utf-8").upper().split())
-            except UnicodeDecodeError:
-                bad[name] = "transcript is not UTF-8"
-                text = ""
-            if not text:
-                bad.setdefault(name, "empty transcript")
-            lines.append((name, text))
-    return lines, bad
-
-
-def duplicate_ids(corpus_dir: Path, parts: Sequence[str]) -> set:
-    """Utterance ids with more than one transcript line or more than one audio file, counted over all `parts`."""
-    lines: Counter = Counter()
-    files: Counter = Counter()
-    for part in parts:
-        lines.update(name for name, _ in read_transcripts(corpus_dir / part)[0])
-        files.update(path.stem for path in (corpus_dir / part).rglob("*.flac"))
-    return {name for counts in (lines, files) for name, count in counts.items() if count > 1}
+def _check_job(job: Tuple[Path, float, float, int]) -> Tuple[Optional[str], str, int]:
+    """What check_audio says, and the CRC-32 of a usable file's bytes."""
+    reason, note = check_audio(*job)
+    if reason is not None:
+        return reason, note, 0
+    try:
+        return reason, note, zlib.crc32(job[0].read_bytes())
+    except OSError as e:
+        return f"not a readable audio file: {_what(e)}", "", 0
 
 
 def scan_part(
-    corpus_dir: Path,
     part: str,
-    duplicates: set,
+    files: PartFiles,
+    duplicates: Mapping[str, str],
     min_duration: float,
     max_duration: float,
     sampling_rate: int,
     num_jobs: int,
 ) -> PartScan:
-    """Check every utterance of `<corpus_dir>/<part>`, the audio in `num_jobs` processes.
+    """Check every utterance of a part, the audio in `num_jobs` processes.
 
     An id in `duplicates` is left out: which of its texts or files is the right one cannot be known.
+
+    Raises:
+      ConfigError: a process that decodes was killed.
     """
-    part_dir = corpus_dir / part
-    scan = PartScan(part)
-    lines, bad = read_transcripts(part_dir)
-    found = {path.stem: path for path in sorted(part_dir.rglob("*.flac"))}
-    to_check: Dict[str, str] = {}
-    seen: set = set()
-    for name, text in lines:
-        if name in seen:
-            continue
-        seen.add(name)
+    scan = _pair(part, files, duplicates)
+    names, done = list(scan.audio), 0
+    jobs = [(scan.audio[name], min_duration, max_duration, sampling_rate) for name in names]
+    try:
+        with ProcessPoolExecutor(num_jobs) as pool:
+            results = pool.map(_check_job, jobs, chunksize=32)
+            for result in tqdm(results, total=len(jobs), desc=f"Checking {part}", unit="utt"):
+                (reason, note, checksum), name = result, names[done]
+                done += 1
+                if reason is not None:
+                    scan.leave_out(name, reason)
+                    del scan.texts[name], scan.audio[name]
+                    continue
+                scan.checksums[name] = checksum
+                if note:
+                    scan.noted[name] = note
+    except BrokenProcessPool as e:
+        raise ConfigError(
+            f"a process that decoded audio of part `{part}` was killed at {names[done]} or soon after it; where memory"
+            f" is short use a smaller --nj (it is {num_jobs})"
+        ) from e
+    return scan
+
+
+def _pair(part: str, files: PartFiles, duplicates: Mapping[str, str]) -> PartScan:
+    """A scan with every utterance that has one text and one file, and all others left out."""
+    num_files, num_lines = (sum(map(len, there.values())) for there in (files.audio, files.lines))
+    scan = PartScan(part, remarks=list(files.remarks), num_files=num_files, num_lines=num_lines)
+    others, others_audio = {}, {}
+    for path in files.others:
+        name, where = utterance_id(path.stem), files.inside(path)
+        if path.suffix.lower() in OTHER_AUDIO_SUFFIXES:
+            others_audio[name] = f"{others_audio[name]} and {where}" if name in others_audio else where
+        elif broken_link(path):
+            scan.leave_out(where, broken_link(path))
+        elif not path.name.startswith("."):
+            others[name] = where
+            kind = f"file or folder *{path.suffix}" if path.suffix else "file without suffix"
+            scan.remarks.append((f"other {kind}", where))
+    for name, reason in files.unreadable.items():
+        scan.leave_out(name, reason)
+    for name, (line, *_) in files.lines.items():
         if name in duplicates:
-            reason = "duplicate id"
-        elif name in bad:
-            reason = bad[name]
-        elif name not in found:
-            reason = "transcript without audio"
-        elif found[name] != audio_path(part_dir, name):
-            reason = f"audio is not in the folder of its id ({audio_path(part_dir, name).relative_to(part_dir)})"
+            scan.leave_out(name, f"duplicate id: {duplicates[name]}")
+        elif line.problem:
+            scan.leave_out(name, line.problem)
+        elif name in files.audio:
+            scan.texts[name] = line.text
+            scan.audio[name] = files.audio[name][0]
+        elif name in others_audio:
+            scan.leave_out(name, f"{OTHER_FORMAT}: {others_audio[name]}")
         else:
-            to_check[name] = text
+            there = f" ({others[name]} is no audio file)" if name in others else ""
+            scan.leave_out(name, f"transcript without audio: {line.place}{there}")
+    for name, (path, *_) in files.audio.items():
+        if name in files.lines:
             continue
-        scan.left_out.append(LeftOut(name, part, reason))
-    for name in found:
-        if name not in seen:
-            reason = "duplicate id" if name in duplicates else "audio without transcript"
-            scan.left_out.append(LeftOut(name, part, reason))
-    jobs = [(found[name], min_duration, max_duration, sampling_rate) for name in to_check]
-    with ProcessPoolExecutor(num_jobs) as pool:
-        results = pool.map(_check_job, jobs, chunksize=32)
-        for (name, text), (reason, note) in zip(
-            to_check.items(), tqdm(results, total=len(jobs), desc=f"Checking {part}", unit="utt")
-        ):
-            if reason is not None:
-                scan.left_out.append(LeftOut(name, part, reason))
-                continue
-            scan.texts[name] = text
-            if note:
-                scan.noted[name] = note
+        if name in duplicates:
+            scan.leave_out(name, f"duplicate id: {duplicates[name]}")
+        else:
+            scan.leave_out(name, f"audio without transcript: {files.inside(path)}")
+    for name, path in others_audio.items():
+        if name in files.audio:
+            scan.remarks.append(("audio of a format that is not read, beside one that is", path))
+        elif name not in files.lines:
+            scan.leave_out(name, f"{OTHER_FORMAT}: {path}")
     return scan

@@ -8,6 +8,7 @@ done. Lhotse knows no checksums for these archives: their MD5 sums are checked b
 """
 
 import argparse
+import fnmatch
 import hashlib
 import logging
 import os
@@ -23,6 +24,7 @@ from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 from lhotse.utils import resumable_download, safe_extract
 from tqdm import tqdm
 
+from find_utterances import find_part, walk
 from prepare_manifests import corpus_parts, musan_dir
 from twopass_kd.config import Config, ConfigError, load_config
 
@@ -40,6 +42,17 @@ MD5: Dict[str, str] = {
     "train-clean-5": "5df7d4e78065366204ca6845bb08f490",
     "musan": "0c472d4fc0c5141eca47ad1ffeb2a7df",
 }
+UTTERANCES: Dict[str, int] = {
+    "dev-clean": 2703,
+    "dev-other": 2864,
+    "test-clean": 2620,
+    "test-other": 2939,
+    "train-clean-100": 28539,
+    "train-clean-360": 104014,
+    "train-other-500": 148688,
+    "dev-clean-2": 1089,
+    "train-clean-5": 1519,
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Archive:
       inside: path of the folder in the archive.
       folder: path that it gets.
       content: what is in it and says that somebody has unpacked it.
-      pattern: of the names of such files.
+      pattern: of the names of such files, in lower case.
     """
 
     name: str
@@ -69,18 +82,27 @@ def state_of(archive: Archive) -> str:
     What we unpack gets its name only when all of it is there, so a folder with content is never half of ours.
 
     Raises:
-      ConfigError: something else bears its name; it is not ours to remove.
+      ConfigError: something else bears its name; it is not ours to remove. Or it cannot be read.
     """
     folder = archive.folder
     if (folder / ".completed").is_file():
         return COMPLETE
-    if next(folder.rglob(archive.pattern), None) is not None:
+    if folder.is_dir() and any(
+        fnmatch.fnmatchcase(name.lower(), archive.pattern) for _, _, files in walk(folder, []) for name in files
+    ):
         return FOUND
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None)):
         raise ConfigError(
             f"`{folder}` must hold {archive.content} ({archive.pattern}) or not exist; complete it or move it away"
         )
     return MISSING
+
+
+def how_much_of_it(archive: Archive) -> str:
+    """How many utterances of its archive a folder has that somebody else has unpacked; "" where they are all there."""
+    wanted = UTTERANCES.get(archive.name)
+    found = len(find_part(archive.folder).lines) if wanted is not None else None
+    return "" if found == wanted else f" ({found} of the archive's {wanted} utterances)"
 
 
 def md5_of(path: Path) -> str:
@@ -186,14 +208,16 @@ def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5
     Returns:
       The names of the archives that were downloaded now.
     Raises:
-      ConfigError: `archives_of`, `state_of`, or a wrongly named folder.
+      ConfigError: `archives_of`, `state_of`, or a folder that is none or wrongly named.
       ValueError: a damaged archive.
       ConnectionError: the server cannot be reached; says what to do instead.
     """
-    corpus_dir = Path(corpus_dir)
+    corpus_dir = Path(os.path.abspath(corpus_dir))
+    if os.path.lexists(corpus_dir) and not corpus_dir.is_dir():
+        raise ConfigError(f"`--corpus-dir` ({corpus_dir}) must be a folder, not a file or a broken link; move it away")
     states = {archive: state_of(archive) for archive in archives_of(cfg, corpus_dir)}
     for archive, state in states.items():
-        print(f"{archive.name}: {state}", flush=True)
+        print(f"{archive.name}: {state}{how_much_of_it(archive) if state == FOUND else ''}", flush=True)
     wanted = [archive for archive, state in states.items() if state == MISSING]
     parts = [archive.name for archive in wanted if archive.folder.parent == corpus_dir]
     if parts and corpus_dir.name != "LibriSpeech":
@@ -227,7 +251,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         download_corpus(load_config(args.conf, args.overrides), args.corpus_dir)
-    except (ValueError, ConnectionError) as e:
+    except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     return 0

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Stage 1: Lhotse manifests of a corpus in LibriSpeech's folder layout.
+"""Stage 1: Lhotse manifests of a corpus, of LibriSpeech's or any folder layout.
 
 Every utterance is checked first (its audio is decoded to the end); what cannot be used is left out, listed in
-`<data>/manifests/left_out.tsv` with the reason and accounted for on the screen. The rest goes through Lhotse's
-LibriSpeech recipe, repair and validation into `librispeech_{recordings,supervisions}_<part>.jsonl.gz`; with
-`corpus.musan`, MUSAN through Lhotse's recipe into `musan_recordings_{music,speech,noise}.jsonl.gz`.
+`<data>/manifests/left_out.tsv` with the reason and accounted for on the screen. The rest goes, as Lhotse's LibriSpeech
+recipe would have it and through Lhotse's repair and validation, into `librispeech_{recordings,supervisions}_<part>
+.jsonl.gz`, and the CRC-32 of its files into `librispeech_checksums_<part>.tsv`; with `corpus.musan`, MUSAN goes into
+`musan_recordings_{music,speech,noise}.jsonl.gz`.
 """
 
 import argparse
@@ -12,15 +13,30 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from lhotse import RecordingSet, SupervisionSet, fix_manifests, validate_recordings_and_supervisions
-from lhotse.recipes.librispeech import parse_utterance
-from lhotse.recipes.musan import scan_recordings
+from lhotse import (
+    Recording,
+    RecordingSet,
+    SupervisionSegment,
+    SupervisionSet,
+    fix_manifests,
+    validate_recordings_and_supervisions,
+)
 from tqdm import tqdm
 
-from check_utterances import LeftOut, PartScan, duplicate_ids, scan_part
+from check_utterances import OTHER_FORMAT, LeftOut, PartScan, scan_part, why_no_file
+from find_utterances import (
+    OTHER_AUDIO_SUFFIXES,
+    PartFiles,
+    audio_files,
+    duplicate_ids,
+    find_part,
+    printable,
+    require_transcripts,
+)
 from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.files import write_text_atomically
 
 MANIFEST_PREFIX = "librispeech"
 MUSAN_PARTS = ("music", "speech", "noise")
@@ -36,9 +52,14 @@ def manifest_path(data_dir: Path, kind: str, part: str) -> Path:
     return Path(data_dir) / "manifests" / f"{MANIFEST_PREFIX}_{kind}_{part}.jsonl.gz"
 
 
+def checksums_path(data_dir: Path, part: str) -> Path:
+    """Path of the checksums of a part's audio files: lines of utterance id, tab, CRC-32 as 8 hex digits; by id."""
+    return Path(data_dir) / "manifests" / f"{MANIFEST_PREFIX}_checksums_{part}.tsv"
+
+
 def musan_dir(corpus_dir: Path) -> Path:
-    """Where MUSAN is: beside the corpus."""
-    return Path(corpus_dir).parent / "musan"
+    """Where MUSAN is: beside the corpus, or beside the link to it."""
+    return Path(os.path.abspath(corpus_dir)).parent / "musan"
 
 
 def musan_manifest_path(data_dir: Path, part: str) -> Path:
@@ -55,12 +76,14 @@ def save_manifest(manifest, path: Path) -> None:
 
 
 def write_left_out(path: Path, left_out: Sequence[LeftOut]) -> None:
-    """Write left_out.tsv: a heading, then utterance id, part and reason."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
+    """Write left_out.tsv: a heading, then utterance id, part and reason; what would break a line is escaped."""
     rows = [LeftOut("utterance", "part", "reason"), *left_out]
-    partial.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(partial, path)
+    write_text_atomically(path, "".join("\t".join(map(printable, row)) + "\n" for row in rows))
+
+
+def write_checksums(path: Path, checksums: Mapping[str, int]) -> None:
+    """Write what `checksums_path` says."""
+    write_text_atomically(path, "".join(f"{name}\t{checksums[name]:08x}\n" for name in sorted(checksums)))
 
 
 def read_left_out(path: Path) -> List[LeftOut]:
@@ -72,56 +95,122 @@ def read_left_out(path: Path) -> List[LeftOut]:
 
 def account(scan: PartScan) -> str:
     """The printed account of a part: how many are used, how many left out for which reason, what was noted."""
-    lines = [f"{scan.part}: {len(scan.texts)} utterances used, {len(scan.left_out)} left out"]
-    for reason, count in Counter(row.reason for row in scan.left_out).most_common():
-        first = next(row.utterance for row in scan.left_out if row.reason == reason)
-        lines.append(f"  left out {count}: {reason} (e.g. {first})")
-    for note, count in Counter(scan.noted.values()).most_common():
-        first = next(name for name, text in scan.noted.items() if text == note)
-        lines.append(f"  used {count}: {note} (e.g. {first})")
+    there = f"of {scan.num_files} audio files and {scan.num_lines} transcript lines"
+    lines = [f"{scan.part}: {len(scan.texts)} utterances used, {len(scan.left_out)} left out, {there}"]
+    lines += tally("left out", _by_kind(scan.left_out))
+    lines += tally("used", ((note, name) for name, note in scan.noted.items()))
+    lines += tally("passed over", scan.remarks)
     return "\n".join(lines)
 
 
-def check_share(part: str, left_out: Sequence[LeftOut], total: int, max_left_out: float) -> None:
-    """Raises ConfigError when more than the share `max_left_out` of a part's `total` utterances is left out."""
-    if total == 0:
-        raise ConfigError(f"part `{part}` must hold utterances (*.trans.txt beside *.flac), but there are none")
+def tally(what: str, rows: Iterable[Tuple[str, str]]) -> List[str]:
+    """Lines that say how many of `rows` (kind, example) are of each kind, most frequent first, with an example."""
+    rows = list(rows)
+    examples = dict(reversed(rows))  # the first of each kind
+    counts = Counter(kind for kind, _ in rows).most_common()
+    return [printable(f"  {what} {count}: {kind} (e.g. {examples[kind]})") for kind, count in counts]
+
+
+def _by_kind(left_out: Iterable[LeftOut]) -> List[Tuple[str, str]]:
+    parted = [(row.utterance, *row.reason.partition(": ")) for row in left_out]
+    return [(kind, name + colon + detail) for name, kind, colon, detail in parted]
+
+
+def check_share(scan: PartScan, max_left_out: float, listed: Path) -> None:
+    """Raises ConfigError when more than the share `max_left_out` of a part's utterances, or all, is left out.
+
+    Args:
+      listed: where all of them are listed.
+    """
+    left_out, total = scan.left_out, len(scan.texts) + len(scan.left_out)
+    first = printable("; ".join(f"{row.utterance}: {row.reason}" for row in left_out[:5]))
+    first += f"; all are in {listed}" if len(left_out) > 5 else ""
+    if not scan.texts:
+        raise ConfigError(f"part `{scan.part}` must have usable utterances, but none of {total} is ({first})")
     if len(left_out) > max_left_out * total:
-        first = "; ".join(f"{row.utterance}: {row.reason}" for row in left_out[:5])
         raise ConfigError(
-            f"`corpus.max_left_out` ({max_left_out:g}) must be at least {len(left_out) / total:.3g} for part `{part}`,"
-            f" of which {len(left_out)} of {total} utterances are unusable ({first}); repair the corpus or raise it"
+            f"`corpus.max_left_out` ({max_left_out:g}) must be at least {len(left_out) / total:.3g} for part"
+            f" `{scan.part}`, of which {len(left_out)} of {total} utterances are unusable ({first}); repair the corpus"
+            " or raise it"
         )
 
 
-def build_manifests(corpus_dir: Path, scan: PartScan) -> Dict[str, object]:
-    """Lhotse's `recordings` and `supervisions` of the usable utterances of a part."""
-    part_dir = corpus_dir / scan.part
+def build_manifests(scan: PartScan) -> Dict[str, object]:
+    """Lhotse's `recordings` and `supervisions` of the usable utterances of a part, as Lhotse's recipe has them."""
     recordings, supervisions = [], []
     for name, text in tqdm(scan.texts.items(), desc=f"Manifest {scan.part}", unit="utt", leave=False):
-        recording, supervision = parse_utterance(part_dir, f"{name} {text}", {})
+        recording = Recording.from_file(scan.audio[name], recording_id=name)
         recordings.append(recording)
-        supervisions.append(supervision)
+        supervisions.append(
+            SupervisionSegment(
+                id=name,
+                recording_id=name,
+                start=0.0,
+                duration=recording.duration,
+                channel=0,
+                text=text,
+                language="English",
+                speaker=name.partition("-")[0],
+            )
+        )
     fixed = fix_manifests(RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(supervisions))
     validate_recordings_and_supervisions(*fixed)
     return {"recordings": fixed[0], "supervisions": fixed[1]}
 
 
-def prepare_musan(folder: Path, data_dir: Path) -> None:
+def prepare_musan(folder: Path, data_dir: Path) -> List[LeftOut]:
     """Manifests of MUSAN's recordings.
 
+    Returns:
+      What of it cannot be used.
     Raises:
-      ConfigError: a part of it is missing.
+      ConfigError: a part of it is missing, or nothing in it can be used.
     """
+    all_left_out: List[LeftOut] = []
     for part in MUSAN_PARTS:
-        recordings = sorted(scan_recordings(folder.resolve() / part), key=lambda recording: recording.id)
-        if not recordings:
+        below, remarks = folder.resolve() / part, []
+        files = audio_files(below, remarks) if below.is_dir() else []
+        if not files:
             raise ConfigError(
                 f"`{folder}` must hold MUSAN's {part}/**/*.wav, since `corpus.musan` is true; run stage 0, which"
                 " downloads it, or say corpus.musan=false"
             )
-        save_manifest(RecordingSet.from_recordings(recordings), musan_manifest_path(data_dir, part))
-        print(f"musan {part}: {len(recordings)} recordings", flush=True)
+        recordings: Dict[str, Recording] = {}
+        left_out: List[LeftOut] = []
+        for path in files:
+            recording, reason = _musan_recording(path)
+            if recording is not None and recording.id in recordings:
+                reason = f"duplicate id: {path} and {recordings[recording.id].sources[0].source}"
+            if reason is None:
+                recordings[recording.id] = recording
+            else:
+                left_out.append(LeftOut(path.stem, f"musan/{part}", reason))
+        lines = [f"musan {part}: {len(recordings)} recordings used, {len(left_out)} left out"]
+        lines += tally("left out", _by_kind(left_out)) + tally("passed over", remarks)
+        print("\n".join(lines), flush=True)
+        if not recordings:
+            raise ConfigError(
+                f"`{folder}` must hold usable recordings, but of its {part} none is; {printable(left_out[0].reason)}"
+            )
+        in_order = [recordings[name] for name in sorted(recordings)]
+        save_manifest(RecordingSet.from_recordings(in_order), musan_manifest_path(data_dir, part))
+        all_left_out += left_out
+    return all_left_out
+
+
+def _musan_recording(path: Path) -> Tuple[Optional[Recording], Optional[str]]:
+    """The recording of a file, or None and why it cannot be used."""
+    if path.suffix.lower() in OTHER_AUDIO_SUFFIXES:
+        return None, f"{OTHER_FORMAT}: {path}"
+    try:
+        reason = why_no_file(path)
+        if reason is not None:
+            return None, reason
+        recording = Recording.from_file(path)
+    except Exception as e:
+        first_line, *_ = str(e).splitlines() or [type(e).__name__]
+        return None, f"not a readable audio file: {first_line}"
+    return (recording, None) if recording.num_samples > 0 else (None, "audio without samples")
 
 
 def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: int = 1) -> Dict[str, PartScan]:
@@ -133,36 +222,51 @@ def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: i
     Returns:
       part -> what was found in it.
     Raises:
-      ConfigError: a part is missing or empty, or more than `corpus.max_left_out` of it is unusable.
+      ConfigError: a part is missing or empty (`find_parts`), or more than `corpus.max_left_out` of it is unusable.
+      OSError: the data folder cannot be written.
     """
     if num_jobs < 1:
         raise ConfigError(f"`nj` ({num_jobs}) must be at least 1")
-    if cfg.corpus.musan:
-        prepare_musan(musan_dir(corpus_dir), data_dir)
-    corpus_dir, parts = Path(corpus_dir).resolve(), corpus_parts(cfg)
+    left_out = prepare_musan(musan_dir(corpus_dir), data_dir) if cfg.corpus.musan else []
+    corpus_dir = Path(corpus_dir).resolve()
+    found = find_parts(corpus_dir, corpus_parts(cfg))
+    duplicates = duplicate_ids(found)
+    corpus, rate = cfg.corpus, cfg.features.sampling_rate
+    scans: Dict[str, PartScan] = {}
+    for part, files in found.items():
+        scan = scan_part(part, files, duplicates, corpus.min_duration, corpus.max_duration, rate, num_jobs)
+        scans[part] = scan
+        left_out += scan.left_out
+        print(account(scan), flush=True)
+    left_out_path = Path(data_dir) / "manifests" / "left_out.tsv"
+    write_left_out(left_out_path, left_out)
+    for scan in scans.values():
+        check_share(scan, corpus.max_left_out, left_out_path)
+    for part, scan in scans.items():
+        for kind, manifest in build_manifests(scan).items():
+            save_manifest(manifest, manifest_path(data_dir, kind, part))
+        write_checksums(checksums_path(data_dir, part), scan.checksums)
+    return scans
+
+
+def find_parts(corpus_dir: Path, parts: Sequence[str]) -> Dict[str, PartFiles]:
+    """Part -> what lies in it.
+
+    Raises:
+      ConfigError: a part is missing, cannot be read or has no transcripts.
+    """
     missing = [part for part in parts if not (corpus_dir / part).is_dir()]
     if missing:
         there = sorted(p.name for p in corpus_dir.iterdir() if p.is_dir()) if corpus_dir.is_dir() else []
+        named = [f"{part} (no folder)" if os.path.lexists(corpus_dir / part) else part for part in missing]
         raise ConfigError(
-            f"`--corpus-dir` ({corpus_dir}) must contain the parts of the config, but {', '.join(missing)} is missing;"
+            f"`--corpus-dir` ({corpus_dir}) must contain the parts of the config, but {', '.join(named)} is missing;"
             f" it has: {', '.join(there) or 'no folders'}. Run stage 0, or name the parts that exist in the YAML"
         )
-    duplicates = duplicate_ids(corpus_dir, parts)
-    scans: Dict[str, PartScan] = {}
-    for part in parts:
-        corpus = cfg.corpus
-        rate = cfg.features.sampling_rate
-        scan = scan_part(corpus_dir, part, duplicates, corpus.min_duration, corpus.max_duration, rate, num_jobs)
-        scans[part] = scan
-        print(account(scan), flush=True)
-    left_out_path = Path(data_dir) / "manifests" / "left_out.tsv"
-    write_left_out(left_out_path, [row for scan in scans.values() for row in scan.left_out])
-    for part, scan in scans.items():
-        check_share(part, scan.left_out, len(scan.texts) + len(scan.left_out), cfg.corpus.max_left_out)
-    for part, scan in scans.items():
-        for kind, manifest in build_manifests(corpus_dir, scan).items():
-            save_manifest(manifest, manifest_path(data_dir, kind, part))
-    return scans
+    found = {part: find_part(corpus_dir / part) for part in parts}
+    for part, files in found.items():
+        require_transcripts(part, files)
+    return found
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -175,7 +279,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser.parse_args(argv)
     try:
         prepare_manifests(load_config(args.conf, args.overrides), args.corpus_dir, args.data_dir, args.nj)
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     return 0

@@ -109,7 +109,7 @@ def find_latest(exp_dir: Path) -> Optional[Tuple[Path, Dict[str, Any]]]:
     """
     best: Optional[Tuple[Path, Dict[str, Any]]] = None
     for kind in ("checkpoint", "epoch"):
-        for path in sorted(exp_dir.glob(f"{kind}-*.pt"), key=_number, reverse=True):
+        for path in _newest_first(exp_dir, kind):
             try:
                 content = load_checkpoint(path)
             except CheckpointError as e:
@@ -123,13 +123,14 @@ def find_latest(exp_dir: Path) -> Optional[Tuple[Path, Dict[str, Any]]]:
 
 def remove_old(exp_dir: Path, kind: str, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints of a kind ("checkpoint", within epochs, or "epoch")."""
-    for path in sorted(exp_dir.glob(f"{kind}-*.pt"), key=_number, reverse=True)[keep:]:
+    for path in _newest_first(exp_dir, kind)[keep:]:
         path.unlink()
 
 
-def _number(path: Path) -> int:
-    match = re.fullmatch(r"(?:checkpoint|epoch)-(\d+)", path.stem)
-    return int(match.group(1)) if match else -1
+def _newest_first(exp_dir: Path, kind: str) -> List[Path]:
+    """The checkpoints of a kind by their numbers; files with other names, such as `epoch-3-mine.pt`, are not ours."""
+    numbers = {path: re.fullmatch(rf"{kind}-([0-9]+)", path.stem) for path in exp_dir.glob(f"{kind}-*.pt")}
+    return sorted((path for path, n in numbers.items() if n), key=lambda path: int(numbers[path][1]), reverse=True)
 
 
 def average_checkpoints(paths: Sequence[Path]) -> Dict[str, Tensor]:

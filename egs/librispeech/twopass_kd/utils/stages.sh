@@ -81,6 +81,7 @@ outputs() {
     1) for name in "${parts[@]}"; do
       echo "$data_dir/manifests/librispeech_recordings_$name.jsonl.gz"
       echo "$data_dir/manifests/librispeech_supervisions_$name.jsonl.gz"
+      echo "$data_dir/manifests/librispeech_checksums_$name.tsv"
     done ;;
     2)
       for name in "${parts[@]}"; do echo "$data_dir/fbank/librispeech_cuts_$name.jsonl.gz"; done
