@@ -11,7 +11,14 @@ from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 from lhotse.features import FeatureExtractor
 
-from prepare_manifests import MANIFEST_PREFIX, MUSAN_PARTS, corpus_parts, manifest_path, musan_manifest_path
+from prepare_manifests import (
+    MANIFEST_PREFIX,
+    MUSAN_PARTS,
+    checksums_path,
+    corpus_parts,
+    manifest_path,
+    musan_manifest_path,
+)
 from twopass_kd.config import Config, ConfigError
 from twopass_kd.cut_lines import read_lines, without_folders
 from twopass_kd.noise import MAX_SECONDS, MIN_SECONDS, musan_cuts_path
@@ -88,6 +95,7 @@ class FeatureSet:
       folder: gets the features when all are there.
       public: gets the manifest of the cuts with features.
       manifests: what the cuts are made from.
+      checksums: of their audio, where stage 1 leaves some.
       settings: what else the features depend on.
       make_cuts: gives the cuts, in their order: something with a length that can be sliced.
     """
@@ -96,21 +104,25 @@ class FeatureSet:
     folder: Path
     public: Path
     manifests: List[Path]
+    checksums: List[Path]
     settings: Dict[str, Any]
     make_cuts: Callable[[], Any]
 
     def digests(self) -> Dict[str, str]:
-        """`digest` changes with the manifests' content or the settings, and not when a manifest is only written again,
-        or data or corpus are moved; `places` when they are.
+        """`digest` changes with the manifests' content, the audio or the settings, and not when a manifest is only
+        written again, or data or corpus are moved; `places` when they are.
 
         Raises:
           ConfigError: the manifests of stage 1 are missing.
         """
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         places = hashlib.sha256(str(self.folder).encode())
-        for path in self.manifests:
+        for path in [*self.manifests, *self.checksums]:
             if not path.is_file():
                 raise ConfigError(f"`--data-dir` ({path.parents[1]}) must hold {path.name}; run stage 1")
+        for path in self.checksums:
+            digest.update(path.read_bytes())
+        for path in self.manifests:
             for line in read_lines(path):
                 digest.update(without_folders(line))
                 places.update(line)
@@ -137,6 +149,7 @@ def feature_sets(cfg: Config, data_dir: Path, extractor: FeatureExtractor) -> Li
                 folder=features_dir(data_dir, part),
                 public=cuts_path(data_dir, part),
                 manifests=[manifest_path(data_dir, kind, part) for kind in ("recordings", "supervisions")],
+                checksums=[checksums_path(data_dir, part)],
                 settings={**settings, "speed_perturb": factors},
                 make_cuts=lambda part=part, factors=factors: UtteranceCuts(data_dir, part, rate, factors),
             )
@@ -148,6 +161,7 @@ def feature_sets(cfg: Config, data_dir: Path, extractor: FeatureExtractor) -> Li
                 folder=data_dir / "fbank" / "musan_feats",
                 public=musan_cuts_path(data_dir),
                 manifests=[musan_manifest_path(data_dir, part) for part in MUSAN_PARTS],
+                checksums=[],
                 settings=settings,
                 make_cuts=lambda: musan_cuts(data_dir, rate),
             )

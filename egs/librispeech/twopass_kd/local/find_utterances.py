@@ -60,9 +60,10 @@ def utterance_id(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def transcript_text(text: str) -> str:
-    """A transcript in LibriSpeech's form: upper case, single spaces."""
-    return " ".join(text.upper().split())
+def transcript_text(text: str, normalization: str) -> str:
+    """A transcript in LibriSpeech's form (upper case, single spaces) and in the config's `tokens.normalization`."""
+    upper = unicodedata.normalize(normalization, text).upper()
+    return " ".join(unicodedata.normalize(normalization, upper).split())
 
 
 def _raise(error: OSError) -> None:
@@ -128,9 +129,11 @@ def once(paths: Sequence[Path], remarks: List[Tuple[str, str]]) -> List[Path]:
     return list(first.values())
 
 
-def find_part(folder: Path) -> PartFiles:
+def find_part(folder: Path, normalization: str = "NFC") -> PartFiles:
     """All audio files and transcript lines below a part's folder.
 
+    Args:
+      normalization: of transcripts; see `transcript_text`.
     Raises:
       ConfigError: a folder cannot be read.
     """
@@ -151,11 +154,11 @@ def find_part(folder: Path) -> PartFiles:
             part.others.append(path)
     part.audio = {name: once(paths, part.remarks) for name, paths in audio.items()}
     for path in once(transcripts, part.remarks):
-        _read_transcript(path, part)
+        _read_transcript(path, part, normalization)
     return part
 
 
-def _read_transcript(path: Path, part: PartFiles) -> None:
+def _read_transcript(path: Path, part: PartFiles, normalization: str) -> None:
     """Add the lines of a transcript file, or the reason why it has none."""
     name = part.inside(path)
     try:
@@ -178,7 +181,7 @@ def _read_transcript(path: Path, part: PartFiles) -> None:
         utterance, *rest = line.removeprefix("\ufeff").split(maxsplit=1) or [""]
         if not utterance:
             continue
-        text = transcript_text("".join(rest))
+        text = transcript_text("".join(rest), normalization)
         problem = problem or ("" if text else f"empty transcript: {place}")
         part.lines.setdefault(utterance_id(utterance), []).append(Line(place, text, problem))
 

@@ -229,7 +229,7 @@ def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: i
         raise ConfigError(f"`nj` ({num_jobs}) must be at least 1")
     left_out = prepare_musan(musan_dir(corpus_dir), data_dir) if cfg.corpus.musan else []
     corpus_dir = Path(corpus_dir).resolve()
-    found = find_parts(corpus_dir, corpus_parts(cfg))
+    found = find_parts(corpus_dir, corpus_parts(cfg), cfg.tokens.normalization)
     duplicates = duplicate_ids(found)
     corpus, rate = cfg.corpus, cfg.features.sampling_rate
     scans: Dict[str, PartScan] = {}
@@ -249,7 +249,7 @@ def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: i
     return scans
 
 
-def find_parts(corpus_dir: Path, parts: Sequence[str]) -> Dict[str, PartFiles]:
+def find_parts(corpus_dir: Path, parts: Sequence[str], normalization: str) -> Dict[str, PartFiles]:
     """Part -> what lies in it.
 
     Raises:
@@ -263,7 +263,7 @@ def find_parts(corpus_dir: Path, parts: Sequence[str]) -> Dict[str, PartFiles]:
             f"`--corpus-dir` ({corpus_dir}) must contain the parts of the config, but {', '.join(named)} is missing;"
             f" it has: {', '.join(there) or 'no folders'}. Run stage 0, or name the parts that exist in the YAML"
         )
-    found = {part: find_part(corpus_dir / part) for part in parts}
+    found = {part: find_part(corpus_dir / part, normalization) for part in parts}
     for part, files in found.items():
         require_transcripts(part, files)
     return found

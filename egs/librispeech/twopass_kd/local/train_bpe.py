@@ -111,7 +111,7 @@ def list_not_spelt(data_dir: Path, parts: Sequence[str], tokenizer: Tokenizer) -
         rows += [f"{name}\t{part}\t{letters}\n" for name, letters in lost]
         if lost:
             letters = " ".join(sorted({*"".join(letters for _, letters in lost)}))
-            logging.warning("%s: %d of %d transcripts have letters that no token spells (%s) ; see %s",
+            logging.warning("%s: %d of %d transcripts have letters that no token spells (%s); see %s",
                             part, len(lost), len(found), letters, tokenizer.lang_dir / "not_spelt.tsv")  # fmt: skip
     write_text_atomically(tokenizer.lang_dir / "not_spelt.tsv", "".join(rows))
 
