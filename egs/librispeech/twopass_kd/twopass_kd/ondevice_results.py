@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from twopass_kd.significance import describe
+from twopass_kd.user_files import find_problem
 
 OnDevice = Dict[str, Any]
 
@@ -31,8 +32,7 @@ COST_GROUPS = (  # (heading, headings below it): the columns of `cost_cells`
     ("peak MB", ()),
 )
 
-# What the file must look like: a type, [items], [this, that], a dict of named fields, {...: value} under any names, or
-# a tuple of alternatives. `float` takes whole numbers too.
+# What the file must look like, see `find_problem`.
 _PERCENTILES = {"p50": float, "p95": float}
 _PASSES = {"greedy_search": float, "first_pass": float, "two_pass": (float, None)}
 _DIFFERENCE = {"delta_wer": float, "ci95": [float, float], "p": float}
@@ -86,7 +86,7 @@ def check_on_device(
     Raises:
       ValueError: if the content is malformed, naming file, field and stage.
     """
-    problem = _find_problem(content, _SCHEMA, "")
+    problem = find_problem(content, _SCHEMA)
     if problem is None:
         unknown = [row["runtime"] for row in content["rows"] if row["runtime"] not in RUNTIME_TITLES]
         problem = f"`runtime` ({unknown[0]}) must be one of {', '.join(RUNTIME_TITLES)}" if unknown else None
@@ -107,33 +107,6 @@ def check_on_device(
             _log.warning("%s: not measured on %s; left out, run stage 10 again", path, ", ".join(missing))
             return None
     return content
-
-
-def _find_problem(value: Any, schema: Any, where: str) -> Optional[str]:
-    """The first place where `value` is not as `schema` has it, or None."""
-    if isinstance(schema, tuple):
-        found = [_find_problem(value, s, where) for s in schema]
-        inside = [p for p in found if p is not None and not p.startswith(f"`{where}` (")]
-        return None if None in found else [*inside, *found][0]
-    if schema is None or isinstance(schema, type):
-        kinds = {None: (type(None),), float: (int, float)}.get(schema, (schema,))
-        fits = isinstance(value, kinds) and not isinstance(value, bool)
-        return None if fits else f"`{where}` ({value!r:.60}) must be a {getattr(schema, '__name__', 'null')}"
-    kind = list if isinstance(schema, list) else dict
-    if not isinstance(value, kind):
-        return f"`{where or 'content'}` ({value!r:.60}) must be a {kind.__name__}"
-    if kind is list:
-        if len(schema) > 1 and len(value) != len(schema):
-            return f"`{where}` ({value!r:.60}) must have {len(schema)} items"
-        parts = [(f"{where}[{i}]", item, schema[min(i, len(schema) - 1)]) for i, item in enumerate(value)]
-    else:
-        wanted = {key: schema[...] for key in value} if ... in schema else schema
-        missing = [key for key in wanted if key not in value]
-        if missing:
-            return f"`{where or 'content'}` must have {', '.join(missing)}"
-        parts = [(f"{where}.{key}".lstrip("."), value[key], s) for key, s in wanted.items()]
-    problems = (_find_problem(item, s, name) for name, item, s in parts)
-    return next((p for p in problems if p is not None), None)
 
 
 def how_measured(on_device: OnDevice) -> str:

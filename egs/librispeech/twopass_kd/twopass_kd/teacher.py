@@ -21,7 +21,8 @@ from twopass_kd.config import (
 )
 from twopass_kd.icefall_transducer import files_of, is_torchscript, load_recipe, load_torchscript
 from twopass_kd.model import TwoPassModel
-from twopass_kd.tokenizer import Tokenizer, parse_tokens
+from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.tokens_file import read_pieces, without_disambiguation
 
 
 @dataclass
@@ -103,15 +104,21 @@ def load_external_teacher(external: ExternalTeacherConfig, vocab_size: int, num_
 def _find_pieces(external: ExternalTeacherConfig, vocab_size: int) -> Optional[List[str]]:
     """The tokens of a teacher of icefall, out of the `tokens.txt` that is named or lies where icefall leaves it."""
     if external.tokens is not None:
-        if not Path(external.tokens).is_file():
-            raise ConfigError(f"`external_teacher.tokens` ({external.tokens}) must be the teacher's tokens.txt")
-        return list(parse_tokens(Path(external.tokens).read_text(encoding="utf-8")))
+        what = f"`external_teacher.tokens` ({external.tokens})"
+        pieces = read_pieces(Path(external.tokens), what, "give the teacher's tokens.txt", ConfigError)
+        return without_disambiguation(pieces)
     near = []
     for path in (Path(external.path).absolute(), Path(external.path).resolve()):  # beside a link, then where it leads
         near.append(path.with_name("tokens.txt"))
         near += [p for above in list(path.parents)[1:3] for p in sorted(above.glob("data/lang_bpe_*/tokens.txt"))]
     for path in near:
-        pieces = list(parse_tokens(path.read_text(encoding="utf-8"))) if path.is_file() else []
+        if not path.is_file():
+            continue
+        try:
+            pieces = without_disambiguation(read_pieces(path, str(path), "name another: external_teacher.tokens"))
+        except ValueError as e:
+            logging.warning("not taken for the teacher's tokens: %s", e)
+            continue
         if len(pieces) == vocab_size:
             logging.info("tokens of the teacher: %s", path)
             return pieces

@@ -20,7 +20,7 @@ from twopass_kd.files import write_text_atomically
 Transcript = Tuple[str, List[str], List[str]]  # cut id, reference words, hypothesis words
 WordPair = Tuple[Optional[str], Optional[str]]  # (None, hyp) an insertion, (ref, None) a deletion
 
-_EPS = "\0"  # no word of a text file is this, while icefall's own mark "*" may be one
+_EPS = ""  # no word is this, while icefall's own mark "*" may be one
 _RECOGS_LINE = re.compile(r"(?P<id>.+?):\t(?P<kind>ref|hyp)=(?P<words>\[.*\])")
 _CHUNK = 2**22  # resampled indices held in memory at a time
 
