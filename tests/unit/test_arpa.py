@@ -98,7 +98,7 @@ def test_arpa_without_a_start_gets_one(arcs, tokenizer, tmp_path):
         (GOOD[: len(GOOD) // 2].encode(), r"is cut short: it ends in line \d+ without"),
         (GOOD.replace("-0.6\t</s>\n", "").encode(), "must have `</s>` among its 1-grams"),
         (GOOD.split("\n\\2")[0].encode() + b"\n\\end\\\n", r"line 12: must have a section \\2-grams:"),
-        (GOOD.replace("\tCAPTAIN\t", "\tCAP\tTAIN\t").encode(), r"line 10 \('-0.7.tCAP.tTAIN.t-0.2'\): must be a log10"),
+        (GOOD.replace("\tCAPTAIN\t", "\tCAP\tTAIN\t").encode(), r"line 10 \('-0.7.tCAP.*\): must be a log10"),
         (GOOD.replace("-0.5\tTHE", "x\tTHE").encode(), "line 9 .*must have numbers around its words, not x"),
         (GOOD.replace("-0.5\tTHE", "nan\tTHE").encode(), "line 9 .*must have numbers around its words, not nan"),
         (GOOD.replace("-0.5\tTHE", "0.5\tTHE").encode(), "line 9 .*must have a log10 probability of at most 0"),

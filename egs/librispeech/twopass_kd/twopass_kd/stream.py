@@ -53,8 +53,8 @@ class Result:
 
     Attributes:
       text: the best hypothesis: of the first pass while `is_final` is false, of the second pass then.
-      tokens, timestamps: its pieces and when each was emitted, in seconds from the beginning of the audio. A piece may be
-        a byte of a letter, `<0xC3>`.
+      tokens, timestamps: its pieces and when each was emitted, in seconds from the beginning of the audio. A piece may
+        be a byte of a letter, `<0xC3>`.
       start, end: the audio that was decoded, in seconds from its beginning.
       first_pass_text: the best hypothesis of the first pass.
       nbest: the alternatives, best first; empty while `is_final` is false.

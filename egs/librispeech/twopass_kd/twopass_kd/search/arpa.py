@@ -145,10 +145,10 @@ def _check(reader: _Reader, number: int) -> None:
         )
     if "</s>" not in reader.unigrams:
         raise ConfigError(
-            f"{reader.what} must have `</s>` among its 1-grams, or no sentence ends; train it with the ends of sentences"
+            f"{reader.what} must have `</s>` among its 1-grams, or no sentence ends; train it with sentence ends"
         )
-    for order, count in enumerate(reader.counts, start=1):
-        if count + reader.skipped < reader.declared[order]:
-            logging.warning("%s: %d-grams: the head says %d, it has %d", reader.what, order, reader.declared[order], count)
+    for count, (order, declared) in zip(reader.counts, reader.declared.items()):
+        if count + reader.skipped < declared:
+            logging.warning("%s: %d-grams: the head says %d, it has %d", reader.what, order, declared, count)
     if reader.skipped:
         logging.warning("%s: %d n-grams with %s left out", reader.what, reader.skipped, " or ".join(sorted(_RESERVED)))
