@@ -273,7 +273,7 @@ def test_export_names_what_is_wrong_and_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="identity of an older training.*stage 8"):
         export(cfg, SYSTEM, data_dir, exp_dir)
     decode_json.write_text("{")
-    with pytest.raises(ValueError, match="cannot be read.*stage 8"):
+    with pytest.raises(ValueError, match="must be JSON.*stage 8"):
         export(cfg, SYSTEM, data_dir, exp_dir)
     decode_json.unlink()
     with pytest.raises(FileNotFoundError, match="stage 8 makes it"):

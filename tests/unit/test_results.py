@@ -162,7 +162,7 @@ def test_build_results_missing_recogs_names_file_and_stage(tmp_path: Path, cfg: 
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("decode/student/decode.json", '{"phase": "x"', r"decode\.json must be JSON.*run stage 8 again"),
+        ("decode/student/decode.json", '{"phase": "x"', r"decode\.json must be JSON.*decode again \(stage 8\)"),
         ("decode/student/decode.json", '{"phase": "x"}', r"must have identity, params, bytes.*stage 8"),
         (".stages/3.done", "done", r"3\.done must be JSON"),
         (".stages/3.done", '{"stage": 3}', r"3\.done must hold stage, seconds"),

@@ -23,6 +23,7 @@ from twopass_kd.config import EXTERNAL_TEACHER, Config
 from twopass_kd.cut_lines import open_lines
 from twopass_kd.objective import Objective
 from twopass_kd.trainer import freeze_all_but
+from twopass_kd.user_files import read_json
 
 # Hours and utterances of LibriSpeech's parts (Panayotov et al. 2015, table 1, and the transcripts).
 LIBRISPEECH = {
@@ -106,11 +107,17 @@ def train_manifests(cfg: Config, data_dir: Path) -> List[Path]:
     return [Path(data_dir) / "fbank" / f"librispeech_cuts_{part}.jsonl.gz" for part in cfg.corpus.train_parts]
 
 
+_MEASURED = {"key": {"manifests": object}, "train_cuts": {"seconds": float, "num_cuts": int}}
+
+
 def _measured_size(path: Path, manifests: List[Path]) -> Optional[CorpusSize]:
     """What `AsrDataModule.measure_train` has kept, unless the manifests have changed since."""
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = read_json(path, _MEASURED, "")
+    except ValueError:  # of an older version, or cut short: training measures again
+        return None
     stats = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in manifests]
     if content["key"]["manifests"] != stats:
         return None

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from twopass_kd.schemas import ON_DEVICE
 from twopass_kd.significance import describe
 from twopass_kd.user_files import find_problem
 
@@ -32,47 +33,6 @@ COST_GROUPS = (  # (heading, headings below it): the columns of `cost_cells`
     ("peak MB", ()),
 )
 
-# What the file must look like, see `find_problem`.
-_PERCENTILES = {"p50": float, "p95": float}
-_PASSES = {"greedy_search": float, "first_pass": float, "two_pass": (float, None)}
-_DIFFERENCE = {"delta_wer": float, "ci95": [float, float], "p": float}
-_AGREEMENT = {"same": int, "of": int, "different": [str]}
-_QUANTIZATION = {  # `int8` of a system's export.json
-    "dev_parts": [str],
-    "layers": int,
-    "left_out": [str],
-    "wer": {"fp32": float, "int8": float, "all_int8": float},
-}
-_STREAMING = {"utterances": int, "same_greedy": int, "different": [str], "encoder_difference": float}
-_SCHEMA = {
-    "set": str,
-    "timed_utterances": int,
-    "timed_seconds": float,
-    "threads": int,
-    "chunk_ms": float,
-    "decoded_seconds": {...: float},
-    "rows": [
-        {
-            "system": str,
-            "runtime": str,
-            "identity": str,
-            "bytes": int,
-            "rtf": _PASSES,
-            "chunk_ms": _PERCENTILES,
-            "final_ms": (_PERCENTILES, None),
-            "second_pass_share": (float, None),
-            "peak_mb": float,
-            "wer": {...: _PASSES},
-        }
-    ],
-    "agreement": {...: {...: {...: _AGREEMENT}}},
-    "int8": {...: {...: (float, None, {...: _DIFFERENCE})}},
-    "long_audio": {"minutes": [float], "peak_mb": [float]},
-    "quantization": {...: _QUANTIZATION},
-    "streaming": {...: {...: _STREAMING}},
-    "settings": {...: {"beam": int, "nbest": int, "rescore_weight": (float, None), "length_reward": (float, None)}},
-}
-
 
 def check_on_device(
     content: Any, path: Path, decoded: Mapping[str, Mapping[str, Any]], sets: Sequence[str]
@@ -86,7 +46,7 @@ def check_on_device(
     Raises:
       ValueError: if the content is malformed, naming file, field and stage.
     """
-    problem = find_problem(content, _SCHEMA)
+    problem = find_problem(content, ON_DEVICE)
     if problem is None:
         unknown = [row["runtime"] for row in content["rows"] if row["runtime"] not in RUNTIME_TITLES]
         problem = f"`runtime` ({unknown[0]}) must be one of {', '.join(RUNTIME_TITLES)}" if unknown else None
@@ -222,8 +182,8 @@ def cost_cells(row: Mapping[str, Any], empty: str = "-") -> List[str]:
     return [
         f"{row['bytes'] / 1e6:.2f}",
         *(_number(row["rtf"][p], 4, empty) for p in _PASS_TITLES),
-        *(_number(row["chunk_ms"][p], 1, empty) for p in _PERCENTILES),
-        *(_number(final.get(p), 1, empty) for p in _PERCENTILES),
+        *(_number(row["chunk_ms"][p], 1, empty) for p in ("p50", "p95")),
+        *(_number(final.get(p), 1, empty) for p in ("p50", "p95")),
         empty if share is None else f"+{100 * share:.0f}%",
         f"{row['peak_mb']:.1f}",
     ]

@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Sequence
 import torch
 from torch import nn
 
-from twopass_kd.checkpoint import CheckpointError, build_model, final_checkpoint, load_model
+from twopass_kd.checkpoint import CheckpointError, build_model, final_checkpoint, load_model, weights_digest
 from twopass_kd.config import (
     EXTERNAL_TEACHER,
     Config,
@@ -23,6 +23,7 @@ from twopass_kd.icefall_transducer import files_of, is_torchscript, load_recipe,
 from twopass_kd.model import TwoPassModel
 from twopass_kd.tokenizer import Tokenizer
 from twopass_kd.tokens_file import read_pieces, without_disambiguation
+from twopass_kd.user_files import no_content
 
 
 @dataclass
@@ -65,9 +66,9 @@ def load_teacher(path: Path) -> Teacher:
         model.requires_grad_(False),
         model,
         Path(path),
-        content["weights_digest"],
+        content.get("weights_digest") or weights_digest(model.state_dict()),
         content["trained_parts"],
-        content["tokens"],
+        content.get("tokens"),
         config_from_dict(content["config"]).features,
     )
 
@@ -82,7 +83,10 @@ def load_external_teacher(external: ExternalTeacherConfig, vocab_size: int, num_
     """
     path = Path(external.path)
     if not path.is_file():
-        raise ConfigError(f"`external_teacher.path` ({path}) must be a file")
+        raise ConfigError(f"`external_teacher.path` ({path}) must be a file; correct it")
+    problem = no_content(path)
+    if problem:
+        raise ConfigError(f"`external_teacher.path` ({path}) {problem}")
     if external.recipe is not None:
         model = load_recipe(Path(external.recipe), path, external.options, vocab_size, num_mel_bins)
     elif is_torchscript(path):

@@ -71,10 +71,11 @@ def read_lines(path: Path, what: str, remedy: str, error: Type[ValueError] = Val
                 raise error(f"{what} {problem}")
             f.seek(0)
             for number, line in enumerate(f, start=1):
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
                 if number == 1:
                     line = line.removeprefix(_BOM)
                 try:
-                    yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+                    yield line.decode("utf-8")
                 except UnicodeDecodeError as e:
                     raise error(
                         f"{what}, line {number}: must be UTF-8 text, but has the byte 0x{line[e.start]:02x} "
@@ -104,7 +105,8 @@ def read_json(path: Path, schema: Any, remedy: str, error: Type[ValueError] = Va
         raise error(f"{path} must be JSON, but is not ({e}); {remedy}") from e
     problem = find_problem(content, schema)
     if problem is not None:
-        raise error(f"{path}: {problem}; {remedy}")
+        whole = problem.removeprefix("`content`")
+        raise error(f"{path}{whole if whole != problem else f': {problem}'}; {remedy}")
     return content
 
 
@@ -112,8 +114,8 @@ def find_problem(value: Any, schema: Any, where: str = "") -> Optional[str]:
     """The first place where `value` is not as `schema` has it, or None.
 
     Args:
-      schema: a type, None, [items], [this, that], a dict of named fields (a value may have more), {...: value} under
-        any names, or a tuple of alternatives. `float` takes whole numbers too, `object` anything.
+      schema: a type, None, [items], [this, that], a dict of named fields (a value may have more; one that ends in `?`
+        may be missing), {...: value} under any names, or a tuple of alternatives. `float` takes whole numbers too.
     """
     if isinstance(schema, tuple):
         found = [find_problem(value, s, where) for s in schema]
@@ -121,7 +123,7 @@ def find_problem(value: Any, schema: Any, where: str = "") -> Optional[str]:
         return None if None in found else [*inside, *found][0]
     if schema is None or isinstance(schema, type):
         kinds = {None: (type(None),), float: (int, float)}.get(schema, (schema,))
-        fits = isinstance(value, kinds) and (schema in (bool, object) or not isinstance(value, bool))
+        fits = isinstance(value, kinds) and (schema is bool or not isinstance(value, bool))
         return None if fits else f"`{where}` ({value!r:.60}) must be a {getattr(schema, '__name__', 'null')}"
     kind = list if isinstance(schema, list) else dict
     if not isinstance(value, kind):
@@ -131,10 +133,14 @@ def find_problem(value: Any, schema: Any, where: str = "") -> Optional[str]:
             return f"`{where}` ({value!r:.60}) must have {len(schema)} items"
         parts = [(f"{where}[{i}]", item, schema[min(i, len(schema) - 1)]) for i, item in enumerate(value)]
     else:
-        wanted = {key: schema[...] for key in value} if ... in schema else schema
-        missing = [key for key in wanted if key not in value]
+        if ... in schema:
+            schema = dict.fromkeys(value, schema[...])
+        else:
+            schema = {key: s for key, s in schema.items() if not key.endswith("?") or key[:-1] in value}
+            schema = {key.removesuffix("?"): s for key, s in schema.items()}
+        missing = [key for key in schema if key not in value]
         if missing:
             return f"`{where or 'content'}` must have {', '.join(missing)}"
-        parts = [(f"{where}.{key}".lstrip("."), value[key], s) for key, s in wanted.items()]
+        parts = [(f"{where}.{key}".lstrip("."), value[key], s) for key, s in schema.items()]
     problems = (find_problem(item, s, name) for name, item, s in parts)
     return next((p for p in problems if p is not None), None)

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Sequence
 
 from lhotse import load_manifest_lazy
 
+from twopass_kd.asr_datamodule import cut_text
 from twopass_kd.cli import exit_status, experiment_parser
 from twopass_kd.config import Config, ConfigError, load_config
 from twopass_kd.cut_lines import paths_root
@@ -43,13 +44,13 @@ def list_utterances(cfg: Config, data_dir: Path) -> List[Utterance]:
         cuts = load_manifest_lazy(path).with_recording_path_prefix(paths_root(data_dir))
         utterances = []
         for cut in cuts:
-            source = cut.recording.sources[0]
-            if source.type != "file" or not Path(source.source).is_file():
+            source = cut.recording.sources[0] if cut.has_recording else None
+            if source is None or source.type != "file" or not Path(source.source).is_file():
                 raise FileNotFoundError(
-                    f"cut {cut.id} of {part}: its audio ({source.source}) must be a file that is there; "
+                    f"cut {cut.id} of {part}: its audio ({source and source.source}) must be a file that is there; "
                     "bring it back, or run stages 0 to 2 again"
                 )
-            text = cut.supervisions[0].text
+            text = cut_text(cut)
             utterances.append(Utterance(cut.id, part, str(source.source), cut.start, cut.duration, text))
         found += _evenly_spaced(utterances, cfg.export.decoded_seconds)
     return found
