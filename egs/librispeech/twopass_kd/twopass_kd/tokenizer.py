@@ -26,8 +26,8 @@ def too_many_tokens(num_frames: int, num_tokens: int, subsampling_factor: int) -
 
 def parse_tokens(lines: Iterable[str]) -> Dict[str, str]:
     """Piece -> its number as written, of the lines of a tokens.txt, without icefall's disambiguation symbols."""
-    listed = {piece: number for piece, _, number in (line.rpartition(" ") for line in lines)}
-    return {piece: listed[piece] for piece in without_disambiguation(list(listed))}
+    rows = [line.rpartition(" ")[::2] for line in lines]
+    return dict(rows[: len(without_disambiguation([piece for piece, _ in rows]))])
 
 
 class Tokenizer:
