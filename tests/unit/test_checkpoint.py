@@ -8,11 +8,13 @@ import signal
 import pytest
 import torch
 
+from tiny import save_tiny_checkpoint
 from twopass_kd.checkpoint import (
     CheckpointError,
     average_checkpoints,
     find_latest,
     load_checkpoint,
+    load_model,
     remove_old,
     save_checkpoint,
 )
@@ -83,6 +85,47 @@ def test_something_else_than_a_checkpoint_is_an_error(tmp_path):
         load_checkpoint(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="must exist"):
         load_checkpoint(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", r"is cut short or not a checkpoint: it is empty \(0 bytes\)"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer.*git lfs pull"),
+        (b"<html>404</html>", "it is a web page, as a failed download leaves"),
+        (b"weights", r"is cut short or not a checkpoint \(\w+\)"),
+    ],
+)
+def test_what_stands_in_a_checkpoints_place_is_said(tmp_path, content, says):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"x\.pt {says}|x\.pt .*: {says}"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"model": 3}, "at least `model`"),
+        ({"model": {"encoder": 3}}, "must be a model that this version"),
+        ({"model": {}}, "must be a model that this version"),
+        ({"config": {"nmae": "x"}}, "must be a model that this version.*nmae"),
+        ({"phase": "student/none"}, "must be a model that this version"),
+        ({"vocab_size": "many"}, "must be a model that this version"),
+        ({"identity": None}, "has no identity; train again"),
+    ],
+)
+def test_a_model_that_was_edited_is_named(tmp_path, change, says):
+    save_tiny_checkpoint(tmp_path / "x.pt")
+    changed = {**load_checkpoint(tmp_path / "x.pt"), **change}
+    save_checkpoint({key: value for key, value in changed.items() if value is not None}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=rf"x\.pt .*{says}"):
+        load_model(tmp_path / "x.pt")
+
+
+def test_latest_passes_over_a_foreign_file(tmp_path, caplog):
+    save_checkpoint(content(10), tmp_path / "epoch-1.pt")
+    torch.save({"model": {}, "config": {}}, tmp_path / "epoch-2.pt")
+    assert find_latest(tmp_path)[0].name == "epoch-1.pt" and "epoch-2.pt must be a checkpoint" in caplog.text
 
 
 def test_average_is_the_mean(tmp_path):

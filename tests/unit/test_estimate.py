@@ -102,6 +102,9 @@ def test_hours_are_read_from_manifests_or_from_what_was_measured_of_them(tmp_pat
     cache.parent.mkdir()
     cache.write_text(json.dumps({"key": key, "train_cuts": {"seconds": 1.5, "num_cuts": 1}}))
     assert corpus_size(cfg, tmp_path / "data", tmp_path) == CorpusSize(1.5, 1, str(cache))
+    for broken in ("", '{"key"', "[]", '{"key": {}}'):  # training measures again
+        cache.write_text(broken)
+        assert corpus_size(cfg, tmp_path / "data", tmp_path).num_cuts == 2
     write_manifest(path, [1.5, 2.5, 3.0])
     assert corpus_size(cfg, tmp_path / "data", tmp_path).num_cuts == 3
 

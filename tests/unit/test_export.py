@@ -6,12 +6,14 @@ import shutil
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import soundfile
 import torch
-from lhotse import load_manifest
+from lhotse import CutSet, load_manifest
 
 from small_export import PHASE, SYSTEM, exportable_experiment
 from tiny import NUM_FEATURES, PIECES, TINY_CONF, lively, noise, tiny_model
@@ -241,6 +243,18 @@ def test_export_without_a_second_pass(tmp_path):
     assert int8["layers"] == sum(len(quantizable_layers(path)) for path in folder.glob("*r.onnx")) > 0
 
 
+def test_audio_that_is_not_finite_is_named(tmp_path):
+    _, data_dir, _ = exportable_experiment(tmp_path, utterances=2)
+    (path,) = (tmp_path / "audio" / "dev-clean").glob("utt-1.*")
+    samples, rate = soundfile.read(path)
+    samples[100] = np.nan
+    soundfile.write(path, samples, rate, format="WAV", subtype="FLOAT")
+    cuts = CutSet.from_file(data_dir / "fbank" / "librispeech_cuts_dev-clean.jsonl.gz")
+    info = SimpleNamespace(num_features=80, sampling_rate=rate)
+    with pytest.raises(ValueError, match="the audio of cut utt-1 must be finite, but has NaN or infinity"):
+        load_utterances(cuts.with_recording_path_prefix(tmp_path), info)
+
+
 def test_a_failed_export_leaves_the_old_one(exported, tmp_path):
     cfg, data_dir, exp_dir = exportable_experiment(tmp_path, utterances=2)
     audio = sorted((tmp_path / "audio").rglob("*.flac"))
@@ -273,7 +287,7 @@ def test_export_names_what_is_wrong_and_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="identity of an older training.*stage 8"):
         export(cfg, SYSTEM, data_dir, exp_dir)
     decode_json.write_text("{")
-    with pytest.raises(ValueError, match="cannot be read.*stage 8"):
+    with pytest.raises(ValueError, match="must be JSON.*stage 8"):
         export(cfg, SYSTEM, data_dir, exp_dir)
     decode_json.unlink()
     with pytest.raises(FileNotFoundError, match="stage 8 makes it"):

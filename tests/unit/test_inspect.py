@@ -89,6 +89,15 @@ def test_wer_is_that_of_this_model_only(tmp_path, run):
     assert "WER" not in run(path.with_name("epoch-1.pt"))[1]
 
 
+    for name in ("results.json", "decode/student/decode.json"):  # edited or cut short: the others are shown
+        file = tmp_path / "tiny" / name
+        good = file.read_text()
+        file.write_text("{}")
+        status, text, log = run(path, path.with_name("epoch-1.pt"))
+        assert status == 1 and f"{file} must have" in log and str(path.with_name("epoch-1.pt")) in text
+        file.write_text(good)
+
+
 class Evil:
     def __reduce__(self):
         return print, ("code of the file has run",)
@@ -107,7 +116,9 @@ def test_what_is_no_checkpoint_is_named_and_never_run(tmp_path, run):
         assert "has run" not in text and "Traceback" not in log
 
 
-@pytest.mark.parametrize("change", [{"phase": "student/none"}, {"vocab_size": 7}, {"config": {"nmae": "x"}}])
+@pytest.mark.parametrize(
+    "change", [{"phase": "student/none"}, {"vocab_size": 7}, {"config": {"nmae": "x"}}, {"trained_parts": 3}]
+)
 def test_checkpoint_that_does_not_fit_its_own_config_is_named(tmp_path, run, change):
     path = tmp_path / "final.pt"
     save_tiny_checkpoint(path)

@@ -104,11 +104,11 @@ def test_lg_takes_whole_words_of_the_model_only(lang_dir, tmp_path):
 
 
 def test_trained_arpa_is_a_distribution_that_lg_keeps(lang_dir, tmp_path):
-    train_arpa(lang_dir / "transcript_words.txt", 2, tmp_path / "G.arpa")
+    tokenizer = Tokenizer(lang_dir)
+    train_arpa(lang_dir / "transcript_words.txt", 2, tmp_path / "G.arpa", tokenizer)
     grams = read_arpa(tmp_path / "G.arpa")
     words = [gram[0] for gram in grams if len(gram) == 1 and gram[0] not in ("<s>",)]
     assert sum(10 ** grams[(w,)][0] for w in words) == pytest.approx(1.0, abs=1e-3)
-    tokenizer = Tokenizer(lang_dir)
     arcs = compile_lg(tmp_path / "G.arpa", tokenizer)
     for text in TEXTS:
         want = sentence_score(grams, text.split())

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import kaldi_native_fbank
 import numpy as np
 import pytest
+import soundfile
 
 import twopass_kd
 from small_export import SYSTEM, exportable_experiment
@@ -180,15 +181,35 @@ def test_utterances_bad_list_or_audio_are_named(tmp_path):
     with pytest.raises(ValueError, match=f"{path}, line 1"):
         read_utterances(path)
     path.write_text("")
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="list.jsonl is empty"):
         read_utterances(path)
     gone = Utterance("utt-7", "dev", str(tmp_path / "gone.flac"), 0.0, 1.0, "A")
     with pytest.raises(ValueError, match="utt-7.*gone.flac"):
         read_audio(gone, 16000)
 
 
+def test_utterances_texts_may_hold_any_separator(tmp_path):
+    utterances = [Utterance("a", "dev", "a.flac", 0.0, 1.0, "A\u2028B\u0085C\u00a0D")] * 2
+    write_utterances(utterances, tmp_path / "list.jsonl")
+    assert read_utterances(tmp_path / "list.jsonl") == utterances
+
+
+def test_read_audio_that_is_short_not_finite_or_raw_is_named(tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.zeros(16000), 16000)
+    soundfile.write(tmp_path / "nan.wav", np.full(32000, np.nan), 16000, subtype="FLOAT")
+    (tmp_path / "x.raw").write_bytes(bytes(64000))
+    for name, says in (
+        ("short.wav", r"must have 2 s from 0 s on, all finite, but has 1 s"),
+        ("nan.wav", "all finite"),
+        ("x.raw", "must be readable audio"),
+    ):
+        with pytest.raises(ValueError, match=rf"utterance a: .*{name} .*{says}.*stage 1"):
+            read_audio(Utterance("a", "dev", str(tmp_path / name), 0.0, 2.0, "A"), 16000)
+    exact = Utterance("a", "dev", str(tmp_path / "short.wav"), 0.0, 1.00001, "A")
+    assert len(read_audio(exact, 16000)) == 16000
+
+
 def test_read_audio_takes_the_part_at_the_models_rate(tmp_path):
-    soundfile = pytest.importorskip("soundfile")
     tone = np.sin(np.arange(8000) / 20).astype(np.float32) * 0.5
     soundfile.write(tmp_path / "a.wav", np.stack([tone, -tone], axis=1), 8000, subtype="FLOAT")
     utterance = Utterance("a", "dev", str(tmp_path / "a.wav"), 0.25, 0.5, "A")
@@ -250,6 +271,18 @@ def test_read_exports_missing_or_old_export_is_an_error(exported, tmp_path):
             read_exports(cfg, exp_dir)
     finally:
         decode_json.write_text(kept)
+    for path, schema_key in ((folder / "export.json", "identity"), (decode_json, "beam")):
+        kept = path.read_text()
+        for broken, says in (
+            (kept[: len(kept) // 2], "must be JSON"),
+            (kept.replace(f'"{schema_key}"', '"x"'), rf"must have .*{schema_key}"),
+        ):
+            path.write_text(broken)
+            try:
+                with pytest.raises(ConfigError, match=rf"{path.name}.* {says}"):
+                    read_exports(cfg, exp_dir)
+            finally:
+                path.write_text(kept)
     sizes = {job.runtime: job.bytes() for job in find_jobs(cfg, exp_dir, read_exports(cfg, exp_dir))}
     assert sizes["onnx"] - sizes["sherpa-onnx"] == (folder / "attention_decoder.onnx").stat().st_size
     assert sizes["pytorch"] == next(exp_dir.glob("*/student/deep/final.pt")).stat().st_size

@@ -5,18 +5,23 @@ import os
 import re
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from counting import RATE, WORDS, CountingRuntime, bursts, write
 from tiny import VOCAB_SIZE, tiny_model
 from twopass_kd.bin import recognize
 from twopass_kd.export.onnx_files import chunk_metadata, export_onnx
+from twopass_kd.ondevice import audio
 
 
 def run(*args, status=0, capsys=None):
@@ -79,6 +84,20 @@ def test_recognize_streaming_events(counting, talk, capsys):
     assert final["first_pass_text"] == "ONE TWO THREE" and len(final["nbest"]) == 3
     assert set(final["nbest"][0]) == {"text", "log_prob", "attention_log_prob", "score"}
     assert final["nbest"][0]["text"] == "ONE TWO THREE"
+
+
+def test_recognize_shows_no_half_letters_while_more_may_come(counting, talk, capsys, monkeypatch):
+    tokens = ("<blk>", "<sos/eos>", "<unk>", "<0xC3>", "<0x96>", "\u2581A", "B", "C", "D")
+    monkeypatch.setattr(CountingRuntime, "info", replace(CountingRuntime.info, tokens=tokens))
+    lines = events(talk, capsys=capsys)
+    assert [(e["event"], e["text"]) for e in lines] == [
+        ("partial", "Ö"),
+        ("final", "Ö"),
+        ("partial", "Ö"),
+        ("partial", "Ö A"),
+        ("final", "Ö A"),
+    ]
+    assert lines[-1]["tokens"] == ["<0xC3>", "<0x96>", "\u2581A"] and len(lines[-1]["timestamps"]) == 3
 
 
 def test_recognize_segments_do_not_depend_on_the_chunk(counting, talk, capsys):
@@ -162,6 +181,84 @@ def test_recognize_goes_on_after_a_bad_file(counting, talk, tmp_path, capsys, st
     assert len(err) == 4
     for path, line in zip(bad, err):
         assert line.startswith(f"twopass-recognize: error: `{path}` must be")
+
+
+def header(path, rate=RATE, channels=1):
+    """A wav file of a second, whose header says what it likes."""
+    soundfile.write(path, np.zeros(RATE), RATE)
+    data = bytearray(Path(path).read_bytes())
+    data[22:32] = struct.pack("<HII", channels, rate, 2 * channels * rate & 0xFFFFFFFF)
+    Path(path).write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("stream_option", [[], ["--stream"]])
+def test_recognize_odd_files_cost_no_other_its_text(counting, talk, tmp_path, capsys, stream_option):
+    for name in ("x.raw", "x.RAW"):
+        (tmp_path / name).write_bytes(bytes(range(256)) * 100)
+    os.mkfifo(tmp_path / "fifo")
+    os.symlink("nowhere", tmp_path / "link.wav")
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(str(tmp_path / "socket"))
+    soundfile.write(tmp_path / "loud.wav", np.full(RATE, 1e38, np.float32), RATE, subtype="FLOAT")
+    bad = {
+        tmp_path / "x.raw": "raw 16-bit mono samples at the model's rate go to `-`",
+        tmp_path / "x.RAW": "raw 16-bit mono samples at the model's rate go to `-`",
+        tmp_path / "fifo": "it is a named pipe, a socket or a device",
+        tmp_path / "socket": "it is a named pipe, a socket or a device",
+        "/dev/zero": "it is a named pipe, a socket or a device",
+        tmp_path / "link.wav": "it is a link to nowhere, which does not exist",
+        header(tmp_path / "no.wav", channels=0): "libsndfile reads",
+        header(tmp_path / "many.wav", channels=65535): "libsndfile reads",
+        header(tmp_path / "never.wav", rate=0): "libsndfile reads",
+        header(tmp_path / "slow.wav", rate=1): "must have a sampling rate from 1 to 1000 kHz",
+        header(tmp_path / "fast.wav", rate=10**9): "must have a sampling rate from 1 to 1000 kHz",
+        tmp_path / "loud.wav": "must have samples in [-1, 1], sample 0 (0.000 s) is",
+    }
+    out, err = run(*stream_option, talk, *bad, talk, status=1, capsys=capsys)
+    assert {line.split("\t")[0] for line in out} == {talk} and len(out) == (4 if stream_option else 2)
+    assert len(err) == len(bad)
+    for path, why in bad.items():
+        (line,) = [line for line in err if line.startswith(f"twopass-recognize: error: `{path}` must ")]
+        assert why in line
+
+
+@pytest.mark.parametrize("fails_after", [0, 1.0])
+def test_recognize_any_error_of_a_reader_is_its_files_only(counting, talk, tmp_path, capsys, monkeypatch, fails_after):
+    def read_chunks(path, rate, seconds, note, read=audio.read_chunks):
+        heard = 0.0
+        for chunk in read(path, rate, seconds, note):
+            if path == bad and heard >= fails_after:
+                raise OSError(5, "Input/output error")
+            heard += len(chunk) / rate
+            yield chunk
+
+    monkeypatch.setattr(audio, "read_chunks", read_chunks)
+    bad = write(tmp_path / "bad.wav", bursts(0.5, 0.5), subtype="FLOAT")
+    out, err = run(talk, bad, talk, status=1, capsys=capsys)
+    text = [f"{bad}\tONE"] if fails_after else []
+    assert out == [f"{talk}\tONE TWO ONE TWO THREE", *text, f"{talk}\tONE TWO ONE TWO THREE"]
+    assert len(err) == 1 and f"`{bad}` cannot be read (OSError(5, 'Input/output error'))" in err[0]
+
+
+@pytest.mark.parametrize("stream_option", [[], ["--stream"]])
+def test_recognize_names_with_line_feeds_and_tabs_stay_on_one_line(counting, tmp_path, capsys, stream_option):
+    path, missing = write(tmp_path / "a\tb\nc.wav", bursts(0.5, 0.5)), f"{tmp_path}/no\nfile"
+    out, err = run(*stream_option, path, missing, status=1, capsys=capsys)
+    assert len(out) == len(err) == 1
+    fields = out[0].split("\t")
+    assert (fields[0], fields[-1]) == (f"{tmp_path}/a\\tb\\nc.wav", "ONE") and "no\\nfile` must" in err[0]
+    assert json.loads(run("--json", path, capsys=capsys)[0][0])["file"] == path
+
+
+def test_recognize_a_name_that_is_not_utf8(export, tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    soundfile.write(tmp_path / "x.wav", bursts(0.5, 0.5), RATE)
+    os.rename(tmp_path / "x.wav", path)
+    command = [sys.executable, "-m", "twopass_kd.bin.recognize", str(export), path]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(path + b"\t")
 
 
 @pytest.mark.parametrize("stream_option", [[], ["--stream"]])

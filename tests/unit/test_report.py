@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -301,6 +302,32 @@ def test_collect_with_results_of_another_config(experiment: Path):
         collect(other, experiment, CONF)
 
 
+@pytest.mark.parametrize(
+    "keys, value, message",
+    [
+        (("systems",), [], r": `systems` \(\[\]\) must have at least one"),
+        (("systems", 0, "wer", "test-clean"), None, r": `systems\[0\].wer.test-clean` \(None\) must be a dict"),
+        (("systems", 0, "wer"), {}, r": `wer` of student must have test-clean, test-other"),
+        (("systems", 0, "params", "total"), "many", r": `systems\[0\].params.total` \('many'\) must be a int"),
+        (("environment",), None, r": `environment` \(None\) must be a dict"),
+        (("significance",), {"test-clean": {"p": 1}}, r": `significance.test-clean` must have delta_wer, ci95"),
+        (("corpus", "synthetic"), 1, r": `corpus.synthetic` \(1\) must be a bool"),
+        (("stages", 0, "title"), None, r": `stages\[0\].title` \(None\) must be a str"),
+        (("on_device",), {}, r": `on_device` must have set"),
+    ],
+)
+def test_collect_results_that_were_edited_are_named(tmp_path: Path, cfg: Config, keys, value, message):
+    experiment = scored(cfg, tmp_path, systems=["student"], num_utts=4, curves=False)
+    path = experiment / "results.json"
+    results = holder = json.loads(path.read_text())
+    for key in keys[:-1]:
+        holder = holder[key]
+    holder[keys[-1]] = value
+    path.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=rf"results\.json{message}.*; run stage 9 again"):
+        collect(cfg, experiment, CONF)
+
+
 def test_collect_without_the_students_transcripts(tmp_path: Path, cfg: Config):
     experiment = scored(cfg, tmp_path, systems=["student"], num_utts=4, curves=False)
     (experiment / "decode/student/recogs-test-clean-two_pass.txt").unlink()
@@ -325,6 +352,8 @@ def test_read_metrics_last_line_of_a_step_counts(tmp_path: Path):
 @pytest.mark.parametrize("line", ['{"split": "train"', "[]", '{"split": "test", "step": 1}', METRIC % (1, '"x"')])
 def test_read_metrics_malformed_names_file_and_line(tmp_path: Path, line: str):
     path = tmp_path / "metrics.jsonl"
+    path.touch()
+    assert read_metrics(path, "teacher/rnnt").steps == 0  # nothing was reported yet
     path.write_text(f"{METRIC % (1, 2)}\n{line}\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: must be"):
         read_metrics(path, "teacher/rnnt")

@@ -162,8 +162,13 @@ def test_build_results_missing_recogs_names_file_and_stage(tmp_path: Path, cfg: 
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("decode/student/decode.json", '{"phase": "x"', r"decode\.json must be JSON.*run stage 8 again"),
+        ("decode/student/decode.json", '{"phase": "x"', r"decode\.json must be JSON.*decode again \(stage 8\)"),
         ("decode/student/decode.json", '{"phase": "x"}', r"must have identity, params, bytes.*stage 8"),
+        ("decode/student/decode.json", "[]", r"decode\.json \(\[\]\) must be a dict; decode again"),
+        (".stages/3.done", "[]", r"3\.done \(\[\]\) must be a dict; remove it"),
+        (".stages/3.done", '{"stage": 3, "seconds": "1", "finished": "now"}', r"3\.done must hold stage, seconds"),
+        ("ondevice.json", "[]", r"ondevice\.json \(\[\]\) must be a dict; run stage 10 again"),
+        ("decode/student/recogs-test-clean-two_pass.txt", "", r"two_pass\.txt is empty"),
         (".stages/3.done", "done", r"3\.done must be JSON"),
         (".stages/3.done", '{"stage": 3}', r"3\.done must hold stage, seconds"),
     ],
@@ -172,6 +177,32 @@ def test_build_results_malformed_file_is_named(tmp_path: Path, cfg: Config, name
     experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
     (experiment / name).write_text(text)
     with pytest.raises(ValueError, match=message):
+        build_results(cfg, experiment, progress=False)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("params", 3, r"`params` \(3\) must be a dict"),
+        ("params", {}, r"`params` must have encoder, decoder, joiner, attention_decoder, total"),
+        ("train_seconds", "long", r"`train_seconds` \('long'\) must be a float"),
+        ("weight_scan", [{"weight": 1}], r"`weight_scan\[0\]` must have length_reward, wer"),
+        ("rtf", {"test-clean": 1}, r"`rtf.test-clean` \(1\) must be a dict"),
+        ("searches", [], r"`searches` \(\[\]\) must be a dict"),
+    ],
+)
+def test_build_results_edited_decode_json_is_named(tmp_path: Path, cfg: Config, key: str, value, message: str):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
+    path = experiment / "decode/student/decode.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=rf"decode\.json: {message}; decode again \(stage 8\)"):
+        build_results(cfg, experiment, progress=False)
+
+
+def test_build_results_identity_that_is_not_text_is_another(tmp_path: Path, cfg: Config):
+    experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
+    (experiment / "student/deep/identity").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"decode\.json \(identity.*must be of the checkpoint in .*student/deep"):
         build_results(cfg, experiment, progress=False)
 
 

@@ -127,6 +127,28 @@ def test_tokens_that_cannot_be_checked_are_said(scripted, caplog):
     assert teacher.pieces is None and "no tokens.txt of 30 tokens near" in caplog.text
 
 
+def test_tokens_may_hold_other_spaces_and_symbols(scripted):
+    path = Path(scripted[1].external_teacher.path)
+    pieces = [*PIECES[:-2], "A\u2028B\u00a0", "#1"]
+    lines = [f"{piece} {i}\r\n" for i, piece in enumerate([*pieces, "#0", "#1"])]
+    path.with_name("tokens.txt").write_bytes("".join(lines[:-1]).encode())
+    for tokens in (None, str(path.with_name("tokens.txt"))):
+        external = ExternalTeacherConfig(path=str(path), tokens=tokens)
+        assert load_external_teacher(external, VOCAB_SIZE, 80).pieces == pieces
+
+
+def test_tokens_that_cannot_be_read_are_named(scripted, tmp_path, caplog):
+    path = Path(scripted[1].external_teacher.path)
+    (tmp_path / "latin1.txt").write_bytes(b"<blk> 0\nCAF\xc9 1\n")
+    for tokens, says in ((tmp_path / "latin1.txt", "line 2: must be UTF-8 text"), (tmp_path / "no", "cannot be read")):
+        external = ExternalTeacherConfig(path=str(path), tokens=str(tokens))
+        with pytest.raises(ConfigError, match=rf"`external_teacher.tokens` \({tokens}\).*{says}"):
+            load_external_teacher(external, VOCAB_SIZE, 80)
+    (tmp_path / "latin1.txt").rename(path.with_name("tokens.txt"))  # found by chance: no error
+    assert load_external_teacher(ExternalTeacherConfig(path=str(path)), VOCAB_SIZE, 80).pieces is None
+    assert "not taken for the teacher's tokens" in caplog.text
+
+
 def test_tokens_are_found_beside_a_link(scripted, tmp_path, caplog):
     path = Path(scripted[1].external_teacher.path)
     elsewhere = tmp_path / "elsewhere"
@@ -141,11 +163,21 @@ def test_tokens_are_found_beside_a_link(scripted, tmp_path, caplog):
     ("missing.pt", "must be a file"),
     ("text.pt", "not a checkpoint.*external_teacher.recipe="),
     ("pretrained.pt", "external_teacher.recipe="),
+    ("pointer.pt", r"`external_teacher.path` \(.*pointer.pt\) is a Git LFS pointer.*git lfs pull"),
+    ("page.pt", r"`external_teacher.path` \(.*page.pt\) is a web page.*download the file itself"),
+    ("empty.pt", r"`external_teacher.path` \(.*empty.pt\) is empty"),
+    (".", "must be a file"),
+    ("zip.pt", "not a checkpoint"),
     ("broken.pt", "is TorchScript that torch .* cannot read .*export it with this torch or an older one"),
 ])  # fmt: skip
 def test_an_external_teacher_that_is_none_is_an_error(tmp_path, external, says):
     (tmp_path / "text.pt").write_text("no model")
     torch.save({"model": {}}, tmp_path / "pretrained.pt")
+    (tmp_path / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (tmp_path / "page.pt").write_text("<!DOCTYPE html>\n<html>Not found</html>\n")
+    (tmp_path / "empty.pt").touch()
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("pretrained.pt", b"weights")
     with zipfile.ZipFile(tmp_path / "broken.pt", "w") as archive:
         archive.writestr("broken/code/x.py", "of the future")
     with pytest.raises(ConfigError, match=says):

@@ -75,6 +75,34 @@ def test_tokenizer_accepts_icefalls_disambiguation_symbols(lang_dir):
     assert Tokenizer(lang_dir).digest() == digest
 
 
+def test_tokenizer_pieces_may_look_like_disambiguation_symbols_or_hold_other_spaces(tmp_path):
+    import sentencepiece
+
+    spaces = [f"{letter}{space}" for letter, space in zip("ABCDE", "\u2028\u2029\u0085\u00a0\u3000")]
+    with open(tmp_path / "bpe.model", "wb") as f:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXTS),
+            model_writer=f,
+            vocab_size=50,
+            model_type="bpe",
+            user_defined_symbols=["<blk>", "<sos/eos>", "#1", *spaces],
+            unk_id=2,
+            bos_id=-1,
+            eos_id=-1,
+            minloglevel=2,
+        )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "bpe.model"))
+    tokens = "".join(f"{processor.id_to_piece(i)} {i}\r\n" for i in range(50)) + "#0 50\n#1 51\n"
+    (tmp_path / "tokens.txt").write_bytes(tokens.encode())
+    assert {"#1", *spaces} <= {*Tokenizer(tmp_path).pieces}
+
+
+def test_tokenizer_names_a_tokens_file_that_is_not_utf8(lang_dir):
+    (lang_dir / "tokens.txt").write_bytes(b"<blk> 0\nCAF\xc9 1\n")
+    with pytest.raises(ValueError, match="tokens.txt`, line 2: must be UTF-8 text"):
+        Tokenizer(lang_dir)
+
+
 @pytest.mark.parametrize("missing", ["bpe.model", "tokens.txt"])
 def test_tokenizer_missing_file_names_the_stage(lang_dir, missing):
     (lang_dir / missing).unlink()

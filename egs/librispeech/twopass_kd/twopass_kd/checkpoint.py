@@ -13,6 +13,7 @@ from torch import Tensor
 
 from twopass_kd.config import Config, config_from_dict
 from twopass_kd.model import TwoPassModel
+from twopass_kd.user_files import no_content
 
 
 class CheckpointError(ValueError):
@@ -81,9 +82,11 @@ class _Writer(io.RawIOBase):
         return len(view)
 
 
-def load_checkpoint(path: Path) -> Dict[str, Any]:
+def load_checkpoint(path: Path, needed: Sequence[str] = ()) -> Dict[str, Any]:
     """Read a checkpoint on the CPU with `weights_only`, so that a file from outside cannot run code.
 
+    Args:
+      needed: entries that it must have beside `model` and `config`.
     Raises:
       CheckpointError: if the file is missing, cut short or no checkpoint of this recipe.
     """
@@ -94,10 +97,19 @@ def load_checkpoint(path: Path) -> Dict[str, Any]:
         raise CheckpointError(f"checkpoint ({path}) must exist; train its phase first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as e:
+        raise CheckpointError(f"{path} cannot be read ({e.strerror or e}); make it readable") from e
     except Exception as e:  # zipfile, pickle and torch errors have no common base
-        raise CheckpointError(f"{path} is cut short or not a checkpoint ({type(e).__name__})") from e
-    if not isinstance(content, dict) or "model" not in content or "config" not in content:
+        problem = no_content(path)
+        why = f": it {problem}" if problem else f" ({type(e).__name__})"
+        raise CheckpointError(f"{path} is cut short or not a checkpoint{why}") from e
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("model", "config")):
         raise CheckpointError(f"{path} must be a checkpoint of this recipe, with at least `model` and `config`")
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise CheckpointError(
+            f"{path} must be a checkpoint of this version of the recipe, but has no {', '.join(missing)}; train again"
+        )
     weights = content.pop("model")
     return {"model": weights, **_unpack_floats(content)}
 
@@ -111,7 +123,7 @@ def find_latest(exp_dir: Path) -> Optional[Tuple[Path, Dict[str, Any]]]:
     for kind in ("checkpoint", "epoch"):
         for path in _newest_first(exp_dir, kind):
             try:
-                content = load_checkpoint(path)
+                content = load_checkpoint(path, ["step"])
             except CheckpointError as e:
                 logging.warning("%s; falling back to the checkpoint before it", e)
                 continue
@@ -156,12 +168,17 @@ def load_model(path: Path) -> Tuple[TwoPassModel, Dict[str, Any]]:
 
     Returns:
       The model in eval mode, and the checkpoint's other entries.
+    Raises:
+      CheckpointError: as `load_checkpoint`; if its weights are not of its architecture.
     """
-    content = load_checkpoint(path)
-    cfg = config_from_dict(content["config"])
+    content = load_checkpoint(path, ["phase", "vocab_size", "identity", "tokens_digest", "trained_parts"])
     weights = content.pop("model")
-    model = build_model(cfg, cfg.phases[content["phase"]].model, content["vocab_size"])
-    model.load_state_dict(weights)
+    try:
+        cfg = config_from_dict(content["config"])
+        model = build_model(cfg, cfg.phases[content["phase"]].model, content["vocab_size"])
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as e:
+        raise CheckpointError(f"{path} must be a model that this version of the recipe trained ({e!r})") from e
     return model.eval(), content
 
 
@@ -194,7 +211,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> Dict[str, Any]:
     content = load_checkpoint(path)
     try:
         model.load_state_dict(content.pop("model"))
-    except RuntimeError as e:
+    except (RuntimeError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{path} does not fit this model: {e}") from e
     return content
 

@@ -1,12 +1,12 @@
 """What a checkpoint says of itself, for people."""
 
-import json
 from pathlib import Path
 from typing import Any, Dict, Optional
 
 from twopass_kd.checkpoint import CheckpointError, build_model, load_checkpoint, weights_digest
-from twopass_kd.config import Config, config_from_dict
+from twopass_kd.config import Config, ConfigError, config_from_dict
 from twopass_kd.results import PASS_TITLES, format_wer, load_results
+from twopass_kd.user_files import read_json
 
 
 def describe(path: Path) -> Dict[str, str]:
@@ -14,20 +14,26 @@ def describe(path: Path) -> Dict[str, str]:
 
     Raises:
       CheckpointError: if the file is missing, damaged or none of this recipe.
+      ValueError: if results.json of its experiment, or its decode.json, is malformed.
     """
     content = load_checkpoint(path)
     try:
-        cfg = config_from_dict(content["config"])
-        name = content["phase"]
-        phase = cfg.phases[name]
-        model = build_model(cfg, phase.model, content["vocab_size"])
-        model.load_state_dict(content["model"])
-        digest = content.get("weights_digest", weights_digest(content["model"]))
-    except (KeyError, ValueError, RuntimeError) as e:
+        found = _describe(path, content)
+    except (KeyError, TypeError, AttributeError, ConfigError, RuntimeError) as e:
         raise CheckpointError(f"{path} must be a model that this version of the recipe trained ({e!r})") from e
+    return {title: text for title, text in found.items() if text}
+
+
+def _describe(path: Path, content: Dict[str, Any]) -> Dict[str, Optional[str]]:
+    cfg = config_from_dict(content["config"])
+    name = content["phase"]
+    phase = cfg.phases[name]
+    model = build_model(cfg, phase.model, content["vocab_size"])
+    model.load_state_dict(content["model"])
+    digest = content.get("weights_digest", weights_digest(content["model"]))
     sizes = model.deployed_parameters()
     environment = content.get("environment", {})
-    found = {
+    return {
         "phase": f"{name} of {cfg.name}: {', '.join(phase.train)} of the {phase.model}",
         "progress": progress(content, phase.num_epochs),
         "trained": ", ".join(content["trained_parts"]),
@@ -40,7 +46,6 @@ def describe(path: Path) -> Dict[str, str]:
         "commit": environment.pop("git_commit", None),
         "environment": ", ".join(f"{key} {value}" for key, value in environment.items() if value is not None),
     }
-    return {title: text for title, text in found.items() if text}
 
 
 def progress(content: Dict[str, Any], num_epochs: int) -> str:
@@ -63,7 +68,7 @@ def wer(path: Path, phase: str, identity: str) -> Optional[str]:
     """What results.json of the experiment says of this very model; None where it says nothing."""
     if path.name != "final.pt":
         return None
-    experiment = path.resolve().parents[2]
+    experiment = (path.resolve().parents[2:3] or [path.parent])[0]
     if not (experiment / "results.json").is_file():
         return None
     results = load_results(experiment)
@@ -71,7 +76,7 @@ def wer(path: Path, phase: str, identity: str) -> Optional[str]:
     if system is None:
         return None
     decoded = experiment / "decode" / system["name"] / "decode.json"
-    if not decoded.is_file() or json.loads(decoded.read_text(encoding="utf-8"))["identity"] != identity:
+    if not decoded.is_file() or read_json(decoded, {"identity": str}, "decode again (stage 8)")["identity"] != identity:
         return None
     texts = []
     for set_name in results["corpus"]["test_parts"]:

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class _Encoder(nn.Module):
         self.encode = encode
         try:
             lens = [self._probe(frames, num_mel_bins) for frames in _PROBE_FRAMES]
-        except RuntimeError as e:
+        except Exception as e:  # whatever the teacher's own code raises
             takes = [bins for bins in _KNOWN_BINS if self._takes(bins)]
             if takes:
                 raise ConfigError(
@@ -92,7 +92,7 @@ class _Encoder(nn.Module):
                 ) from e
             raise ConfigError(
                 f"the teacher's encoder cannot be run on features of shape (1, {_PROBE_FRAMES[0]}, {num_mel_bins}): "
-                f"{str(e).strip().splitlines()[-1]}"
+                f"{(str(e).strip() or repr(e)).splitlines()[-1]}"
             ) from e
         # Output frames of so many more input frames.
         self.subsampling_factor = round((_PROBE_FRAMES[1] - _PROBE_FRAMES[0]) / max(1, lens[1] - lens[0]))
@@ -110,7 +110,7 @@ class _Encoder(nn.Module):
     def _takes(self, num_mel_bins: int) -> bool:
         try:
             return self._probe(_PROBE_FRAMES[0], num_mel_bins) > 0
-        except RuntimeError:
+        except Exception:
             return False
 
 
@@ -168,7 +168,11 @@ class _Joiner(nn.Module):
         encoder_out, decoder_out = (
             torch.randn(2, linear.weight.shape[1]) for linear in (self.encoder_proj, self.decoder_proj)
         )
-        if not torch.allclose(joiner(encoder_out, decoder_out), self(encoder_out, decoder_out), atol=1e-4):
+        try:
+            is_ours = torch.allclose(joiner(encoder_out, decoder_out), self(encoder_out, decoder_out), atol=1e-4)
+        except Exception:  # whatever the teacher's own code raises
+            is_ours = False
+        if not is_ours:
             raise ConfigError("the teacher's joiner must be output_linear(tanh(encoder_proj + decoder_proj))")
 
     def forward(self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True) -> Tensor:
@@ -180,10 +184,11 @@ class _Joiner(nn.Module):
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is TorchScript: unlike a checkpoint, it carries code."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
 
 def files_of(path: Path) -> List[Path]:
@@ -219,8 +224,8 @@ def load_torchscript(path: Path, num_mel_bins: int) -> IcefallTransducer:
 def _load_script(path: Path) -> nn.Module:
     try:
         return torch.jit.load(str(path), map_location="cpu")
-    except RuntimeError as e:
-        reason = next((line for line in str(e).splitlines() if line.strip()), "")
+    except Exception as e:  # torch's errors have no common base
+        reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise ConfigError(
             f"`external_teacher.path` ({path}) is TorchScript that torch {torch.__version__} cannot read ({reason}); "
             "export it with this torch or an older one, or train with a newer one (STACK=torch2)"
@@ -252,6 +257,8 @@ def _join_traced(encoder: nn.Module, path: Path) -> nn.Module:
         if not file.is_file():
             raise ConfigError(f"`external_teacher.path` ({path}) must have {file.name} beside it, of the same export")
         part = _load_script(file)
+        if name == "decoder" and not hasattr(getattr(part, "conv", None), "weight"):
+            raise ConfigError(f"`external_teacher.path`: {file} must be a stateless decoder of icefall's, with a conv")
         module.add_module(name, _TracedDecoder(part) if name == "decoder" else part)
     return module.eval()
 
@@ -296,6 +303,12 @@ def load_recipe(
     if not (recipe / "train.py").is_file():
         raise ConfigError(f"`external_teacher.recipe` ({recipe}) must be an icefall recipe's folder, with a train.py")
     train = _import_train(recipe)
+    absent = [name for name in ("get_params", "get_parser") if not hasattr(train, name)]
+    if absent or not (hasattr(train, "get_model") or hasattr(train, "get_transducer_model")):
+        raise ConfigError(
+            f"`external_teacher.recipe` ({recipe}): its train.py must have get_params, get_parser and get_model or "
+            "get_transducer_model, as icefall's transducers have"
+        )
     params = train.get_params()
     try:
         params.update(vars(train.get_parser().parse_args(shlex.split(options))))
@@ -310,7 +323,13 @@ def load_recipe(
             )
     params.update(vocab_size=vocab_size, blank_id=0, sos_id=1, eos_id=1, unk_id=2, feature_dim=num_mel_bins)
     params.update(dynamic_chunk_training=False)  # conformers': a random chunk at each call
-    module = (train.get_model if hasattr(train, "get_model") else train.get_transducer_model)(params)
+    try:
+        module = (train.get_model if hasattr(train, "get_model") else train.get_transducer_model)(params)
+    except Exception as e:  # whatever the recipe's own code raises
+        raise ConfigError(
+            f"`external_teacher.options` ({options}): {recipe} cannot build a model with them ({e!r}); give those "
+            "it was trained with"
+        ) from e
     _load_weights(module, path, recipe, vocab_size)
     module.eval()
     encode = getattr(module, "forward_encoder", None) or _encode_function(module.encoder)
@@ -327,9 +346,9 @@ def _import_train(recipe: Path) -> ModuleType:
     sys.path.insert(0, str(recipe))
     try:
         spec.loader.exec_module(train)
-    except ImportError as e:
+    except Exception as e:  # an ImportError, or whatever the recipe's own code raises
         raise ConfigError(
-            f"`external_teacher.recipe` ({recipe}): its train.py cannot be imported ({e}); set ICEFALL_ROOT to the "
+            f"`external_teacher.recipe` ({recipe}): its train.py cannot be imported ({e!r}); set ICEFALL_ROOT to the "
             "icefall checkout and install what it needs (docs/install.md)"
         ) from e
     finally:
@@ -340,7 +359,7 @@ def _import_train(recipe: Path) -> ModuleType:
 
 def _load_weights(module: nn.Module, path: Path, recipe: Path, vocab_size: int) -> None:
     try:
-        weights: Optional[Dict[str, Tensor]] = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        weights: Dict[str, Tensor] = dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
     except Exception as e:  # zipfile, pickle and torch errors have no common base
         raise ConfigError(
             f"`external_teacher.path` ({path}) must hold weights and nothing else, so that reading it runs no code "
@@ -354,7 +373,7 @@ def _load_weights(module: nn.Module, path: Path, recipe: Path, vocab_size: int) 
         )
     try:
         module.load_state_dict(weights)
-    except RuntimeError as e:
+    except (RuntimeError, TypeError, AttributeError) as e:
         reason = " ".join(str(e).split())[:400]
         raise ConfigError(
             f"`external_teacher.path` ({path}) does not fit the model that {recipe} builds with "

@@ -7,7 +7,9 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from twopass_kd.schemas import ON_DEVICE
 from twopass_kd.significance import describe
+from twopass_kd.user_files import find_problem
 
 OnDevice = Dict[str, Any]
 
@@ -31,48 +33,6 @@ COST_GROUPS = (  # (heading, headings below it): the columns of `cost_cells`
     ("peak MB", ()),
 )
 
-# What the file must look like: a type, [items], [this, that], a dict of named fields, {...: value} under any names, or
-# a tuple of alternatives. `float` takes whole numbers too.
-_PERCENTILES = {"p50": float, "p95": float}
-_PASSES = {"greedy_search": float, "first_pass": float, "two_pass": (float, None)}
-_DIFFERENCE = {"delta_wer": float, "ci95": [float, float], "p": float}
-_AGREEMENT = {"same": int, "of": int, "different": [str]}
-_QUANTIZATION = {  # `int8` of a system's export.json
-    "dev_parts": [str],
-    "layers": int,
-    "left_out": [str],
-    "wer": {"fp32": float, "int8": float, "all_int8": float},
-}
-_STREAMING = {"utterances": int, "same_greedy": int, "different": [str], "encoder_difference": float}
-_SCHEMA = {
-    "set": str,
-    "timed_utterances": int,
-    "timed_seconds": float,
-    "threads": int,
-    "chunk_ms": float,
-    "decoded_seconds": {...: float},
-    "rows": [
-        {
-            "system": str,
-            "runtime": str,
-            "identity": str,
-            "bytes": int,
-            "rtf": _PASSES,
-            "chunk_ms": _PERCENTILES,
-            "final_ms": (_PERCENTILES, None),
-            "second_pass_share": (float, None),
-            "peak_mb": float,
-            "wer": {...: _PASSES},
-        }
-    ],
-    "agreement": {...: {...: {...: _AGREEMENT}}},
-    "int8": {...: {...: (float, None, {...: _DIFFERENCE})}},
-    "long_audio": {"minutes": [float], "peak_mb": [float]},
-    "quantization": {...: _QUANTIZATION},
-    "streaming": {...: {...: _STREAMING}},
-    "settings": {...: {"beam": int, "nbest": int, "rescore_weight": (float, None), "length_reward": (float, None)}},
-}
-
 
 def check_on_device(
     content: Any, path: Path, decoded: Mapping[str, Mapping[str, Any]], sets: Sequence[str]
@@ -86,7 +46,7 @@ def check_on_device(
     Raises:
       ValueError: if the content is malformed, naming file, field and stage.
     """
-    problem = _find_problem(content, _SCHEMA, "")
+    problem = find_problem(content, ON_DEVICE)
     if problem is None:
         unknown = [row["runtime"] for row in content["rows"] if row["runtime"] not in RUNTIME_TITLES]
         problem = f"`runtime` ({unknown[0]}) must be one of {', '.join(RUNTIME_TITLES)}" if unknown else None
@@ -107,33 +67,6 @@ def check_on_device(
             _log.warning("%s: not measured on %s; left out, run stage 10 again", path, ", ".join(missing))
             return None
     return content
-
-
-def _find_problem(value: Any, schema: Any, where: str) -> Optional[str]:
-    """The first place where `value` is not as `schema` has it, or None."""
-    if isinstance(schema, tuple):
-        found = [_find_problem(value, s, where) for s in schema]
-        inside = [p for p in found if p is not None and not p.startswith(f"`{where}` (")]
-        return None if None in found else [*inside, *found][0]
-    if schema is None or isinstance(schema, type):
-        kinds = {None: (type(None),), float: (int, float)}.get(schema, (schema,))
-        fits = isinstance(value, kinds) and not isinstance(value, bool)
-        return None if fits else f"`{where}` ({value!r:.60}) must be a {getattr(schema, '__name__', 'null')}"
-    kind = list if isinstance(schema, list) else dict
-    if not isinstance(value, kind):
-        return f"`{where or 'content'}` ({value!r:.60}) must be a {kind.__name__}"
-    if kind is list:
-        if len(schema) > 1 and len(value) != len(schema):
-            return f"`{where}` ({value!r:.60}) must have {len(schema)} items"
-        parts = [(f"{where}[{i}]", item, schema[min(i, len(schema) - 1)]) for i, item in enumerate(value)]
-    else:
-        wanted = {key: schema[...] for key in value} if ... in schema else schema
-        missing = [key for key in wanted if key not in value]
-        if missing:
-            return f"`{where or 'content'}` must have {', '.join(missing)}"
-        parts = [(f"{where}.{key}".lstrip("."), value[key], s) for key, s in wanted.items()]
-    problems = (_find_problem(item, s, name) for name, item, s in parts)
-    return next((p for p in problems if p is not None), None)
 
 
 def how_measured(on_device: OnDevice) -> str:
@@ -249,8 +182,8 @@ def cost_cells(row: Mapping[str, Any], empty: str = "-") -> List[str]:
     return [
         f"{row['bytes'] / 1e6:.2f}",
         *(_number(row["rtf"][p], 4, empty) for p in _PASS_TITLES),
-        *(_number(row["chunk_ms"][p], 1, empty) for p in _PERCENTILES),
-        *(_number(final.get(p), 1, empty) for p in _PERCENTILES),
+        *(_number(row["chunk_ms"][p], 1, empty) for p in ("p50", "p95")),
+        *(_number(final.get(p), 1, empty) for p in ("p50", "p95")),
         empty if share is None else f"+{100 * share:.0f}%",
         f"{row['peak_mb']:.1f}",
     ]

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from twopass_kd.config import Config
 from twopass_kd.files import write_text_atomically
 from twopass_kd.results import Results, dev_set_mark, find_system, load_results
+from twopass_kd.user_files import read_lines
 from twopass_kd.wer import WordPair, align_words, read_recogs
 
 NUM_WORST = 10
@@ -113,7 +114,8 @@ def read_metrics(path: Path, name: str) -> Phase:
     """
     points: Dict[Tuple[str, str], Dict[int, float]] = {}
     seconds = 0.0
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = read_lines(path, str(path), "train the phase again") if path.stat().st_size else []  # none reported yet
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             split, step = row["split"], int(row["step"])

@@ -36,7 +36,6 @@ from twopass_kd.report import (
 )
 from twopass_kd.report_style import CSS
 from twopass_kd.results import (
-    PARTS,
     PASS_TITLES,
     PASSES,
     Results,
@@ -45,6 +44,7 @@ from twopass_kd.results import (
     find_system,
     verdict,
 )
+from twopass_kd.schemas import PARTS
 from twopass_kd.search_results import SEARCHES_UNIT, search_rows, searches_left_out
 from twopass_kd.significance import format_p, judge
 

@@ -30,7 +30,8 @@ from twopass_kd.report import (
     scan_at_chosen_reward,
     stage_rows,
 )
-from twopass_kd.results import PARTS, PASS_TITLES, PASSES, Results, dev_set_mark, format_wer, verdicts
+from twopass_kd.results import PASS_TITLES, PASSES, Results, dev_set_mark, format_wer, verdicts
+from twopass_kd.schemas import PARTS
 from twopass_kd.search_results import SEARCHES_UNIT, search_rows, searches_left_out
 
 _WER_UNIT = "WER in %, with 95% bootstrap intervals; the first pass is the transducer's beam search"

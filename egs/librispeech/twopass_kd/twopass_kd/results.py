@@ -13,14 +13,15 @@ from twopass_kd.config import Config, reported_systems
 from twopass_kd.environment import describe_environment
 from twopass_kd.files import write_text_atomically
 from twopass_kd.ondevice_results import check_on_device, sentences, summary_rows
+from twopass_kd.schemas import DECODED, RESULTS
 from twopass_kd.search_results import SEARCHES_UNIT, search_rows, searches_left_out
 from twopass_kd.significance import describe
+from twopass_kd.user_files import find_problem, read_json
 from twopass_kd.wer import Transcript, bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs
 
 SYSTEM_ORDER = ("teacher", "student_copy", "student_stage1", "student_stage2", "student")
 PASS_TITLES = {"greedy_search": "greedy", "first_pass": "first pass", "two_pass": "two-pass"}
 PASSES = tuple(PASS_TITLES)
-PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "total")
 
 Results = Dict[str, Any]
 
@@ -82,11 +83,20 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def load_results(experiment: Path) -> Results:
-    """Read `<experiment>/results.json`. Raises ValueError where it is missing or not JSON, naming stage 9."""
+    """Read `<experiment>/results.json`. Raises ValueError where it is missing or malformed, naming stage 9."""
     path = Path(experiment) / "results.json"
     if not path.is_file():
         raise ValueError(f"{path} must exist; score the decoded systems first (stage 9, twopass_kd.bin.score)")
-    return _load_json(path, stage=9)
+    remedy = "run stage 9 again"
+    results = read_json(path, RESULTS, remedy)
+    if not results["systems"]:
+        raise ValueError(f"{path}: `systems` ([]) must have at least one; {remedy}")
+    corpus = results["corpus"]
+    for system in results["systems"]:
+        missing = [s for s in (*corpus["test_parts"], *corpus["dev_parts"]) if s not in system["wer"]]
+        if missing:
+            raise ValueError(f"{path}: `wer` of {system['name']} must have {', '.join(missing)}; {remedy}")
+    return results
 
 
 def find_system(results: Results, name: str) -> Optional[Dict[str, Any]]:
@@ -98,12 +108,11 @@ def read_stages(experiment: Path) -> List[Dict[str, Any]]:
     """Wall time of the finished stages of run.sh: [{"stage", "title", "seconds", "finished"}], in order."""
     found = []
     for path in Path(experiment).glob(".stages/*.done"):
-        marker = _load_json(path, stage=None)
-        try:
-            stage, seconds, finished = (marker[k] for k in ("stage", "seconds", "finished"))
-            title = marker.get("title", f"stage {stage}")
-        except (KeyError, TypeError) as e:
-            raise ValueError(f"{path} must hold stage, seconds and finished; remove it to rerun that stage") from e
+        marker = read_json(path, {}, "remove it to rerun that stage")
+        if find_problem(marker, {"stage": int, "title?": str, "seconds": float, "finished": str}):
+            raise ValueError(f"{path} must hold stage, seconds and finished; remove it to rerun that stage")
+        stage, seconds, finished = (marker[k] for k in ("stage", "seconds", "finished"))
+        title = marker.get("title", f"stage {stage}")
         found.append({"stage": stage, "title": title, "seconds": seconds, "finished": finished})
     return sorted(found, key=lambda s: s["stage"])
 
@@ -133,27 +142,11 @@ def _find_systems(cfg: Config, experiment: Path) -> Dict[str, Dict[str, Any]]:
     return {name: _load_decode(paths[name], experiment / phases[name] / "identity") for name in names}
 
 
-def _load_json(path: Path, stage: Optional[int]) -> Dict[str, Any]:
-    remedy = "remove it to rerun that stage" if stage is None else f"run stage {stage} again"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:  # not JSON, or not UTF-8
-        raise ValueError(f"{path} must be JSON, but is not ({e}); {remedy}") from e
-
-
 def _load_decode(path: Path, identity_path: Path) -> Dict[str, Any]:
     """Read a decode.json; `identity_path` tells which checkpoint the system has now."""
-    meta = _load_json(path, stage=8)
-    required = ("phase", "identity", "params", "bytes", "train_seconds")
-    required += ("beam", "nbest", "rescore_weight", "length_reward", "weight_scan", "rtf")
-    missing = [key for key in required if key not in meta]
-    missing += [
-        f"{key}.{part}" for key in ("params", "bytes") if key in meta for part in PARTS if part not in meta[key]
-    ]
-    if missing:
-        raise ValueError(f"{path} must have {', '.join(missing)}; decode again (stage 8)")
+    meta = read_json(path, DECODED, "decode again (stage 8)")
     # Without the file (a checkpoint brought from elsewhere) there is nothing to compare with.
-    present = identity_path.read_text(encoding="utf-8").strip() if identity_path.is_file() else meta["identity"]
+    present = identity_path.read_text("utf-8", "replace").strip() if identity_path.is_file() else meta["identity"]
     if meta["identity"] != present:
         raise ValueError(
             f"{path} (identity {meta['identity']}) must be of the checkpoint in {identity_path.parent} (identity "
@@ -168,7 +161,7 @@ def _read_on_device(
     path = experiment / "ondevice.json"
     if not path.is_file():
         return None
-    return check_on_device(_load_json(path, stage=10), path, decoded, sets)
+    return check_on_device(read_json(path, {}, "run stage 10 again"), path, decoded, sets)
 
 
 def _read_passes(folder: Path, set_name: str, meta: Dict[str, Any]) -> Dict[str, Optional[List[Transcript]]]:

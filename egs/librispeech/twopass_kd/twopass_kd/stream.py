@@ -23,6 +23,7 @@ from typing import List, Optional, Sequence
 
 import numpy as np
 
+from twopass_kd.detokenize import detokenize
 from twopass_kd.ondevice.endpoint import EndpointRules
 from twopass_kd.ondevice.features import FRAME_SHIFT, OnlineFeatures
 from twopass_kd.ondevice.runtime import SOS_EOS, ModelError, ModelInfo, OnnxRuntime, Runtime, States
@@ -52,7 +53,8 @@ class Result:
 
     Attributes:
       text: the best hypothesis: of the first pass while `is_final` is false, of the second pass then.
-      tokens, timestamps: its pieces and when each was emitted, in seconds from the beginning of the audio.
+      tokens, timestamps: its pieces and when each was emitted, in seconds from the beginning of the audio. A piece may
+        be a byte of a letter, `<0xC3>`.
       start, end: the audio that was decoded, in seconds from its beginning.
       first_pass_text: the best hypothesis of the first pass.
       nbest: the alternatives, best first; empty while `is_final` is false.
@@ -241,7 +243,7 @@ class StreamingRecognizer:
         return [Alternative(t, h.log_prob, a, s) for t, h, a, s in zip(texts, nbest, attention, scores)]
 
     def _result(self, stream: Stream, hyp: Hypothesis, is_final: bool) -> Result:
-        start, text = stream.begin * FRAME_SHIFT, self._text(hyp)
+        start, text = stream.begin * FRAME_SHIFT, self._text(hyp, is_final)
         return Result(
             text=text,
             tokens=[self.info.tokens[k] for k in hyp.tokens],
@@ -252,13 +254,8 @@ class StreamingRecognizer:
             first_pass_text=text,
         )
 
-    def _text(self, hyp: Hypothesis) -> str:
-        return detokenize([self.info.tokens[k] for k in hyp.tokens if k != SOS_EOS])
-
-
-def detokenize(pieces: Sequence[str]) -> str:
-    """The words that BPE pieces spell, as sentencepiece has them: a piece that begins a word begins with U+2581."""
-    return " ".join("".join(pieces).replace("\u2581", " ").split())
+    def _text(self, hyp: Hypothesis, is_final: bool = True) -> str:
+        return " ".join(detokenize([self.info.tokens[k] for k in hyp.tokens if k != SOS_EOS], is_final).split())
 
 
 def open_runtime(path: Path, int8: bool = False, num_threads: int = 1) -> Runtime:

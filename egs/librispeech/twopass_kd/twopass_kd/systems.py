@@ -9,9 +9,6 @@ from twopass_kd.model import TwoPassModel
 from twopass_kd.teacher import check_tokens, load_external_teacher
 from twopass_kd.tokenizer import Tokenizer, open_tokenizer
 
-# How stage 8 decoded a system: keys of its decode.json that exports and runtimes take over.
-DECODING = ("beam", "nbest", "rescore_weight", "length_reward")
-
 
 def load_system(
     cfg: Config, system: str, data_dir: Path, exp_dir: Path

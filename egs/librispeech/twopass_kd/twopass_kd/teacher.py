@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Sequence
 import torch
 from torch import nn
 
-from twopass_kd.checkpoint import CheckpointError, build_model, final_checkpoint, load_model
+from twopass_kd.checkpoint import CheckpointError, build_model, final_checkpoint, load_model, weights_digest
 from twopass_kd.config import (
     EXTERNAL_TEACHER,
     Config,
@@ -21,7 +21,9 @@ from twopass_kd.config import (
 )
 from twopass_kd.icefall_transducer import files_of, is_torchscript, load_recipe, load_torchscript
 from twopass_kd.model import TwoPassModel
-from twopass_kd.tokenizer import Tokenizer, parse_tokens
+from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.tokens_file import read_pieces, without_disambiguation
+from twopass_kd.user_files import no_content
 
 
 @dataclass
@@ -64,9 +66,9 @@ def load_teacher(path: Path) -> Teacher:
         model.requires_grad_(False),
         model,
         Path(path),
-        content["weights_digest"],
+        content.get("weights_digest") or weights_digest(model.state_dict()),
         content["trained_parts"],
-        content["tokens"],
+        content.get("tokens"),
         config_from_dict(content["config"]).features,
     )
 
@@ -81,7 +83,10 @@ def load_external_teacher(external: ExternalTeacherConfig, vocab_size: int, num_
     """
     path = Path(external.path)
     if not path.is_file():
-        raise ConfigError(f"`external_teacher.path` ({path}) must be a file")
+        raise ConfigError(f"`external_teacher.path` ({path}) must be a file; correct it")
+    problem = no_content(path)
+    if problem:
+        raise ConfigError(f"`external_teacher.path` ({path}) {problem}")
     if external.recipe is not None:
         model = load_recipe(Path(external.recipe), path, external.options, vocab_size, num_mel_bins)
     elif is_torchscript(path):
@@ -103,15 +108,21 @@ def load_external_teacher(external: ExternalTeacherConfig, vocab_size: int, num_
 def _find_pieces(external: ExternalTeacherConfig, vocab_size: int) -> Optional[List[str]]:
     """The tokens of a teacher of icefall, out of the `tokens.txt` that is named or lies where icefall leaves it."""
     if external.tokens is not None:
-        if not Path(external.tokens).is_file():
-            raise ConfigError(f"`external_teacher.tokens` ({external.tokens}) must be the teacher's tokens.txt")
-        return list(parse_tokens(Path(external.tokens).read_text(encoding="utf-8")))
+        what = f"`external_teacher.tokens` ({external.tokens})"
+        pieces = read_pieces(Path(external.tokens), what, "give the teacher's tokens.txt", ConfigError)
+        return without_disambiguation(pieces)
     near = []
     for path in (Path(external.path).absolute(), Path(external.path).resolve()):  # beside a link, then where it leads
         near.append(path.with_name("tokens.txt"))
         near += [p for above in list(path.parents)[1:3] for p in sorted(above.glob("data/lang_bpe_*/tokens.txt"))]
     for path in near:
-        pieces = list(parse_tokens(path.read_text(encoding="utf-8"))) if path.is_file() else []
+        if not path.is_file():
+            continue
+        try:
+            pieces = without_disambiguation(read_pieces(path, str(path), "name another: external_teacher.tokens"))
+        except ValueError as e:
+            logging.warning("not taken for the teacher's tokens: %s", e)
+            continue
         if len(pieces) == vocab_size:
             logging.info("tokens of the teacher: %s", path)
             return pieces

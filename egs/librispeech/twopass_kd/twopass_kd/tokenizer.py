@@ -3,11 +3,14 @@
 import hashlib
 import unicodedata
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, Iterable, List
 
 import sentencepiece
 
 from twopass_kd.config import Config
+from twopass_kd.detokenize import detokenize
+from twopass_kd.tokens_file import without_disambiguation
+from twopass_kd.user_files import read_lines
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"  # ids 0, 1, 2
 WORD_BEGIN = "\u2581"  # how sentencepiece writes a space
@@ -24,17 +27,10 @@ def too_many_tokens(num_frames: int, num_tokens: int, subsampling_factor: int) -
     return num_tokens > num_frames // subsampling_factor - 1
 
 
-def parse_tokens(text: str) -> Dict[str, str]:
-    """Piece -> its number as written, of the lines of a tokens.txt, without icefall's disambiguation symbols.
-
-    Those (#0, #1, ...) belong to its lexicon; no model predicts them.
-    """
-    listed = {}
-    for line in text.splitlines():
-        piece, _, number = line.rpartition(" ")
-        if not (piece.startswith("#") and piece[1:].isdigit()):
-            listed[piece] = number
-    return listed
+def parse_tokens(lines: Iterable[str]) -> Dict[str, str]:
+    """Piece -> its number as written, of the lines of a tokens.txt, without icefall's disambiguation symbols."""
+    rows = [line.rpartition(" ")[::2] for line in lines]
+    return dict(rows[: len(without_disambiguation([piece for piece, _ in rows]))])
 
 
 class Tokenizer:
@@ -63,7 +59,6 @@ class Tokenizer:
         except (RuntimeError, OSError) as e:
             raise ValueError(f"`{lang_dir / 'bpe.model'}` must be a sentencepiece model: {e}; run stage 2 again") from e
         self.pieces: List[str] = [self._sp.id_to_piece(i) for i in range(self._sp.get_piece_size())]
-        self._tokens = (lang_dir / "tokens.txt").read_text(encoding="utf-8")
         self._check(lang_dir)
         self.blank_id, self.sos_id, self.eos_id, self.unk_id = 0, 1, 1, 2
 
@@ -72,7 +67,8 @@ class Tokenizer:
             raise ValueError(
                 f"`{lang_dir / 'bpe.model'}` must start with {BLANK} {SOS_EOS} {UNK}, not {' '.join(self.pieces[:3])}"
             )
-        listed = parse_tokens(self._tokens)
+        tokens = lang_dir / "tokens.txt"
+        listed = parse_tokens(read_lines(tokens, f"`{tokens}`", "run stage 2 again"))
         if listed == {piece: str(i) for i, piece in enumerate(self.pieces)}:
             return
         moved = [piece for i, piece in enumerate(self.pieces) if listed.get(piece) != str(i)]
@@ -91,7 +87,7 @@ class Tokenizer:
         """Token ids of each text, normalised; blank and sos/eos are among them only where a text names them."""
         return self._sp.encode([unicodedata.normalize(self.normalization, text) for text in texts], out_type=int)
 
-    def normalize(self, texts: List[str]) -> List[str]:
+    def normalize(self, texts: Iterable[str]) -> List[str]:
         """Texts as a model without errors gives them: `normalization`, the rules of bpe.model (none in stage 2's, NFKC
         and more in icefall's), single spaces. References are scored in this form."""
         normalized = [self._sp.normalize(unicodedata.normalize(self.normalization, text)) for text in texts]
@@ -105,7 +101,7 @@ class Tokenizer:
 
     def decode(self, ids_batch: List[List[int]]) -> List[str]:
         """The text of each list of token ids; blank and sos/eos are dropped."""
-        return [self._sp.decode([i for i in ids if i > self.sos_id]) for ids in ids_batch]
+        return [detokenize([self.pieces[i] for i in ids if i > self.sos_id]) for ids in ids_batch]
 
     def digest(self) -> str:
         """SHA-256 of the pieces in their order (the lines of tokens.txt): equal for models that share tokens."""

@@ -1,6 +1,5 @@
 """A checkpoint on PyTorch, as the streaming recogniser sees it."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
@@ -14,7 +13,8 @@ from twopass_kd.decoder import StatelessDecoder
 from twopass_kd.encoder import Conv2dSubsampling, Encoder
 from twopass_kd.losses.attention import attention_loss
 from twopass_kd.ondevice.runtime import ModelError, ModelInfo, States, attention_inputs
-from twopass_kd.systems import DECODING
+from twopass_kd.schemas import DECODING
+from twopass_kd.user_files import read_json
 
 
 def chunk_sizes(encoder: Encoder, chunk_size: int) -> Tuple[int, int]:
@@ -98,12 +98,9 @@ def _decoding(checkpoint: Path, content: Dict[str, Any], defaults: Dict[str, Any
     # exp/<conf>/<system>/<phase>/final.pt; a checkpoint that was copied elsewhere has no experiment around it.
     experiment = (checkpoint.resolve().parents[2:3] or [checkpoint.parent])[0]
     for path in sorted(experiment.glob("decode/*/decode.json")):
-        try:
-            decoded = json.loads(path.read_text(encoding="utf-8"))
-            if decoded["identity"] == content["identity"]:
-                return {key: decoded[key] for key in DECODING}
-        except (ValueError, KeyError, TypeError) as e:
-            raise ModelError(f"{path} must be written by stage 8, but cannot be read ({e!r}); decode again") from e
+        decoded = read_json(path, {"identity": str, **DECODING}, "decode again (stage 8)", ModelError)
+        if decoded["identity"] == content["identity"]:
+            return {key: decoded[key] for key in DECODING}
     logging.warning(
         "no decode.json for %s (stage 8 makes it): the second pass gets weight 0.5, not one chosen on dev", checkpoint
     )

@@ -129,7 +129,7 @@ class TrainingLog:
         if step == 0:
             path.unlink(missing_ok=True)
         elif path.is_file():
-            lines = [line for line in path.read_text().splitlines() if _is_before(line, epoch, step)]
+            lines = [line for line in path.read_text("utf-8", "replace").split("\n") if _is_before(line, epoch, step)]
             write_text_atomically(path, "".join(line + "\n" for line in lines))
 
 

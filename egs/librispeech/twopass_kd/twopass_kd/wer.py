@@ -16,11 +16,12 @@ import kaldialign
 import numpy as np
 
 from twopass_kd.files import write_text_atomically
+from twopass_kd.user_files import read_lines
 
 Transcript = Tuple[str, List[str], List[str]]  # cut id, reference words, hypothesis words
 WordPair = Tuple[Optional[str], Optional[str]]  # (None, hyp) an insertion, (ref, None) a deletion
 
-_EPS = "\0"  # no word of a text file is this, while icefall's own mark "*" may be one
+_EPS = ""  # no word is this, while icefall's own mark "*" may be one
 _RECOGS_LINE = re.compile(r"(?P<id>.+?):\t(?P<kind>ref|hyp)=(?P<words>\[.*\])")
 _CHUNK = 2**22  # resampled indices held in memory at a time
 
@@ -284,12 +285,9 @@ def read_recogs(path: Path) -> List[Transcript]:
 
     Raises:
       ValueError: naming file and line, where a line is not `<cut id>:\\tref=[...]` followed by `<cut id>:\\thyp=[...]`.
-      FileNotFoundError: where there is no such file.
     """
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if lines and lines[-1] == "":
-        lines.pop()
+    lines = read_lines(path, str(path), "decode again (stage 8)")
     parsed = [_parse_recogs_line(path, i, line) for i, line in enumerate(lines, start=1)]
     transcripts: List[Transcript] = []
     seen = set()

@@ -29,8 +29,10 @@ from twopass_kd.export.weights import export_weights
 from twopass_kd.fingerprint import short_hash
 from twopass_kd.model import TwoPassModel
 from twopass_kd.ondevice.runtime import OnnxRuntime
-from twopass_kd.systems import DECODING, load_system
+from twopass_kd.schemas import DECODING
+from twopass_kd.systems import load_system
 from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.user_files import read_json
 
 
 def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path, reuse: bool = False) -> Path:
@@ -102,15 +104,11 @@ def _read_decode_json(path: Path, identity: str) -> Dict[str, Any]:
     remedy = "stage 8 makes it: ./run.sh --stage 8 --stop-stage 8"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {remedy}")
-    try:
-        decoded = json.loads(path.read_text(encoding="utf-8"))
-        found = decoded["identity"]
-        settings = {name: decoded[name] for name in DECODING}
-    except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path} must be written by stage 8, but cannot be read ({e!r}); {remedy}") from e
+    decoded = read_json(path, {"identity": str, **DECODING}, remedy)
+    found = decoded["identity"]
     if found != identity:
         raise ValueError(f"{path} (identity {found}) must be of the trained model (identity {identity}); {remedy}")
-    return settings
+    return {name: decoded[name] for name in DECODING}
 
 
 def _fill(

@@ -27,7 +27,7 @@ else:
 
 
 def show(paths: List[Path], whole_config: bool) -> None:
-    """Print all `paths`; those that cannot be read are told at the end."""
+    """Print all `paths`; those that cannot be read or described are told at the end."""
     errors: List[str] = []
     for path in paths:
         try:
@@ -35,7 +35,7 @@ def show(paths: List[Path], whole_config: bool) -> None:
                 print(yaml.safe_dump(load_checkpoint(path)["config"], sort_keys=False), end="")
             else:
                 print("\n".join([str(path), *(f"  {title:12s} {text}" for title, text in describe(path).items())]))
-        except CheckpointError as e:
+        except ValueError as e:
             errors.append(str(e))
     for error in errors[:-1]:
         logging.error("%s", error)

@@ -37,10 +37,10 @@ def list_utterances(cfg: Config, data_dir: Path) -> List[Utterance]:
     for part in cfg.corpus.test_parts:
         utterances = []
         for cut in data.cuts([part]):
-            source = cut.recording.sources[0]
-            if source.type != "file" or not Path(source.source).is_file():
+            source = cut.recording.sources[0] if cut.has_recording else None
+            if source is None or source.type != "file" or not Path(source.source).is_file():
                 raise FileNotFoundError(
-                    f"cut {cut.id} of {part}: its audio ({source.source}) must be a file that is there; "
+                    f"cut {cut.id} of {part}: its audio ({source and source.source}) must be a file that is there; "
                     "bring it back, or run stages 0 to 2 again"
                 )
             utterances.append(Utterance(cut.id, part, str(source.source), cut.start, cut.duration, cut_text(cut)))

@@ -27,7 +27,7 @@ sorts the n-best list by; `timestamps` are when each of `tokens` was recognised,
 Files are read by soundfile: wav, flac, ...; any sampling rate (resampled) and number of channels (the first is
 used). Speech is cut into segments where the speaker pauses (1.2 s of silence) or after 20 s; each gets its second
 pass and, where shown, its [start - end] in seconds. Text goes to standard output, remarks and errors to standard
-error.
+error. In lines, a line feed or tab in a file's name is shown as \\n or \\t; JSON has the name itself.
 
 exit status: 0 all went well, 1 the model or a file failed (the other files are still recognised), 2 wrong usage,
 130 Ctrl-C (what was recognised so far is printed)

@@ -88,7 +88,8 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         teacher = open_teacher(cfg, phase, exp_dir, tokenizer.vocab_size)
         parents["teacher"] = teacher.digest
     if phase.init_from is not None:
-        before = load_checkpoint(final_checkpoint(cfg, exp_dir, phase.init_from))
+        needed = ["weights_digest", "trained_parts", "train_seconds"]
+        before = load_checkpoint(final_checkpoint(cfg, exp_dir, phase.init_from), needed)
         parents["init_from"] = before["weights_digest"]
     fix_random_seed(cfg.seed, 0)
     model = build_model(cfg, phase.model, tokenizer.vocab_size)

@@ -18,7 +18,8 @@ from twopass_kd.config import Config, ConfigError, exported_systems, reported_sy
 from twopass_kd.device_benchmark.runtimes import RUNTIMES
 from twopass_kd.environment import describe_environment
 from twopass_kd.files import write_text_atomically
-from twopass_kd.systems import DECODING
+from twopass_kd.schemas import DECODING, EXPORT
+from twopass_kd.user_files import read_json
 
 _running: Set[subprocess.Popen] = set()
 _PACKAGE = Path(twopass_kd.__file__).parent
@@ -74,14 +75,16 @@ def read_exports(cfg: Config, exp_dir: Path) -> Dict[str, Dict[str, Any]]:
         remedy = f"export it again: python -m twopass_kd.bin.export --system {system} (stage 10)"
         if not path.is_file():
             raise ConfigError(f"{path} must exist; {remedy}")
-        exports[system] = json.loads(path.read_text(encoding="utf-8"))
+        exports[system] = read_json(path, EXPORT, remedy, ConfigError)
         # Without the file (a checkpoint brought from elsewhere) there is nothing to compare with.
         marker = trained / "identity"
-        if marker.is_file() and marker.read_text(encoding="utf-8").strip() != exports[system]["identity"]:
+        if marker.is_file() and marker.read_text("utf-8", "replace").strip() != exports[system]["identity"]:
             raise ConfigError(
                 f"{path.parent} must be of the checkpoint in {trained}, which was trained anew; {remedy}"
             )
-        decoded = json.loads((experiment / "decode" / system / "decode.json").read_text(encoding="utf-8"))
+        decoded = read_json(
+            experiment / "decode" / system / "decode.json", DECODING, "decode again (stage 8)", ConfigError
+        )
         old = [key for key in DECODING if exports[system]["settings"][key] != decoded[key]]
         if old:
             raise ConfigError(f"{path.parent} must have the {old[0]} that stage 8 decoded with now; {remedy}")

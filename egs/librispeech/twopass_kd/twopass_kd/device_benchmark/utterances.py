@@ -1,6 +1,7 @@
 """The list of utterances that the on-device measurements read, and their audio."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import List, Sequence
@@ -10,6 +11,9 @@ import soundfile
 import soxr
 
 from twopass_kd.files import write_text_atomically
+from twopass_kd.user_files import read_lines
+
+_MISSING = 0.01  # seconds of audio that may lack at an utterance's end, by rounding
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def read_utterances(path: Path) -> List[Utterance]:
       ValueError: naming file and line.
     """
     utterances = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, str(path), "run stage 10 again"), start=1):
         try:
             utterances.append(Utterance(**json.loads(line)))
         except (ValueError, TypeError) as e:
@@ -54,15 +58,20 @@ def read_audio(utterance: Utterance, sampling_rate: int) -> np.ndarray:
       ValueError: naming utterance and file where the audio cannot be read.
     """
     try:
-        with soundfile.SoundFile(utterance.audio) as f:
+        with soundfile.SoundFile(os.fsencode(utterance.audio)) as f:
             rate = f.samplerate
             f.seek(round(utterance.start * rate))
             samples = f.read(round(utterance.duration * rate), dtype="float32", always_2d=True)[:, 0]
-    except (OSError, soundfile.LibsndfileError) as e:
+    except Exception as e:  # of libsndfile, numpy and Python
         raise ValueError(
             f"utterance {utterance.id}: {utterance.audio} must be readable audio ({e}); bring it back or prepare the "
             "data again (stage 1)"
         ) from e
+    if len(samples) < utterance.duration * rate - 1 - _MISSING * rate or not np.isfinite(samples).all():
+        raise ValueError(
+            f"utterance {utterance.id}: {utterance.audio} must have {utterance.duration:g} s from {utterance.start:g} s"
+            f" on, all finite, but has {len(samples) / rate:g} s; bring it back or prepare the data again (stage 1)"
+        )
     if rate != sampling_rate:
         samples = soxr.resample(samples, rate, sampling_rate)
     return np.ascontiguousarray(samples)

@@ -7,12 +7,12 @@ from typing import AbstractSet, Any, Callable, Dict, FrozenSet, List, Sequence, 
 
 import numpy as np
 
+from twopass_kd.detokenize import detokenize
 from twopass_kd.export.quantization import quantizable_layers, quantize
 from twopass_kd.export.streaming import Utterance, encode_utterance, search_utterance
 from twopass_kd.ondevice.runtime import PARTS, ModelInfo, OnnxRuntime
 from twopass_kd.ondevice.search import StreamingSearch
 from twopass_kd.search.nbest import NBest, two_pass_scores
-from twopass_kd.stream import detokenize
 from twopass_kd.wer import Transcript, corpus_wer, paired_bootstrap
 
 # int8 layers lose words where the dev WER is above float32's by more than this share of it and a paired bootstrap gives

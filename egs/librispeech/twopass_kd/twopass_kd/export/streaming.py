@@ -65,9 +65,12 @@ def _load_audio(cut: Cut) -> np.ndarray:
             f"cut {cut.id} must have its recording, for devices compute features themselves; use stage 1's"
         )
     try:
-        return cut.load_audio()[0]
+        samples = cut.load_audio()[0]
     except Exception as e:  # Lhotse's audio backends have no common error
         raise ValueError(f"the audio of cut {cut.id} cannot be read ({e}); is the corpus still where it was?") from e
+    if not np.isfinite(samples).all():
+        raise ValueError(f"the audio of cut {cut.id} must be finite, but has NaN or infinity; write its file again")
+    return samples
 
 
 def encode_utterance(runtime: Runtime, features: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:

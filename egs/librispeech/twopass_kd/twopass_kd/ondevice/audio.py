@@ -2,8 +2,9 @@
 
 import os
 import re
+import shlex
+import stat
 import time
-from pathlib import Path
 from typing import BinaryIO, Callable, Iterator, Optional, Tuple
 
 import numpy as np
@@ -15,6 +16,8 @@ Chunks = Iterator[np.ndarray]  # each (num_samples,) float32
 
 _BLOCK_SECONDS = 0.1  # read at once; at most this much is lost before the place where a flac file is cut
 _UNKNOWN_LENGTH = 0x7FFF0000  # bytes; programs that write wav into a pipe claim this much or more
+_LARGEST_SAMPLE = 1e12  # its square is still a float32; integers kept as floats are below
+_RATES = (1000, 1000000)  # Hz that a header may have
 _FULL_SCALE = 2.0  # lossy codecs overshoot 1 a little; integers kept as floats are far above
 _LARGEST_HEADER = 8192  # bytes; a file larger than this has something in it
 _READ_BYTES = 65536  # at once from standard input
@@ -25,9 +28,7 @@ class AudioError(ValueError):
     """A recording cannot be read: names it and says what to do."""
 
 
-def read_chunks(
-    path: str, sampling_rate: int, chunk_seconds: float, note: Optional[Note] = None
-) -> Chunks:
+def read_chunks(path: str, sampling_rate: int, chunk_seconds: float, note: Optional[Note] = None) -> Chunks:
     """Read the first channel of a sound file, resampled (soxr's streaming resampler, high quality).
 
     Args:
@@ -38,10 +39,17 @@ def read_chunks(
     Returns:
       Chunks of (round(chunk_seconds * sampling_rate),) float32 in [-1, 1]; the last one may be shorter.
     Raises:
-      AudioError: at the first chunk where the file cannot be opened; later where samples are not finite.
+      AudioError: at the first chunk where the file cannot be opened; later where samples are not finite or very large.
     """
     note = note or (lambda message: None)
     with _open(path) as f:
+        if not _RATES[0] <= f.samplerate <= _RATES[1]:
+            raise AudioError(
+                f"`{path}` must have a sampling rate from 1 to 1000 kHz, but its header says {f.samplerate} Hz; "
+                "correct that"
+            )
+        if f.format == "RAW":  # libsndfile goes by the name's ending
+            note(f"has no header; taken for {f.subtype} at {f.samplerate / 1000:g} kHz")
         if f.samplerate != sampling_rate:
             narrow = f"; it has nothing above {f.samplerate / 2000:g} kHz" if f.samplerate < sampling_rate else ""
             note(f"{f.samplerate / 1000:g} kHz -> {sampling_rate / 1000:g} kHz{narrow}")
@@ -51,9 +59,7 @@ def read_chunks(
         yield from _regroup(samples, _chunk_size(chunk_seconds, sampling_rate))
 
 
-def read_raw_chunks(
-    stream: BinaryIO, sampling_rate: int, chunk_seconds: float, note: Optional[Note] = None
-) -> Chunks:
+def read_raw_chunks(stream: BinaryIO, sampling_rate: int, chunk_seconds: float, note: Optional[Note] = None) -> Chunks:
     """Read raw 16-bit little-endian mono samples at the model's rate as they arrive, e.g. from a microphone.
 
     Args:
@@ -108,19 +114,32 @@ def at_pace_of_speech(chunks: Chunks, sampling_rate: int) -> Chunks:
 
 def _open(path: str) -> soundfile.SoundFile:
     if not os.path.exists(path):
-        raise AudioError(f"`{path}` must be a sound file, it does not exist; check the name")
+        where = f"it is a link to {os.readlink(path)}, which" if os.path.islink(path) else "it"
+        raise AudioError(f"`{path}` must be a sound file, {where} does not exist; check the name")
     if os.path.isdir(path):
         raise AudioError(f"`{path}` must be a sound file, it is a folder; name the files in it, e.g. {path}/*.wav")
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise AudioError(f"`{path}` must be a sound file, it is empty (0 bytes); record or copy it again")
+    kind = os.stat(path).st_mode
+    is_named_pipe = stat.S_ISFIFO(kind) and os.path.exists(os.path.realpath(path))  # not the pipe of a shell's <(...)
+    if is_named_pipe or stat.S_ISSOCK(kind) or stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+        raise AudioError(
+            f"`{path}` must be a sound file, it is a named pipe, a socket or a device; write what comes from it into a "
+            "file, or give raw samples to `-`"
+        )
     if not os.access(path, os.R_OK):
         raise AudioError(f"`{path}` must be readable, its permissions forbid it; change them with chmod")
     try:
-        return soundfile.SoundFile(path)
+        return soundfile.SoundFile(os.fsencode(path))  # a name need not be UTF-8
+    except TypeError as e:
+        raise AudioError(
+            f"`{path}` must be a sound file with a header, such as wav or flac; raw 16-bit mono samples at the model's "
+            f"rate go to `-`: `twopass-recognize MODEL - < {shlex.quote(path)}`"
+        ) from e
     except soundfile.LibsndfileError as e:
         raise AudioError(
             f"`{path}` must be sound that libsndfile reads, such as wav or flac ({e.error_string.rstrip('.')}); check "
-            f"that the file is whole, or convert it, e.g. `ffmpeg -i {Path(path).name} out.wav`"
+            f"that the file is whole, or convert it, e.g. `ffmpeg -i {shlex.quote(path)} out.wav`"
         ) from e
 
 
@@ -135,12 +154,12 @@ def _first_channel(f: soundfile.SoundFile, path: str, note: Note) -> Iterator[np
             break
         if not len(block):
             break
-        finite = np.isfinite(block[:, 0])
+        finite = np.abs(block[:, 0]) < _LARGEST_SAMPLE  # not so NaN and infinity
         if not finite.all():
             where = frames + int(np.argmin(finite))
             raise AudioError(
-                f"`{path}` must have finite samples, sample {where} ({where / f.samplerate:.3f} s) is "
-                f"{block[where - frames, 0]}; write the file again without NaN and infinity"
+                f"`{path}` must have samples in [-1, 1], sample {where} ({where / f.samplerate:.3f} s) is "
+                f"{block[where - frames, 0]}; write the file again without NaN, infinity and the like"
             )
         frames += len(block)
         peak = np.maximum(peak, np.abs(block).max(axis=0))

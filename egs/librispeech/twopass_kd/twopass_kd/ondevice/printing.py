@@ -1,6 +1,7 @@
 """How twopass-recognize shows what it hears: lines, a terminal line that is rewritten, or JSON."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ class Transcript:
 
     Attributes:
       file: its name as given; `-` is standard input.
+      shown_file: the name on one line, its control characters as \\n, \\t, ...
       heard: seconds of audio read so far.
       num_segments: final results in which something was said.
       segments: these results, where the printer keeps them.
@@ -24,6 +26,10 @@ class Transcript:
     heard: float = 0.0
     num_segments: int = 0
     segments: List[Result] = field(default_factory=list)
+
+    @property
+    def shown_file(self) -> str:
+        return _on_one_line(self.file)
 
     @property
     def text(self) -> str:
@@ -54,7 +60,7 @@ class Printer:
 
     def note(self, message: str) -> None:
         """Something that the user should know."""
-        print(message, file=sys.stderr, flush=True)
+        print(_on_one_line(message), file=sys.stderr, flush=True)
 
     def error(self, message: str) -> None:
         """A file has failed."""
@@ -74,7 +80,7 @@ class LinePrinter(Printer):
     keeps_segments = True
 
     def end(self, transcript: Transcript) -> None:
-        print(f"{transcript.file}\t{transcript.text}", flush=True)
+        print(f"{transcript.shown_file}\t{transcript.text}", flush=True)
         if self.nbest:
             for result in transcript.segments:
                 print(f"  {_span(result)} {result.text}", flush=True)
@@ -101,7 +107,7 @@ class SegmentPrinter(Printer):
     """One line per segment as soon as it is final: file, tab, [start - end], tab, text."""
 
     def segment(self, transcript: Transcript, result: Result) -> None:
-        print(f"{transcript.file}\t{_span(result)}\t{result.text}", flush=True)
+        print(f"{transcript.shown_file}\t{_span(result)}\t{result.text}", flush=True)
         self._print_nbest(result, "    ")
 
 
@@ -160,7 +166,7 @@ class TerminalPrinter(Printer):
     def _name(self, transcript: Transcript) -> None:
         if self._show_files and self._file != transcript.file:
             self._file = transcript.file
-            print(f"{transcript.file}:", flush=True)
+            print(f"{transcript.shown_file}:", flush=True)
 
     def _clear(self) -> None:
         if self._width:
@@ -178,6 +184,10 @@ def make_printer(stream: bool, as_json: bool, nbest: Optional[int], several_file
     if sys.stdout.isatty():
         return TerminalPrinter(nbest, show_files=several_files)
     return SegmentPrinter(nbest)
+
+
+def _on_one_line(text: str) -> str:
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def _span(result: Result) -> str:

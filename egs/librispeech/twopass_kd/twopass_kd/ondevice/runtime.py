@@ -3,10 +3,12 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Protocol, Sequence, Tuple
+from typing import Dict, Protocol, Sequence, Tuple
 
 import numpy as np
 import onnxruntime
+
+from twopass_kd.tokens_file import read_pieces
 
 States = Tuple[np.ndarray, np.ndarray]
 
@@ -147,21 +149,9 @@ def read_tokens(path: Path) -> Tuple[str, ...]:
     """The pieces of a tokens.txt (lines of piece, space, id), by id.
 
     Raises:
-      ModelError: where the file is missing or its ids are not 0, 1, 2, ...
+      ModelError: where the file cannot be read or its ids are not 0, 1, 2, ...
     """
-    if not Path(path).is_file():
-        raise ModelError(f"{path} must exist; export the model again (stage 10)")
-    pieces: List[str] = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as e:
-        raise ModelError(f"{path} must be UTF-8 text, but is not ({e}); export the model again (stage 10)") from e
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
-        piece, _, index = line.rpartition(" ")
-        if index != str(len(pieces)) or not piece:
-            raise ModelError(f"{path}, line {number} ({line!r}) must be a token and its id {len(pieces)}")
-        pieces.append(piece)
-    return tuple(pieces)
+    return tuple(read_pieces(path, str(path), "export the model again (stage 10)", ModelError))
 
 
 def _open_session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

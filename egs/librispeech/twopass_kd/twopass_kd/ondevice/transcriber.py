@@ -102,9 +102,12 @@ class Transcriber:
         for job in list(self._jobs):
             try:
                 job.piece = next(job.pieces, None)
-            except AudioError as e:
+                if job.piece is not None:
+                    job.stream.accept_waveform(job.piece.samples)
+            except Exception as e:  # the others must not suffer, whatever it is
                 self._failures += 1
-                self._printer.error(str(e))
+                known = isinstance(e, AudioError)
+                self._printer.error(str(e) if known else f"`{job.transcript.file}` cannot be read ({e!r}); convert it")
                 if job.transcript.heard:  # what came before is worth its text, as with a file that was cut
                     job.piece = None
                 else:
@@ -114,7 +117,6 @@ class Transcriber:
                 self._finish(job)
             else:
                 job.transcript.heard = job.piece.heard
-                job.stream.accept_waveform(job.piece.samples)
                 job.is_silent = job.is_silent and not job.piece.samples.any()
         self._recognizer.decode([job.stream for job in self._jobs])
         for job in self._jobs:

@@ -20,30 +20,41 @@ import torch
 from torch import Tensor
 
 from twopass_kd.config import ConfigError
+from twopass_kd.search.arpa import BACKOFF, normalise_arpa
 from twopass_kd.search.graphs import end_with, import_k2, pack_arcs
 from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.user_files import read_lines
 
-_BACKOFF = "#0"  # label of the back-off arcs
-_NO_WORDS = ("<eps>", "<s>", "</s>", "<unk>", "<UNK>", _BACKOFF)
+_MARKS = ("<eps>", "<s>", "</s>", BACKOFF)  # words of the graph's own
+_NO_WORDS = (*_MARKS, "<unk>", "<UNK>")
 
 
-def train_arpa(texts: Path, order: int, arpa: Path) -> None:
+def train_arpa(texts: Path, order: int, arpa: Path, tokenizer: Tokenizer) -> None:
     """Train a Kneser-Ney n-gram (kaldingram's, which is SRILM's) and write it as an ARPA file.
 
     Args:
-      texts: a sentence a line, UTF-8.
+      texts: a sentence a line, UTF-8; empty lines are passed over.
       order: longest n-gram.
       arpa: the file to write.
+      tokenizer: whose normal form the words get.
+    Raises:
+      ConfigError: if the text cannot be read or has no words, naming file and line.
     """
     from kaldingram.train import NgramCounts
 
+    remedy = "run stage 2 again, or give `decode.arpa`"
+    lines = tokenizer.normalize(read_lines(texts, str(texts), remedy, ConfigError))
+    sentences = [words for words in ([w for w in line.split() if w not in _MARKS] for line in lines) if words]
+    if not sentences:
+        raise ConfigError(f"{texts} must have words to train an n-gram model on; {remedy}")
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars do not ask for a terminal
         counts = NgramCounts(order)
-        counts.add_raw_counts_from_file(str(texts))
+        for words in sentences:  # not its own reader, which of a unigram's lines takes the first word only
+            counts.add_raw_counts_from_line(" ".join(words))
         counts.cal_discounting_constants()
         counts.cal_f()
         counts.cal_bow()
-        with arpa.open("w", encoding="latin-1") as f:  # as it has read them: bytes pass through
+        with arpa.open("w", encoding="utf-8", newline="\n") as f:
             counts.print_as_arpa(fout=f)
 
 
@@ -69,18 +80,19 @@ def compile_lg(arpa: Path, tokenizer: Tokenizer) -> Tensor:
     Returns:
       Its arcs for `DecodingGraph`; scores are log-probs (natural) of the model, pushed towards the beginning of words.
     Raises:
-      ConfigError: if the file is no ARPA file, or none of its words can be spelt.
+      ConfigError: if the file is no ARPA file (`normalise_arpa`), or none of its words can be spelt.
     """
     k2 = import_k2("an LG graph")
     with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "words.txt"
+        table, clean = Path(folder) / "words.txt", Path(folder) / "G.arpa"
+        normalise_arpa(arpa, clean)
         # In a process of its own, since it aborts where a file is malformed.
-        command = [sys.executable, "-m", "kaldilm", f"--disambig-symbol={_BACKOFF}", f"--write-symbol-table={table}"]
-        done = subprocess.run([*command, str(arpa)], capture_output=True, text=True)
+        command = [sys.executable, "-m", "kaldilm", f"--disambig-symbol={BACKOFF}", f"--write-symbol-table={table}"]
+        done = subprocess.run([*command, str(clean)], capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if line.startswith(("[E]", "[F]"))), done.stderr)
             raise ConfigError(f"`decode.arpa` ({arpa}) must be an n-gram model in ARPA format: {said.strip()[-200:]}")
-        lines = (line.split() for line in table.read_text(encoding="utf-8").splitlines())
+        lines = (line.split("\t") for line in read_lines(table, str(table), "free disk space"))
         words = {word: int(number) for word, number in lines}
     grammar = k2.Fsa.from_openfst(done.stdout, acceptor=False)
     del grammar.aux_labels
@@ -95,7 +107,7 @@ def compile_lg(arpa: Path, tokenizer: Tokenizer) -> Tensor:
         num_states += len(tokens) - 1
         for i, token in enumerate(tokens):
             arcs.append((states[i], states[i + 1], token, word if i == 0 else 0))
-    arcs += [(0, 0, backoff, words[_BACKOFF]), (0, num_states, -1, -1)]
+    arcs += [(0, 0, backoff, words[BACKOFF]), (0, num_states, -1, -1)]
     arcs.sort()
     lexicon = k2.Fsa(pack_arcs([(*arc[:3], 0.0) for arc in arcs]))
     lexicon.aux_labels = torch.tensor([arc[3] for arc in arcs], dtype=torch.int32)
@@ -125,12 +137,11 @@ def load_lg(graph_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: 
         remedy = "run stage 2, which makes it, or give `decode.arpa`" if arpa is None else "correct `decode.arpa`"
         raise ConfigError(f"{source} is missing, from which the graph LG is made; {remedy}")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-    key = [tokenizer.digest(), digest, "arpa" if arpa else order]
+    key = [tokenizer.digest(), tokenizer.normalization, digest, "arpa" if arpa else order]
     path = graph_dir / "LG.pt"
-    if path.is_file():
-        kept = torch.load(path, weights_only=True)
-        if kept["key"] == key:
-            return kept["arcs"]
+    arcs = _read_kept(path, key)
+    if arcs is not None:
+        return arcs
     for needed in ["kaldilm"] + (["kaldingram"] if arpa is None else []):
         if importlib.util.find_spec(needed) is None:
             raise ConfigError(
@@ -140,10 +151,22 @@ def load_lg(graph_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: 
     with tempfile.TemporaryDirectory(prefix=".LG-", dir=graph_dir) as folder:
         made = Path(folder)
         if arpa is None:
-            train_arpa(source, order, made / "G.arpa")
+            train_arpa(source, order, made / "G.arpa", tokenizer)
         arcs = compile_lg(arpa or made / "G.arpa", tokenizer)
         torch.save({"key": key, "arcs": arcs}, made / "LG.pt")
         for file in made.iterdir():
             os.replace(file, graph_dir / file.name)
     logging.info("%s: %d arcs, from %s", path, len(arcs), source)
     return arcs
+
+
+def _read_kept(path: Path, key: List[object]) -> Optional[Tensor]:
+    """The arcs that were kept; None where there are none, they are of something else or cut short."""
+    try:
+        kept = torch.load(path, weights_only=True)
+        return kept["arcs"] if kept["key"] == key else None
+    except FileNotFoundError:
+        return None
+    except Exception as e:  # zipfile, pickle and torch errors have no common base
+        logging.warning("%s cannot be read (%s); making it again", path, type(e).__name__)
+        return None
