@@ -13,7 +13,7 @@ sys.path.insert(0, str(RECIPE))
 
 import torch  # noqa: E402
 
-from twopass_kd.asr_datamodule import Batch  # noqa: E402
+from twopass_kd.asr_dataset import Batch  # noqa: E402
 from twopass_kd.model import TwoPassModel  # noqa: E402
 from twopass_kd.objective import Objective  # noqa: E402
 

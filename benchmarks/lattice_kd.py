@@ -27,7 +27,7 @@ from common import RECIPE, Step, median_seconds, peak_extra_bytes, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.config import Config, load_config
 from twopass_kd.environment import describe_environment
 from twopass_kd.losses.rnnt_backend import use_backend

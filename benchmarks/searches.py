@@ -17,7 +17,8 @@ from typing import List
 import torch
 from common import RECIPE, median_seconds
 
-from twopass_kd.asr_datamodule import AsrDataModule, Batch, cut_text
+from twopass_kd.asr_datamodule import AsrDataModule
+from twopass_kd.asr_dataset import Batch, cut_text
 from twopass_kd.checkpoint import load_model
 from twopass_kd.config import config_to_dict, load_config
 from twopass_kd.environment import describe_environment

@@ -19,7 +19,8 @@ from common import RECIPE, Step, median_seconds, training_step
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from twopass_kd.asr_datamodule import AsrDataModule, Batch
+from twopass_kd.asr_datamodule import AsrDataModule
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.checkpoint import build_model
 from twopass_kd.config import Config, load_config
 from twopass_kd.environment import describe_environment

@@ -8,7 +8,7 @@ import torch
 
 from icefall_teachers import KINDS
 from tiny import TINY_CONF
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.checkpoint import build_model
 from twopass_kd.config import ConfigError, ExternalTeacherConfig, load_config
 from twopass_kd.objective import Objective

@@ -1,5 +1,6 @@
 """Tests of local/train_bpe.py."""
 
+import gzip
 import unicodedata
 
 import pytest
@@ -116,3 +117,12 @@ def test_texts_are_learnt_and_scored_in_one_form(tmp_path, caplog):
     cfg.tokens.normalization = "NFKC"
     prepare_manifests(cfg, tmp_path / "corpus", tmp_path / "data")
     assert [text for _, text in part_texts(tmp_path / "data", "test-clean")][4:6] == ["EL 1O DE MAYO", "A FI"]
+
+
+@pytest.mark.parametrize("text", ['"text": ""', '"text": null', '"words": "A"'])
+def test_part_texts_without_a_text_names_the_line(tmp_path, text):
+    path = tmp_path / "manifests" / "librispeech_supervisions_train-clean.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(b'{"id": "a", "text": "A"}\n{"id": "b", %s}\n' % text.encode()))
+    with pytest.raises(ConfigError, match=f"{path}, line 2, b: must have a text"):
+        list(part_texts(tmp_path, "train-clean"))

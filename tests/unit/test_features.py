@@ -1,5 +1,6 @@
 """Tests of local/compute_fbank.py."""
 
+import gzip
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from lhotse import CutSet
 
 from compute_fbank import compute_fbank, main, make_extractor, parse_shard, validate_features, why_no_kaldifeat
 from feature_cuts import UtteranceCuts, cuts_path, features_dir
-from prepare_manifests import prepare_manifests
+from prepare_manifests import manifest_path, prepare_manifests
 from run_sh import RECIPE
 from small_corpus import TINY_YAML, small_config, write_corpus, write_musan, write_utterance
 from twopass_kd.config import ConfigError, FeaturesConfig
@@ -242,6 +243,43 @@ def test_compute_fbank_audio_gone_after_stage_1_is_an_error_until_it_is_back(tmp
     assert not cuts_path(tmp_path / "data", "train-clean").exists()
     (tmp_path / "gone").rename(gone)
     assert main(args) == 0 and len(cuts_of(tmp_path / "data", "train-clean")) == 2
+
+
+def user_manifests(tmp_path, change):
+    """Lhotse's manifests as a user writes them, without stage 1; `change` alters the lines of supervisions."""
+    write_corpus(tmp_path / "corpus", count=2)
+    prepare_manifests(small_config(), tmp_path / "corpus", tmp_path / "data")
+    for path in (tmp_path / "data" / "manifests").glob("*checksums*"):
+        path.unlink()
+    path = manifest_path(tmp_path / "data", "supervisions", "train-clean")
+    lines = change(gzip.decompress(path.read_bytes()).splitlines(keepends=True))
+    path.write_bytes(gzip.compress(b"".join(lines)))
+    return ["--conf", str(TINY_YAML), "--data-dir", str(tmp_path / "data"), "--nj", "1"]
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda lines: [lines[0], lines[0]], "`10-100-0000` must be the id of one cut, and is that of two: line 1 of"),
+    (lambda lines: [lines[0], lines[1].replace(b'"recording_id": "10', b'"recording_id": "9')],
+     "line 2, 10-100-0001: must be of a recording that is there, and 9-100-0001 is not"),
+    (lambda lines: [lines[0], b"{\n"], "supervisions_train-clean.jsonl.gz must be a whole SupervisionSet"),
+])  # fmt: skip
+def test_compute_fbank_manifests_of_the_user_with_a_fault(tmp_path, capsys, in_this_process, change, said):
+    assert main(user_manifests(tmp_path, change)) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_compute_fbank_manifests_of_the_user_are_known_by_their_paths(tmp_path, in_this_process):
+    args = user_manifests(tmp_path, lambda lines: lines)
+    assert main(args) == 0
+    storage = features_dir(tmp_path / "data", "train-clean") / "feats-0.lca"
+    before = storage.stat().st_mtime_ns
+    assert main(args) == 0 and storage.stat().st_mtime_ns == before
+    path = manifest_path(tmp_path / "data", "recordings", "train-clean")
+    (tmp_path / "corpus").rename(tmp_path / "other")
+    lines = gzip.decompress(path.read_bytes()).replace(b"/corpus/", b"/other/")
+    path.write_bytes(gzip.compress(lines))
+    main(args)  # of the other parts the audio is gone
+    assert storage.stat().st_mtime_ns != before
 
 
 def test_compute_fbank_without_manifests_names_the_stage(tmp_path):

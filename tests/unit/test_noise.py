@@ -1,5 +1,8 @@
 """MUSAN in the batches: how loud, in how many, and the same for a cut wherever it is met."""
 
+import gzip
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +102,20 @@ def test_only_training_is_noisy(noisy):
 def test_missing_noise_names_the_stage_and_the_way_out(noisy, tmp_path):
     with pytest.raises(FileNotFoundError, match="musan_cuts.jsonl.gz is missing.*stage 2.*corpus.musan=false"):
         NoiseMixer(tmp_path, seed=1, epoch=1)
+
+
+def test_noise_without_features_is_named_before_any_training(noisy):
+    path = musan_cuts_path(noisy.data_dir)
+    whole = path.read_bytes()
+    for cuts, said in (
+        ([cut.drop_features() for cut in CutSet.from_file(path)], f"{path}, line 1, .*must be a single cut"),
+        ([], f"{path} must have cuts, and is empty"),
+    ):
+        path.write_bytes(gzip.compress("".join(json.dumps(cut.to_dict()) + "\n" for cut in cuts).encode()))
+        with pytest.raises(ValueError, match=said):
+            noisy.measure_train()
+    path.write_bytes(whole)
+    noisy.measure_train()
 
 
 def test_noise_and_encodings_kept_from_before_exclude_each_other():

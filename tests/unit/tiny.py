@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.checkpoint import build_model, save_checkpoint, weights_digest
 from twopass_kd.config import (
     AttentionDecoderConfig,

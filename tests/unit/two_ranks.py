@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tiny import random_batch, tiny_model
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.config import KdConfig, LossConfig
 from twopass_kd.distributed import Ranks
 from twopass_kd.objective import Objective

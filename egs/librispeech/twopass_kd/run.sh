@@ -28,7 +28,7 @@ Options:
   --stage N             first stage (default: 0)
   --stop-stage N        last stage (default: 10)
   --conf NAME|FILE      experiment: a name in conf/ or a YAML file (default: mini)
-  --corpus-dir DIR      corpus in LibriSpeech's layout, made or found by stage 0
+  --corpus-dir DIR      corpus: a folder for each part, made or found by stage 0 (docs/corpus.md has the layout)
                         (default: download/LibriSpeech for LibriSpeech, else download/<conf>/LibriSpeech)
   --data-dir DIR        manifests, features, tokens (default: data for LibriSpeech, else data/<conf>);
                         with icefall's data/ here start at --stage 3
@@ -151,6 +151,7 @@ esac
 experiment=$exp_dir/${plan[name]}
 
 stage_0() {
+  local part
   case "$kind" in
     mini)
       launch 1 corpus python3 local/synthesize_corpus.py --conf "$conf" --corpus-dir "$corpus_dir" --nj "$nj" \
@@ -160,7 +161,12 @@ stage_0() {
       launch 1 corpus python3 local/download_corpus.py --conf "$conf" --corpus-dir "$corpus_dir" \
         "${overrides[@]}"
       ;;
-    folder) ;; # it is the user's; that its parts are there is checked like any stage's output
+    folder)
+      for part in ${plan[parts]}; do
+        [ -d "$corpus_dir/$part" ] || fail "\`--corpus-dir\` ($corpus_dir) must have a folder $part, which is a part of" \
+          "the config; correct it, or name the parts that are there in the YAML"
+      done
+      ;;
   esac
   case "$kind" in
     mini | folder)

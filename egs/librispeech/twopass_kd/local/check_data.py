@@ -19,7 +19,7 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
 from feature_cuts import cuts_path
-from twopass_kd.asr_datamodule import load_features
+from twopass_kd.asr_dataset import load_features
 from twopass_kd.config import Config, load_config
 from twopass_kd.cut_checks import FRAME_SHIFT, UniqueIds, cut_faults
 from twopass_kd.cut_lines import features_path, parse_line, place_files, read_lines

@@ -5,7 +5,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence, Type, TypeVar
 
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
@@ -20,8 +20,11 @@ from prepare_manifests import (
     musan_manifest_path,
 )
 from twopass_kd.config import Config, ConfigError
+from twopass_kd.cut_checks import UniqueIds
 from twopass_kd.cut_lines import read_lines, without_folders
 from twopass_kd.noise import MAX_SECONDS, MIN_SECONDS, musan_cuts_path
+
+Manifest = TypeVar("Manifest", RecordingSet, SupervisionSet)
 
 
 def cuts_path(data_dir: Path, part: str) -> Path:
@@ -46,7 +49,15 @@ class UtteranceCuts:
 
     def __init__(self, data_dir: Path, part: str, sampling_rate: int, speed_perturb: Sequence[float] = ()) -> None:
         recordings = _read_recordings([manifest_path(data_dir, "recordings", part)], sampling_rate)
-        supervisions = SupervisionSet.from_file(manifest_path(data_dir, "supervisions", part))
+        path = manifest_path(data_dir, "supervisions", part)
+        supervisions, unique = _read_manifest(path, SupervisionSet), UniqueIds()
+        for number, supervision in enumerate(supervisions, start=1):
+            unique.add(supervision.id, path, number)
+            if supervision.recording_id not in recordings:
+                raise ConfigError(
+                    f"{path}, line {number}, {supervision.id}: must be of a recording that is there, and"
+                    f" {supervision.recording_id} is not; mend the manifests"
+                )
         cuts = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
         self._single: List[Cut] = []
         for cut in cuts.trim_to_supervisions(keep_overlapping=False):
@@ -82,8 +93,20 @@ def _read_recordings(paths: Sequence[Path], sampling_rate: int) -> RecordingSet:
     return RecordingSet.from_recordings(
         r if r.sampling_rate == sampling_rate else r.resample(sampling_rate)
         for path in paths
-        for r in RecordingSet.from_file(path)
+        for r in _read_manifest(path, RecordingSet)
     )
+
+
+def _read_manifest(path: Path, kind: Type[Manifest]) -> Manifest:
+    """A manifest of one kind, read to its end.
+
+    Raises:
+      ConfigError: it is not, or cut short.
+    """
+    try:
+        return kind.from_file(path).to_eager()
+    except Exception as e:  # Lhotse's errors have no common base
+        raise ConfigError(f"{path} must be a whole {kind.__name__} ({type(e).__name__}: {e}); make it anew") from e
 
 
 @dataclass
@@ -95,7 +118,7 @@ class FeatureSet:
       folder: gets the features when all are there.
       public: gets the manifest of the cuts with features.
       manifests: what the cuts are made from.
-      checksums: of their audio, where stage 1 leaves some.
+      checksums: of their audio, if stage 1 made the manifests.
       settings: what else the features depend on.
       make_cuts: gives the cuts, in their order: something with a length that can be sliced.
     """
@@ -117,14 +140,15 @@ class FeatureSet:
         """
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         places = hashlib.sha256(str(self.folder).encode())
-        for path in [*self.manifests, *self.checksums]:
+        for path in self.manifests:
             if not path.is_file():
                 raise ConfigError(f"`--data-dir` ({path.parents[1]}) must hold {path.name}; run stage 1")
-        for path in self.checksums:
+        known = all(path.is_file() for path in self.checksums)  # else audio is known by nothing but its path
+        for path in self.checksums if known else ():
             digest.update(path.read_bytes())
         for path in self.manifests:
             for line in read_lines(path):
-                digest.update(without_folders(line))
+                digest.update(without_folders(line) if known else line)
                 places.update(line)
         return {"digest": digest.hexdigest(), "places": places.hexdigest()}
 

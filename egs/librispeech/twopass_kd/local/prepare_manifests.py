@@ -9,6 +9,7 @@ recipe would have it and through Lhotse's repair and validation, into `librispee
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections import Counter
@@ -240,6 +241,9 @@ def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: i
         print(account(scan), flush=True)
     left_out_path = Path(data_dir) / "manifests" / "left_out.tsv"
     write_left_out(left_out_path, left_out)
+    if left_out:
+        used = sum(len(scan.texts) for scan in scans.values())
+        logging.warning("%d utterances used, %d left out: %s says why", used, len(left_out), left_out_path)
     for scan in scans.values():
         check_share(scan, corpus.max_left_out, left_out_path)
     for part, scan in scans.items():
@@ -277,6 +281,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--nj", type=int, default=2, help="processes that decode audio (default 2)")
     parser.add_argument("overrides", nargs="*", help="key=value")
     args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         prepare_manifests(load_config(args.conf, args.overrides), args.corpus_dir, args.data_dir, args.nj)
     except (ValueError, OSError) as e:

@@ -94,9 +94,11 @@ def part_texts(data_dir: Path, part: str) -> Iterator[Tuple[str, str]]:
     if not path.is_file():
         raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
     with gzip.open(path, "rt", encoding="utf-8") as f:
-        for line in f:
-            supervision = json.loads(line)
-            yield supervision["id"], supervision["text"]
+        for number, supervision in enumerate(map(json.loads, f), start=1):
+            text = supervision.get("text")
+            if not (isinstance(text, str) and text.strip()):
+                raise ConfigError(f"{path}, line {number}, {supervision['id']}: must have a text; mend or remove it")
+            yield supervision["id"], text
 
 
 def list_not_spelt(data_dir: Path, parts: Sequence[str], tokenizer: Tokenizer) -> None:

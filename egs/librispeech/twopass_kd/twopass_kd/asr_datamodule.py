@@ -1,4 +1,4 @@
-"""Lhotse cuts with precomputed features -> batches of tensors."""
+"""The data of an experiment: what is usable of its manifests, and loaders of batches."""
 
 import hashlib
 import json
@@ -10,59 +10,20 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
-from lhotse import CutSet, MonoCut
+from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler, SimpleCutSampler
-from lhotse.utils import LOG_EPSILON
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from twopass_kd.asr_dataset import AsrDataset, cut_text, load_features
 from twopass_kd.config import Config
 from twopass_kd.cut_checks import UniqueIds, cut_faults
-from twopass_kd.cut_lines import CutLines, LineCut, read_cuts, read_lines, states_of_files, whole_cut, without_folders
+from twopass_kd.cut_lines import CutLines, read_cuts, read_lines, states_of_files, without_folders
 from twopass_kd.files import write_text_atomically
-from twopass_kd.noise import NoiseMixer
+from twopass_kd.noise import NoiseMixer, find_musan
 from twopass_kd.tokenizer import Tokenizer, too_many_tokens
-
-
-@dataclass
-class Batch:
-    """One batch: B utterances, padded.
-
-    Attributes:
-      feature: (B, T, num_mel_bins) float32 log-mel fbank, padded with log(1e-10).
-      feature_lens: (B,) int64, frames before subsampling.
-      y: (B, S) int64 tokens, padded with 0.
-      y_lens: (B,) int64.
-      cuts: the cuts themselves, for ids, references and durations.
-    """
-
-    feature: Tensor
-    feature_lens: Tensor
-    y: Tensor
-    y_lens: Tensor
-    cuts: List[Cut]
-
-    @property
-    def cut_ids(self) -> List[str]:
-        return [c.id for c in self.cuts]
-
-    @property
-    def duration(self) -> float:
-        """Seconds of audio."""
-        return sum(c.duration for c in self.cuts)
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch with its tensors on `device`."""
-        tensors = [t.to(device, non_blocking=True) for t in (self.feature, self.feature_lens, self.y, self.y_lens)]
-        return Batch(*tensors, self.cuts)
-
-    def pin_memory(self) -> "Batch":
-        """The batch in memory that a GPU reads without a copy in between; DataLoader calls it."""
-        tensors = [t.pin_memory() for t in (self.feature, self.feature_lens, self.y, self.y_lens)]
-        return Batch(*tensors, self.cuts)
 
 
 @dataclass
@@ -86,64 +47,6 @@ class TrainCuts:
     left_out: Dict[str, Dict[str, str]] = field(default_factory=dict)
     sizes: Dict[str, int] = field(default_factory=dict)
     digest: str = ""
-
-
-def cut_text(cut: Cut) -> str:
-    return cut.supervisions[0].text
-
-
-def load_features(cut: Cut) -> Tensor:
-    """(T, num_mel_bins) float32.
-
-    Raises:
-      ValueError: naming the cut whose features cannot be read, or are not finite.
-    """
-    try:
-        features = torch.from_numpy(cut.load_features())
-        if features.isfinite().all():
-            return features
-        problem = "they have NaN or infinity"
-    except Exception as e:  # each kind of storage has errors of its own
-        problem = f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"  # Lhotse goes on with the whole cut
-    where = f" in {cut.features.storage_path}" if isinstance(cut, MonoCut) else ""
-    raise ValueError(f"the features of {cut.id}{where} cannot be read ({problem}); compute them anew")
-
-
-class AsrDataset(Dataset):
-    """Maps a CutSet (one batch) to a `Batch`.
-
-    Args:
-      data_dir: whose manifests the cuts are from.
-      noise: what mixes noise into the features; None: they stay as they are.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, data_dir: Path, noise: Optional[NoiseMixer] = None) -> None:
-        self.tokenizer = tokenizer
-        self.data_dir = data_dir
-        self.noise = noise
-
-    def whole(self, cut: Cut) -> Cut:
-        """`whole_cut`, its text normalised: what is scored is what can be learnt."""
-        if isinstance(cut, LineCut):
-            cut = whole_cut(cut, self.data_dir)
-            for supervision in cut.supervisions:
-                if isinstance(supervision.text, str):
-                    (supervision.text,) = self.tokenizer.normalize([supervision.text])
-        return cut
-
-    def __getitem__(self, cuts: CutSet) -> Batch:
-        cuts = CutSet.from_cuts(self.whole(cut) for cut in cuts).sort_by_duration(ascending=False)
-        if self.noise is not None:
-            cuts = CutSet.from_cuts(self.noise.mix(cut) for cut in cuts)
-        features = [load_features(cut) for cut in cuts]
-        feature = pad_sequence(features, batch_first=True, padding_value=LOG_EPSILON)
-        feature_lens = torch.tensor([len(x) for x in features])
-        tokens = self.tokenizer.encode([cut_text(cut) for cut in cuts])
-        y_lens = torch.tensor([len(t) for t in tokens])
-        y = torch.zeros(len(tokens), int(y_lens.max()), dtype=torch.int64)
-        for row, t in zip(y, tokens):
-            row[: len(t)] = torch.tensor(t, dtype=torch.int64)
-        return Batch(feature, feature_lens, y, y_lens, list(cuts))
 
 
 class _Slice:
@@ -278,8 +181,9 @@ class AsrDataModule:
           cache: JSON file that the answer is kept in, for as long as the manifests and the settings stay as they are.
           left_out_path: where the unusable ones are listed (id, part, reason), if there are any.
         Raises:
+          FileNotFoundError: a manifest is missing.
           ValueError: a manifest is not whole, an id comes twice, more than `corpus.max_left_out` of the training cuts
-            cannot be used, none can, or no dev cut can.
+            cannot be used, none can, no dev cut can, or a cut of MUSAN cannot.
         """
         key, known = self._measure_key(), ({}, None) if cache is None else read_measured(cache)
         if known[0] == key:
@@ -314,6 +218,7 @@ class AsrDataModule:
             "parts": [corpus.train_parts, corpus.dev_parts],
             "train": states_of_files(self._paths(corpus.train_parts)),
             "dev": states_of_files(self._paths(corpus.dev_parts)),
+            "musan": states_of_files([find_musan(self.data_dir)]) if corpus.musan else None,
             "durations": [corpus.min_duration, corpus.max_duration],
             "features": asdict(self.cfg.features),
             "tokens": [self.dataset.tokenizer.digest(), self.dataset.tokenizer.normalization],
@@ -342,6 +247,8 @@ class AsrDataModule:
                         measured.most_tokens = max(measured.most_tokens, len(self._tokens(cut)))
                 measured.sizes[part], measured.left_out[part] = size, left_out
         measured.digest = digest.hexdigest()[:16]
+        if corpus.musan:
+            self._check_cuts(find_musan(self.data_dir), has_text=False)
         return measured
 
     def check_parts(self, parts: Sequence[str]) -> None:
@@ -351,15 +258,18 @@ class AsrDataModule:
           FileNotFoundError: a manifest is missing.
           ValueError: naming the manifest, and the cut that cannot be scored or the id that comes twice.
         """
-        for part in parts:
-            (path,), unique = self._paths([part]), UniqueIds()
-            for number, (_, cut) in enumerate(read_cuts(path), start=1):
-                fault = next(cut_faults(cut, self.cfg.features), None)
-                if fault is not None:
-                    raise ValueError(f"{path}, line {number}, {cut.id}: {fault}")
-                unique.add(cut.id, path, number)
-            if not unique:
-                raise ValueError(f"{path} must have cuts, and is empty; make it anew")
+        for path in self._paths(parts):
+            self._check_cuts(path)
+
+    def _check_cuts(self, path: Path, has_text: bool = True) -> None:
+        unique = UniqueIds()
+        for number, (_, cut) in enumerate(read_cuts(path), start=1):
+            fault = next(cut_faults(cut, self.cfg.features, has_text), None)
+            if fault is not None:
+                raise ValueError(f"{path}, line {number}, {cut.id}: {fault}")
+            unique.add(cut.id, path, number)
+        if not unique:
+            raise ValueError(f"{path} must have cuts, and is empty; make it anew")
 
     def feature_statistics(self, max_cuts: int = 1000) -> Tuple[Tensor, Tensor]:
         """Mean and standard deviation of each mel bin, (num_mel_bins,) float32, over the first training cuts.

@@ -30,7 +30,7 @@ class SynthesisConfig:
 
 @dataclass
 class CorpusConfig:
-    """A corpus in LibriSpeech's folder layout and the parts of it that are used."""
+    """A corpus, which has a folder for each part, and the parts of it that are used."""
 
     kind: str = "folder"  # mini | librispeech | mini_librispeech | folder
     train_parts: List[str] = MISSING

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from twopass_kd.asr_datamodule import Batch, read_measured
+from twopass_kd.asr_datamodule import read_measured
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.checkpoint import build_model
 from twopass_kd.config import EXTERNAL_TEACHER, Config
 from twopass_kd.cut_lines import CutLines, states_of_files

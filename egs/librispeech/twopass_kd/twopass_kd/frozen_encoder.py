@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_dataset import Batch
 
 
 class FrozenEncoder:

@@ -6,7 +6,7 @@ from typing import List
 
 import torch
 
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.optimizer_step import OptimizerStep
 
 USABLE = 0.9  # share of the free memory that a suggestion fills: the allocator loses some between its blocks

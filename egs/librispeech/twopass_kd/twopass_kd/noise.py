@@ -13,6 +13,21 @@ SNR_DB = (10.0, 20.0)  # evenly distributed between these
 MIN_SECONDS, MAX_SECONDS = 5.0, 10.0  # of MUSAN's cuts
 
 
+def find_musan(data_dir: Path) -> Path:
+    """`musan_cuts_path`, if it is there.
+
+    Raises:
+      FileNotFoundError: it is not; names the stage that makes it.
+    """
+    path = musan_cuts_path(data_dir)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing, which `corpus.musan` (true) needs; stage 2 makes it: ./run.sh --stage 2"
+            " --stop-stage 2; or say corpus.musan=false"
+        )
+    return path
+
+
 def musan_cuts_path(data_dir: Path) -> Path:
     """Path of MUSAN's cuts with features, named as icefall names it."""
     return Path(data_dir) / "fbank" / "musan_cuts.jsonl.gz"
@@ -27,17 +42,11 @@ class NoiseMixer:
     Args:
       data_dir: has `fbank/musan_cuts.jsonl.gz`, cuts of 5 to 10 s.
     Raises:
-      FileNotFoundError: it has not; names the stage that makes it.
+      FileNotFoundError: it has not (`find_musan`).
     """
 
     def __init__(self, data_dir: Path, seed: int, epoch: int) -> None:
-        path = musan_cuts_path(data_dir)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing, which `corpus.musan` (true) needs; stage 2 makes it: ./run.sh --stage 2"
-                " --stop-stage 2; or say corpus.musan=false"
-            )
-        self.lines = list(read_lines(path))  # of 100 MUSAN hours 20 MB; as cuts it would be ten times as much
+        self.lines = list(read_lines(find_musan(data_dir)))  # 20 MB for 100 hours; as cuts ten times as much
         self.data_dir = data_dir
         self.seed, self.epoch = seed, epoch
 

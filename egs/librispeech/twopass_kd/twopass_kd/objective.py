@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.config import KdConfig, LossConfig
 from twopass_kd.frozen_encoder import FrozenEncoder
 from twopass_kd.losses.attention import attention_loss, make_attention_targets

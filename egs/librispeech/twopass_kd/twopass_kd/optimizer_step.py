@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.distributed import Ranks
 from twopass_kd.objective import Losses, Objective
 from twopass_kd.precision import autocast, make_grad_scaler

@@ -22,7 +22,7 @@ from lhotse.dataset import SpecAugment
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from twopass_kd.asr_datamodule import Batch
+from twopass_kd.asr_dataset import Batch
 from twopass_kd.checkpoint import (
     average_checkpoints,
     epoch_paths,

@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from twopass_kd.asr_datamodule import AsrDataModule, cut_text
+from twopass_kd.asr_datamodule import AsrDataModule
+from twopass_kd.asr_dataset import cut_text
 from twopass_kd.cli import exit_status, experiment_parser
 from twopass_kd.config import Config, load_config, searched_systems
 from twopass_kd.encoder import Conv2dSubsampling

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from twopass_kd.asr_datamodule import AsrDataModule, cut_text
+from twopass_kd.asr_datamodule import AsrDataModule
+from twopass_kd.asr_dataset import cut_text
 from twopass_kd.cli import exit_status, experiment_parser
 from twopass_kd.config import Config, ConfigError, load_config
 from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure_all, read_exports

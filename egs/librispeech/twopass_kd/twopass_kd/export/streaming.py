@@ -9,7 +9,7 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from twopass_kd.asr_datamodule import cut_text
+from twopass_kd.asr_dataset import cut_text
 from twopass_kd.export import ExportError
 from twopass_kd.export.onnx_files import TOLERANCE
 from twopass_kd.model import TwoPassModel
