@@ -53,7 +53,7 @@ def arcs(tokenizer, tmp_path_factory):
     "content",
     [
         GOOD.replace("\n", "\r\n").encode(),
-        gzip.compress(GOOD.encode()),
+        gzip.compress(GOOD.encode(), mtime=0),
         GOOD.encode("utf-8-sig"),
         GOOD.replace("\t", "  ").encode(),
         GOOD.replace("2=4", "2=9").encode(),
@@ -92,7 +92,7 @@ def test_arpa_without_a_start_gets_one(arcs, tokenizer, tmp_path):
         (b"mmap lm http://kheafield.com/code format version 5\n\0", "is a binary of KenLM's; give the ARPA file"),
         (b"<!DOCTYPE html><html>", "is a web page, as a failed download leaves"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
-        (gzip.compress(GOOD.encode())[:100], "is cut short or damaged"),
+        (gzip.compress(GOOD.encode(), mtime=0)[:100], "is cut short or damaged"),
         (GOOD.encode("utf-16"), "is UTF-16; convert it"),
         (GOOD.replace("CAPTAIN", "CAPT\u00c4IN").encode("latin-1"), r"line 10: must be UTF-8 text.*0xc4.*CAPTÄIN"),
         (b"no n-grams here\n", "must be an n-gram model in ARPA format"),
