@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import List
 
 import torch
-from common import RECIPE, median_seconds
+from common import RECIPE, median_seconds, read_config
 
 from twopass_kd.asr_datamodule import AsrDataModule, Batch, cut_text
 from twopass_kd.checkpoint import load_model
-from twopass_kd.config import config_to_dict, load_config
+from twopass_kd.config import config_to_dict
 from twopass_kd.environment import describe_environment
 from twopass_kd.search.methods import Search, further_searches, own_searches
 from twopass_kd.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     torch.set_num_threads(args.threads)
-    cfg = load_config(args.conf, [*GRAPHS, *args.overrides])
+    cfg = read_config(args.conf, [*GRAPHS, *args.overrides])
     model, content = load_model(args.checkpoint)
     tokenizer = Tokenizer(args.data_dir / f"lang_bpe_{cfg.tokens.vocab_size}")
     part = args.part or cfg.corpus.dev_parts[0]

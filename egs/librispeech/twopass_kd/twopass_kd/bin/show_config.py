@@ -11,9 +11,15 @@ import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from omegaconf import OmegaConf
-
-from twopass_kd.config import Config, ConfigError, exported_systems, load_config, phases_of_stage, reported_systems
+from twopass_kd.config import (
+    Config,
+    ConfigError,
+    config_to_yaml,
+    exported_systems,
+    load_config,
+    phases_of_stage,
+    reported_systems,
+)
 from twopass_kd.fingerprint import fingerprint
 
 BASELINE = "student_copy"
@@ -111,7 +117,7 @@ def answer(args: argparse.Namespace) -> str:
     cfg = load_config(args.conf, args.overrides)
     if args.plan:
         return "\n".join("\t".join(row) for row in plan(cfg, not args.no_baseline))
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg)).rstrip()
+    return config_to_yaml(cfg).rstrip()
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
