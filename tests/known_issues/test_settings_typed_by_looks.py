@@ -1,4 +1,4 @@
-"""Settings used to mean what YAML makes of their looks: NO was false, `run #2` was `run`, an open bracket a traceback."""
+"""Settings used to mean what YAML makes of their looks: NO was false, `run #2` `run`, an open bracket a traceback."""
 
 import importlib
 import sys
@@ -28,7 +28,8 @@ def value_of(cfg, key):
         ("decode.arpa=null", None),
         ("external_teacher.options=", ""),
         (f"decode.hotwords=[{','.join(WORDS)}]", WORDS),
-        ("decode.hotwords=[ null , 'A, B', \"C\", DON'T, 'TIS,'TWAS,]", ["null", "A, B", "C", "DON'T", "'TIS", "'TWAS"]),
+        ("decode.hotwords=[ null , 'A, B', \"C\", DON'T, 'TIS,]", ["null", "A, B", "C", "DON'T", "'TIS"]),
+        ("decode.hotwords=['TIS,'TWAS]", ["'TIS", "'TWAS"]),
         ("decode.hotwords=[]", []),
         ("slurm.cpu.options=[--exclude=node[1-3],--account=x]", ["--exclude=node[1-3]", "--account=x"]),
         ("slurm.gpu.time=24:00:00", "24:00:00"),
@@ -141,8 +142,9 @@ def test_names_that_cannot_be_folders_or_are_ours_are_errors(overrides, says):
 
 
 def test_run_sh_says_it_on_one_line():
-    said = error("--conf", TINY, "--dry-run", "corpus.train_parts=[train-clean")
-    assert said == "error: override (corpus.train_parts=[train-clean): the value must be a list in brackets, e.g. [a,b]\n"
+    override = "corpus.train_parts=[train-clean"
+    said = error("--conf", TINY, "--dry-run", override)
+    assert said == f"error: override ({override}): the value must be a list in brackets, e.g. [a,b]\n"
 
 
 BIN = ["decode", "estimate", "export", "ondevice", "report", "scan_frame_shift", "score", "show_config", "train"]
