@@ -54,6 +54,8 @@ EOF
 
 # shellcheck source=utils/stages.sh
 . utils/stages.sh
+# shellcheck source=utils/locks.sh
+. utils/locks.sh
 # shellcheck source=utils/launch.sh
 . utils/launch.sh
 
@@ -65,7 +67,8 @@ data_dir=
 teacher=
 exp_dir=
 baseline=true
-nj=${SLURM_CPUS_PER_TASK:-$(number_of_cores)}
+nj=$(number_of_cores)
+[[ ! ${SLURM_CPUS_PER_TASK:-} =~ ^[1-9][0-9]{0,3}$ ]] || nj=$SLURM_CPUS_PER_TASK
 threads=1
 world_size=1
 nnodes=1
@@ -126,6 +129,8 @@ if [ "$nnodes" -gt 1 ] && [ "$launcher" = local ] && [ -z "${SLURM_JOB_ID:-}" ] 
   fail "\`--nnodes\` ($nnodes) must be 1 outside of Slurm; add --launcher slurm, or run twopass_kd.bin.train on each" \
     "node yourself (--dry-run shows the commands; add --rdzv-endpoint FIRST_NODE:PORT)"
 fi
+
+forget_other_ranks
 
 conf=$(find_conf "$conf")
 if [ -n "$teacher" ]; then
