@@ -4,10 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
-from run_sh import RECIPE, ROOT, TINY, environment
+from run_sh import RECIPE, TINY, environment
+from twopass_kd import distributed
 from twopass_kd.bin import train
 from twopass_kd.distributed import Ranks
 from twopass_kd.launch import _is_here, _parse_endpoint
@@ -22,9 +24,7 @@ logging.basicConfig(format="%(levelname)s %(message)s")
 for module in (distributed, launch):
     module.SECONDS_TO_MEET, module.SECONDS_OF_SILENCE = 4.0, 1.0
 try:
-    if sys.argv[1:]:
-        launch.launch_ranks("two_ranks", [], Path(), 1, 2, sys.argv[1])
-    distributed.Ranks.from_torchrun()
+    launch.launch_ranks("two_ranks", [], Path(), 1, 2, sys.argv[1])
 except ValueError as e:
     print(e)
 """
@@ -37,12 +37,11 @@ def port():
         return s.getsockname()[1]
 
 
-def impatient(*args, **env):
-    """What is said where ranks or nodes give up after seconds: warnings, and the error."""
-    env = {**os.environ, "PYTHONPATH": f"{RECIPE}:{ROOT / 'tests/unit'}", **env}
-    done = subprocess.run(
-        [sys.executable, "-c", IMPATIENT, *args], env=env, capture_output=True, text=True, timeout=120
-    )
+def impatient(endpoint):
+    """What is said where nodes give up after seconds: warnings, and the error."""
+    env = {**os.environ, "PYTHONPATH": str(RECIPE)}
+    command = [sys.executable, "-c", IMPATIENT, endpoint]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr
     return done.stderr, done.stdout
 
@@ -83,12 +82,27 @@ def test_torchrun_variables_that_are_not_all_there_are_an_error(monkeypatch):
         Ranks.from_torchrun()
 
 
-def test_a_rank_says_how_many_are_missing_where_and_gives_up(port):
+@pytest.mark.parametrize("rank, missing", [(0, "1 of 2"), (1, "2 of 2 ([Errno 111] Connection refused)")])
+def test_a_rank_says_how_many_are_missing_where_and_gives_up(port, rank, missing, monkeypatch, caplog):
+    monkeypatch.setattr(distributed, "SECONDS_TO_MEET", 0.5)
+    monkeypatch.setattr(distributed, "SECONDS_OF_SILENCE", 0.2)
     env = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
-    for rank, missing in ("0", "1 of 2"), ("1", "2 of 2 ([Errno 111] Connection refused)"):
-        warned, said = impatient(**env, RANK=rank, MASTER_PORT=str(port))
-        assert f"WARNING rank {rank} waits at localhost:{port} for {missing} ranks; Ctrl-C stops it" in warned
-        assert f"must meet at localhost:{port} within 4 s, and rank {rank} missed {missing};" in said
+    for name, value in {**env, "RANK": str(rank), "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError) as e:
+        Ranks.from_torchrun()
+    assert f"rank {rank} waits at localhost:{port} for {missing} ranks; Ctrl-C stops it" in caplog.text
+    assert f"must meet at localhost:{port} within 0 s, and rank {rank} missed {missing};" in str(e.value)
+
+
+def test_a_rank_that_waits_for_another_says_for_what(monkeypatch, caplog):
+    monkeypatch.setattr(distributed, "SECONDS_OF_SILENCE", 0.05)
+    monkeypatch.setattr(distributed.dist, "barrier", lambda group: time.sleep(0.2))
+    ranks = Ranks()
+    ranks.wait("nothing")  # alone
+    ranks.rank, ranks.world_size = 1, 2
+    ranks.wait("rank 0, which reads the corpus")
+    assert caplog.messages == ["rank 1 waits for rank 0, which reads the corpus, for 2 hours at most; Ctrl-C stops it"]
 
 
 def test_a_node_says_how_many_are_missing_where_and_gives_up(port):

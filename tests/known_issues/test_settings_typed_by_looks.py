@@ -141,6 +141,26 @@ def test_names_that_cannot_be_folders_or_are_ours_are_errors(overrides, says):
     assert says in str(e.value)
 
 
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("student.encoder.dim=0", "must be positive"),
+        ("teacher.attention_decoder.num_heads=0", "must be positive"),
+        ("corpus.speed_perturb=[0.9,0]", "`corpus.speed_perturb` (0.0) must be positive"),
+        ("corpus.synthesis.num_dev=0", "must be positive"),
+        ("train.num_workers=-1", "must not be negative"),
+        ("seed=-1", "must not be negative"),
+        ("student.encoder.dropout=1", "must be in [0, 1)"),
+        ("train.betas=[0.9]", "must be two numbers"),
+        ("corpus.min_duration=31", "must be below `corpus.max_duration`"),
+    ],
+)
+def test_sizes_and_shares_that_cannot_be_are_errors(override, says):
+    with pytest.raises(ConfigError) as e:
+        load_config(TINY, [override])
+    assert says in str(e.value) and f"`{override.split('=')[0]}`" in str(e.value)
+
+
 def test_run_sh_says_it_on_one_line():
     override = "corpus.train_parts=[train-clean"
     said = error("--conf", TINY, "--dry-run", override)

@@ -40,6 +40,7 @@ from twopass_kd.config_schema import (
     TrainConfig,
 )
 from twopass_kd.config_text import parse_override, read_files, typed
+from twopass_kd.config_values import check_values, value_of
 from twopass_kd.files import write_text_atomically
 
 __all__ = [
@@ -77,22 +78,6 @@ __all__ = [
 ]
 
 
-_CHOICES = {
-    "corpus.kind": ("mini", "librispeech", "mini_librispeech", "folder"),
-    "corpus.synthesis.grammar": ("phrases", "digits"),
-    "features.extractor": ("auto", "kaldifeat", "lhotse"),
-    "teacher.encoder.subsampling_factor": (4, 6),
-    "student.encoder.subsampling_factor": (4, 6),
-    "teacher.decoder.kind": ("stateless", "lstm"),
-    "student.decoder.kind": ("stateless", "lstm"),
-    "loss.backend": ("auto", "k2", "fast_rnnt"),
-    "loss.rnnt_type": ("modified", "regular"),
-    "kd.kind": ("full", "collapsed"),
-    "kd.node_weights": ("uniform", "occupation"),
-    "kd.band": ("student", "teacher"),
-    "kd.teacher_precision": ("float32", "bfloat16", "float16"),
-    "train.precision": ("float32", "bfloat16", "float16"),
-}
 _SLURM_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED")
 _SLURM_MEM = re.compile(r"\d+[KMGT]?")
 # The loss terms that give a part of the model its gradient.
@@ -104,32 +89,6 @@ _REACHED_BY = {
     "ctc_head": ("ctc",),
     "attention_decoder": ("attention", "attention_kd"),
 }
-_POSITIVE = (
-    "tokens.vocab_size",
-    "train.clip_grad_norm",
-    "train.num_buckets",
-    "train.keep_last_k",
-    "train.keep_last_epochs",
-    "train.accum_grad",
-    "kd.temperature",
-    "kd.attention_temperature",
-    "train.max_duration",
-    "train.save_every_n",
-    "train.log_interval",
-    "decode.max_duration",
-    "decode.beam",
-    "decode.nbest",
-    "decode.fast_beam",
-    "decode.max_contexts",
-    "decode.max_states",
-    "decode.lm_order",
-    "export.chunk_size",
-    "export.decoded_seconds",
-    "export.timed_utterances",
-    "slurm.cpu.cpus",
-    "slurm.gpu.cpus",
-    "slurm.feature_jobs",
-)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -208,31 +167,15 @@ def _literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def _get(cfg: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        cfg = getattr(cfg, part)
-        if cfg is None:
-            return None
-    return cfg
-
-
 def _validate(cfg: Config) -> None:
     check_names(cfg)
-    for key, choices in _CHOICES.items():
-        value = _get(cfg, key)
-        if value is not None and value not in choices:
-            raise ConfigError(f"`{key}` ({value}) must be one of {', '.join(map(str, choices))}")
-    for key in _POSITIVE:
-        if not _get(cfg, key) > 0:
-            raise ConfigError(f"`{key}` ({_get(cfg, key)}) must be positive")
+    check_values(cfg)
     for key in ("corpus.train_parts", "corpus.dev_parts", "corpus.test_parts", "decode.rescore_weights",
                 "decode.length_rewards"):  # fmt: skip
-        if not _get(cfg, key):
+        if not value_of(cfg, key):
             raise ConfigError(f"`{key}` must have at least one entry")
     if cfg.loss.prune_range < 2:
         raise ConfigError(f"`loss.prune_range` ({cfg.loss.prune_range}) must be at least 2")
-    if not 0 <= cfg.loss.label_smoothing < 1:
-        raise ConfigError(f"`loss.label_smoothing` ({cfg.loss.label_smoothing}) must be in [0, 1)")
     for which in ("teacher", "student"):
         attention = getattr(cfg, which).attention_decoder
         if attention.dim % attention.num_heads:
@@ -244,8 +187,6 @@ def _validate(cfg: Config) -> None:
         cfg.corpus.synthesis = SynthesisConfig()
     if cfg.corpus.musan and cfg.train.cache_frozen_encoders:
         raise ConfigError("`train.cache_frozen_encoders` (true) must be false with `corpus.musan`: noise varies")
-    if not 0 <= cfg.min_reduction < 1:
-        raise ConfigError(f"`min_reduction` ({cfg.min_reduction}) must be in [0, 1)")
     reported: Dict[str, str] = {}
     for name, phase in cfg.phases.items():
         _validate_phase(cfg, name, phase)
@@ -262,10 +203,8 @@ def _validate(cfg: Config) -> None:
             raise ConfigError(f"`slurm.{kind}.time` ({job.time}) must be as sbatch takes it, e.g. 24:00:00 or 2-00")
         if not _SLURM_MEM.fullmatch(job.mem):
             raise ConfigError(f"`slurm.{kind}.mem` ({job.mem}) must be as sbatch takes it, e.g. 64G")
-        if job.gpus < 0:
-            raise ConfigError(f"`slurm.{kind}.gpus` ({job.gpus}) must not be negative")
     for key in ("export.systems", "decode.search_systems"):
-        systems = _get(cfg, key) or []
+        systems = value_of(cfg, key) or []
         for system in systems:
             if system not in reported:
                 raise ConfigError(f"`{key}` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
@@ -290,8 +229,6 @@ def _validate_searches(cfg: Config) -> None:
             )
     if "fast_beam_search_LG" in decode.searches and not decode.lm_scales:
         raise ConfigError("`decode.lm_scales` must have at least one entry for fast_beam_search_LG")
-    if min([decode.hotword_score, *decode.lm_scales]) < 0:
-        raise ConfigError("`decode.lm_scales` and `decode.hotword_score` must not be negative")
     if "fast_beam_search_hotwords" in decode.searches and not any(phrase.strip() for phrase in decode.hotwords):
         raise ConfigError("`decode.hotwords` must have at least one phrase for fast_beam_search_hotwords")
 
