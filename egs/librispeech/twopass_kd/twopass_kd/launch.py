@@ -43,7 +43,7 @@ def launch_ranks(
     Returns:
       0, 1 after naming the rank that failed first, or 130: stopped by a signal.
     Raises:
-      ValueError: the nodes do not meet at `rdzv_endpoint`.
+      ValueError: the nodes do not meet at `rdzv_endpoint`, or lose it.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said below
     config = LaunchConfig(
@@ -62,9 +62,12 @@ def launch_ranks(
         try:
             elastic_launch(config, sys.executable)("-m", module, *args)
         except (RendezvousError, *STORE_ERRORS) as e:
+            if nnodes == 1:
+                raise
             raise ValueError(
-                f"the {nnodes} nodes must meet at `--rdzv-endpoint` ({rdzv_endpoint}) within {SECONDS_TO_MEET:.0f} s"
-                f" ({str(e) or type(e).__name__}); run the same command on each, with the name and a free port of one"
+                f"the {nnodes} nodes must meet at `--rdzv-endpoint` ({rdzv_endpoint}) within {SECONDS_TO_MEET:.0f} s,"
+                f" and reach it as long as they train ({str(e) or type(e).__name__}); run the same command on each,"
+                " with the name and a free port of one"
             ) from e
         except SignalException:
             return STOPPED
