@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Sequence
 
 from tqdm import tqdm
 
@@ -14,10 +14,19 @@ sys.path.insert(0, str(RECIPE))
 import torch  # noqa: E402
 
 from twopass_kd.asr_dataset import Batch  # noqa: E402
+from twopass_kd.config import Config, ConfigError, load_config  # noqa: E402
 from twopass_kd.model import TwoPassModel  # noqa: E402
 from twopass_kd.objective import Objective  # noqa: E402
 
 Step = Callable[[], object]
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config with its overrides; where it has a mistake, the program ends with that."""
+    try:
+        return load_config(path, overrides)
+    except ConfigError as e:
+        sys.exit(f"error: {e}")
 
 
 def training_step(model: TwoPassModel, objective: Objective, batch: Batch, clip_grad_norm: float) -> Step:

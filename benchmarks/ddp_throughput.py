@@ -14,11 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from common import RECIPE
+from common import RECIPE, read_config
 from tqdm import tqdm
 from training_runs import TrainingRun, training_parser
 
-from twopass_kd.config import load_config
 from twopass_kd.environment import describe_environment
 
 TARGET = 1.6
@@ -36,7 +35,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = training_parser(__doc__).parse_args(argv)
     overrides = [f"phases.{args.phase}.{key}" for key in ("num_epochs=1", "average=1", "sort_first_epoch=false")]
     overrides += [f"train.log_interval={LOG_INTERVAL}", *args.overrides]
-    cfg = load_config(args.conf, overrides)
+    cfg = read_config(args.conf, overrides)
     data_dir = args.data_dir or RECIPE / "data" / cfg.name
 
     def measure(count: int, world_size: int) -> float:

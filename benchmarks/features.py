@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List
 
-from common import RECIPE, Step, median_seconds
+from common import RECIPE, Step, median_seconds, read_config
 
 sys.path.insert(0, str(RECIPE / "local"))
 
@@ -23,7 +23,7 @@ import torch  # noqa: E402
 from lhotse.features import FeatureExtractor  # noqa: E402
 
 from compute_fbank import HIGH_FREQ, make_extractor, why_no_kaldifeat  # noqa: E402
-from twopass_kd.config import FeaturesConfig, load_config  # noqa: E402
+from twopass_kd.config import FeaturesConfig  # noqa: E402
 
 Audio = List[np.ndarray]
 
@@ -88,7 +88,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     torch.set_num_threads(args.threads)
-    features = load_config(args.conf).features
+    features = read_config(args.conf).features
     audio = make_audio(args.utterances, features.sampling_rate)
     total = sum(map(len, audio)) / features.sampling_rate
     seconds = median_seconds(variants(features, audio, args.batch_sizes), args.repeats)

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
 import torch
-from common import RECIPE, peak_extra_bytes
+from common import RECIPE, peak_extra_bytes, read_config
 from torch.optim import AdamW
 
-from twopass_kd.config import Config, load_config
+from twopass_kd.config import Config
 from twopass_kd.distributed import Ranks
 from twopass_kd.encoder import num_output_frames
 from twopass_kd.environment import describe_environment
@@ -127,7 +127,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = get_parser().parse_args(argv)
-    cfg = load_config(args.conf, args.overrides)
+    cfg = read_config(args.conf, args.overrides)
     on_cpu = args.device == "cpu"
     args.seconds = args.seconds or (3.0 if on_cpu else 12.0)
     args.utterances = args.utterances or (2 if on_cpu else int(cfg.train.max_duration / args.seconds))

@@ -23,12 +23,12 @@ from types import SimpleNamespace
 from typing import Callable, Dict, List
 
 import torch
-from common import RECIPE, Step, median_seconds, peak_extra_bytes, training_step
+from common import RECIPE, Step, median_seconds, peak_extra_bytes, read_config, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
 from twopass_kd.asr_dataset import Batch
-from twopass_kd.config import Config, load_config
+from twopass_kd.config import Config
 from twopass_kd.environment import describe_environment
 from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import (
@@ -188,7 +188,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = get_parser().parse_args()
     torch.set_num_threads(args.threads)
-    cfg = load_config(args.conf)
+    cfg = read_config(args.conf)
     if args.memory_of:
         warm_up = argparse.Namespace(**{**vars(args), "batch_size": 1, "num_frames": args.num_positions + 10})
         Heads(warm_up, cfg.loss.rnnt_type).variants()[args.memory_of]()

@@ -15,11 +15,10 @@ import time
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from common import RECIPE
+from common import RECIPE, read_config
 from tqdm import tqdm
 from training_runs import TrainingRun, training_parser
 
-from twopass_kd.config import load_config
 from twopass_kd.environment import describe_environment
 from twopass_kd.launch import STOPPED
 
@@ -57,7 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[List[str]] = None) -> None:
     args = get_parser().parse_args(argv)
     overrides = ["train.log_interval=1", *args.overrides]
-    cfg = load_config(args.conf, overrides)
+    cfg = read_config(args.conf, overrides)
     data_dir = args.data_dir or RECIPE / "data" / cfg.name
     rounds: List[Dict[str, float]] = []
     for _ in tqdm(range(args.repeats), unit="round"):

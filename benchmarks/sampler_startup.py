@@ -21,13 +21,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Callable, Dict, List, Tuple
 
-from common import RECIPE, peak_extra_bytes, status_bytes
+from common import RECIPE, peak_extra_bytes, read_config, status_bytes
 
 sys.path.insert(0, str(RECIPE / "local"))
 
 from train_bpe import write_lang  # noqa: E402
 from twopass_kd.asr_datamodule import AsrDataModule  # noqa: E402
-from twopass_kd.config import load_config  # noqa: E402
 from twopass_kd.tokenizer import open_tokenizer  # noqa: E402
 
 HOURS = {"train-clean-100": 100.0, "train-clean-360": 360.0, "train-other-500": 500.0}
@@ -77,7 +76,7 @@ def write_manifest(path: Path, name: str, num_cuts: int, words: List[str], rng: 
 
 
 def write_data(data_dir: Path, args: argparse.Namespace) -> None:
-    cfg = load_config(args.conf)
+    cfg = read_config(args.conf)
     rng = random.Random(0)
     words = ["".join(rng.choices("ETAOINSHRDLUCMFW", k=rng.randint(2, 9))) for _ in range(5000)]
     write_lang(data_dir / f"lang_bpe_{cfg.tokens.vocab_size}", words, cfg.tokens.vocab_size)
@@ -91,7 +90,7 @@ def write_data(data_dir: Path, args: argparse.Namespace) -> None:
 
 def first_batch(args: argparse.Namespace, data_dir: Path, world_size: int, skip: int) -> AsrDataModule:
     """What a rank of a training does before it loads the features of its first batch."""
-    cfg = load_config(args.conf, ["train.num_workers=0"])  # workers load features, of which there are none
+    cfg = read_config(args.conf, ["train.num_workers=0"])  # workers load features, of which there are none
     tokenizer = open_tokenizer(cfg, data_dir)
     factor = cfg.student.encoder.subsampling_factor
     data = AsrDataModule(cfg, data_dir, tokenizer, factor, world_size - 1, world_size)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import List
 
 import torch
-from common import RECIPE, median_seconds
+from common import RECIPE, median_seconds, read_config
 
 from twopass_kd.asr_datamodule import AsrDataModule
 from twopass_kd.asr_dataset import Batch, cut_text
 from twopass_kd.checkpoint import load_model
-from twopass_kd.config import config_to_dict, load_config
+from twopass_kd.config import config_to_dict
 from twopass_kd.environment import describe_environment
 from twopass_kd.search.methods import Search, further_searches, own_searches
 from twopass_kd.tokenizer import open_tokenizer
@@ -45,7 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     torch.set_num_threads(args.threads)
-    cfg = load_config(args.conf, [*GRAPHS, *args.overrides])
+    cfg = read_config(args.conf, [*GRAPHS, *args.overrides])
     model, content = load_model(args.checkpoint)
     tokenizer = open_tokenizer(cfg, args.data_dir)
     part = args.part or cfg.corpus.dev_parts[0]

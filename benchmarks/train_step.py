@@ -15,14 +15,14 @@ from types import SimpleNamespace
 from typing import Dict, Optional
 
 import torch
-from common import RECIPE, Step, median_seconds, training_step
+from common import RECIPE, Step, median_seconds, read_config, training_step
 from torch.nn import functional as F
 from torch.optim import AdamW
 
 from twopass_kd.asr_datamodule import AsrDataModule
 from twopass_kd.asr_dataset import Batch
 from twopass_kd.checkpoint import build_model
-from twopass_kd.config import Config, load_config
+from twopass_kd.config import Config
 from twopass_kd.environment import describe_environment
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.ctc import ctc_loss
@@ -132,7 +132,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[list] = None) -> None:
     args = get_parser().parse_args(argv)
-    cfg = load_config(args.conf, args.overrides)
+    cfg = read_config(args.conf, args.overrides)
     torch.manual_seed(0)
     batch = random_batch(cfg, args.seconds, args.tokens_per_second)
     frames = int(batch.feature_lens.sum())

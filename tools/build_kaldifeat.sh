@@ -5,6 +5,7 @@
 # has been compiled and tried, so that a build that fails leaves the environment as it was. MAX_JOBS=N compiles N files
 # at once (default: the number of cores).
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() {

@@ -5,6 +5,7 @@
 #   STACK=torch2   .venv-torch2: torch 2.13.0 and fast_rnnt 1.3, compiled here; Python 3.10 to 3.13
 #   PYTHON=...     the interpreter to use; default: the first on PATH of python3.11, python3.10, ... that fits
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() {

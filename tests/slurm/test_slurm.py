@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import Cluster, why_not
-from run_sh import TINY, command, environment
+from run_sh import RECIPE, TINY, command, environment
 from twopass_kd.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -104,6 +104,15 @@ def undisturbed(finished, root):
     recipe = Recipe(finished[0].cluster, root, root / "undisturbed")
     recipe.ok("--stage", 3, "--stop-stage", 3, *LONG)
     return recipe.digest()
+
+
+def test_slurm_batch_job_is_told_from_a_shell_that_somebody_waits_at(cluster, tmp_path):
+    ask = f"cd {RECIPE} && . utils/stages.sh && . utils/locks.sh && if is_batch_job; then echo batch; else echo no; fi"
+    (tmp_path / "ask.sh").write_text(f"#!/usr/bin/env bash\n{ask}\n")
+    cluster.call("sbatch", "--wait", f"--output={tmp_path}/out", tmp_path / "ask.sh")
+    assert (tmp_path / "out").read_text() == "batch\n"
+    for command_of_slurm in ("salloc", "srun"):
+        assert cluster.call(command_of_slurm, "--nodes=1", "bash", tmp_path / "ask.sh") == "no\n"
 
 
 def test_slurm_runs_the_whole_pipeline_as_a_chain(finished):

@@ -6,7 +6,7 @@ import yaml
 
 from run_sh import RECIPE, TINY
 from twopass_kd.bin.show_config import main, phases_to_train, plan, systems
-from twopass_kd.config import ConfigError, load_config
+from twopass_kd.config import load_config
 from twopass_kd.fingerprint import fingerprint
 
 MINI = RECIPE / "conf" / "mini.yaml"
@@ -36,7 +36,7 @@ def test_show_config_prints_the_plan(capsys):
 
 
 @pytest.mark.parametrize("args, said", [
-    (["--plan", "name=my run"], "must not be empty or have spaces"),
+    (["--plan", "name=my run"], "must be made of letters"),
     (["--plan", "phases.student/deep.stage=9"], "must be from 3 to 7"),
     (["--plan", "phases.teacher/rnnt.init_from=teacher/las", "phases.teacher/rnnt.stage=4"], "or below it in the same"),
     (["nonsense"], "must look like key=value"),
@@ -60,12 +60,6 @@ def test_show_config_plan_has_all_that_run_sh_reads():
     assert "student_copy" in rows["systems"].split() and "student_copy" not in without["systems"].split()
     assert phases_to_train(cfg, 7, baseline=False) == ["student/deep"]
     assert ["student", "student/deep"] in systems(cfg)
-
-
-def test_show_config_part_name_with_a_space_is_an_error():
-    cfg = load_config(TINY, ["corpus.test_parts=[test clean]"])
-    with pytest.raises(ConfigError, match="must not be empty or have spaces"):
-        plan(cfg)
 
 
 def test_show_config_does_not_import_torch():

@@ -5,7 +5,7 @@
 # shellcheck shell=bash
 
 # The folder as it was reached (inside icefall where a link there leads here) and where it really is.
-_twopass_here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -L)
+_twopass_here=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd -L)
 _twopass_real=$(cd "$_twopass_here" && pwd -P)
 _twopass_venv=   # the first of the repository's environments
 _twopass_active= # whether one of them is on PATH already
@@ -41,7 +41,7 @@ if [ -n "${ICEFALL_ROOT:-}" ]; then
       "correct it or unset it" >&2
     return 1
   fi
-  _twopass_pythonpath+=:$(cd "$ICEFALL_ROOT" && pwd -P)
+  _twopass_pythonpath+=:$(CDPATH='' cd -- "$ICEFALL_ROOT" && pwd -P)
 else
   for _twopass_root in "$_twopass_here" "$_twopass_real"; do
     _twopass_root=$(cd -L "$_twopass_root/../../.." && pwd -P) # cd takes ".." off the path as it was reached
@@ -54,6 +54,13 @@ fi
 export PYTHONPATH=$_twopass_pythonpath${PYTHONPATH:+:$PYTHONPATH}
 unset _twopass_here _twopass_real _twopass_venv _twopass_active _twopass_pythonpath _twopass_root
 
+# Libraries ask for a home and a user's name when they are imported; a user id of a container may have neither.
+export HOME=${HOME:-${TMPDIR:-/tmp}}
+if ! id -un >/dev/null 2>&1; then
+  export LOGNAME=${LOGNAME:-$(id -u)}
+fi
+# Paths and transcripts are UTF-8, whatever the locale.
+export PYTHONUTF8=1
 # Threads that wait must sleep: with the default, two torch threads spin against each other as soon as anything else
 # uses a core.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}

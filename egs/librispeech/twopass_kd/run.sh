@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Trains a two-pass teacher, distils a student from it in three stages, decodes both, scores and reports.
 # `./run.sh --help` lists the stages and options; utils/stages.sh has what the stages share.
-# shellcheck source-path=SCRIPTDIR
+# shellcheck source-path=SCRIPTDIR disable=SC2329
 set -euo pipefail
+# A user's settings that change what cd, grep and bash itself do.
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT
 
 # In the background of a script SIGINT is ignored, and bash cannot change that; stopped by Ctrl-C we are all the same.
 if [ -n "$(trap -p INT)" ] && env --default-signal=INT true 2>/dev/null; then
@@ -54,6 +56,8 @@ EOF
 
 # shellcheck source=utils/stages.sh
 . utils/stages.sh
+# shellcheck source=utils/locks.sh
+. utils/locks.sh
 # shellcheck source=utils/launch.sh
 . utils/launch.sh
 
@@ -65,7 +69,8 @@ data_dir=
 teacher=
 exp_dir=
 baseline=true
-nj=${SLURM_CPUS_PER_TASK:-$(number_of_cores)}
+nj=$(number_of_cores)
+[[ ! ${SLURM_CPUS_PER_TASK:-} =~ ^[1-9][0-9]{0,3}$ ]] || nj=$SLURM_CPUS_PER_TASK
 threads=1
 world_size=1
 nnodes=1
@@ -126,6 +131,8 @@ if [ "$nnodes" -gt 1 ] && [ "$launcher" = local ] && [ -z "${SLURM_JOB_ID:-}" ] 
   fail "\`--nnodes\` ($nnodes) must be 1 outside of Slurm; add --launcher slurm, or run twopass_kd.bin.train on each" \
     "node yourself (--dry-run shows the commands; add --rdzv-endpoint FIRST_NODE:PORT)"
 fi
+
+forget_other_ranks
 
 conf=$(find_conf "$conf")
 if [ -n "$teacher" ]; then
@@ -239,43 +246,48 @@ stage_10() {
     "${overrides[@]}"
 }
 
-# The options that each stage's job gets: as they are here, seen from this folder.
-if $status || [ "$launcher" = slurm ]; then
-  command=(./run.sh --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" --baseline "$baseline")
-  [ -z "$corpus_dir" ] || command+=(--corpus-dir "$corpus_dir")
-  if $status; then
-    show_status
+# bash has read all of it before it begins, so that the file may be edited meanwhile.
+main() {
+  # The options that each stage's job gets: as they are here, seen from this folder.
+  if $status || [ "$launcher" = slurm ]; then
+    command=(./run.sh --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" --baseline "$baseline")
+    [ -z "$corpus_dir" ] || command+=(--corpus-dir "$corpus_dir")
+    if $status; then
+      show_status
+      exit
+    fi
+    submit_stages
+    ! $dry_run || show_cost
     exit
   fi
-  submit_stages
-  ! $dry_run || show_cost
-  exit
-fi
-if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
-  force=false # Slurm runs this job again: it goes on
-fi
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+    force=false # Slurm runs this job again: it goes on
+  fi
 
-# Where a training takes several nodes, trainings and decoding have different ones.
-if [ "$nnodes" -gt 1 ]; then last_training=7; else last_training=8; fi
-n=$stage
-while [ "$n" -le "$stop_stage" ]; do
-  case "$n" in
-    [3-8])
-      last=$((n <= last_training ? last_training : 8))
-      last=$((last < stop_stage ? last : stop_stage))
-      run_graph "$n" "$last"
-      n=$last
-      ;;
-    *) run_stage "$n" ;;
-  esac
-  n=$((n + 1))
-done
-force=false
-if [ "$stop_stage" -eq 10 ] && { $dry_run || [ -n "$(why_again 9)" ]; }; then
-  run_stage 9 # its report tells of stage 10 too
-fi
-if $dry_run; then
-  show_cost
-elif [ "$stop_stage" -ge 9 ]; then
-  show_results
-fi
+  # Where a training takes several nodes, trainings and decoding have different ones.
+  if [ "$nnodes" -gt 1 ]; then last_training=7; else last_training=8; fi
+  n=$stage
+  while [ "$n" -le "$stop_stage" ]; do
+    case "$n" in
+      [3-8])
+        last=$((n <= last_training ? last_training : 8))
+        last=$((last < stop_stage ? last : stop_stage))
+        run_graph "$n" "$last"
+        n=$last
+        ;;
+      *) run_stage "$n" ;;
+    esac
+    n=$((n + 1))
+  done
+  force=false
+  if [ "$stop_stage" -eq 10 ] && { $dry_run || [ -n "$(why_again 9)" ]; }; then
+    run_stage 9 # its report tells of stage 10 too
+  fi
+  if $dry_run; then
+    show_cost
+  elif [ "$stop_stage" -ge 9 ]; then
+    show_results
+  fi
+}
+
+main; exit

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import socket
 import sys
 import tarfile
 import urllib.request
@@ -29,6 +30,7 @@ from prepare_manifests import corpus_parts, musan_dir
 from twopass_kd.config import Config, ConfigError, load_config
 
 BASE_URL = "https://www.openslr.org/resources"
+SECONDS_OF_SILENCE = 60  # of a server, after which the download ends with an error
 COMPLETE, FOUND, MISSING = "already complete", "found there, used as it is", "to be downloaded"
 MD5: Dict[str, str] = {
     "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
@@ -140,6 +142,7 @@ def fetch_archive(url: str, path: Path, md5: str) -> None:
 
 def _download(url: str, path: Path) -> None:
     """Lhotse takes a connection that ends early for the end of the file, so that we ask the server how long it is."""
+    socket.setdefaulttimeout(SECONDS_OF_SILENCE)
     with urllib.request.urlopen(urllib.request.Request(url, method="HEAD")) as response:
         size = int(response.headers.get("Content-Length", 0))
     resumable_download(url, filename=path)

@@ -2,8 +2,9 @@
 
 import argparse
 import logging
+import shutil
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 
 def experiment_parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -25,6 +26,32 @@ def exit_status(job: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as e:
-        logging.error("%s", e)
+        logging.error("%s", without_traceback(e))
+        return 1
+    except RuntimeError as e:
+        if (why := lost_worker(e)) is None:
+            raise
+        logging.error("%s", why)
         return 1
     return 0
+
+
+def without_traceback(e: BaseException) -> str:
+    """What an error says; one out of a worker of a DataLoader (`train.num_workers`) has its traceback in its text."""
+    text = str(e)
+    return text.rstrip().splitlines()[-1] if text.startswith("Caught ") else text
+
+
+def lost_worker(e: RuntimeError) -> Optional[str]:
+    """What to do where a worker of a DataLoader has died, as it does when shared memory is full; None elsewhere."""
+    text = str(e)
+    if not ("DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)) and not (
+        "shared memory" in text or "</torch_" in text
+    ):
+        return None
+    shared = Path("/dev/shm")
+    free = f" ({shutil.disk_usage(shared).free / 2**20:.0f} MiB free)" if shared.is_dir() else ""
+    return (
+        f"a worker that loads data has ended ({without_traceback(e).splitlines()[0]}): is {shared}{free} too small, or"
+        " is memory? Set train.num_workers=0, or give more of it, e.g. docker run --shm-size=8g"
+    )

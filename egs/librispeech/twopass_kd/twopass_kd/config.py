@@ -5,15 +5,15 @@ type and a reference to a phase that does not exist are errors; nothing is skipp
 The dataclasses are in config_schema.py. Neither imports torch or k2, so that the shell can ask questions cheaply.
 """
 
-import difflib
 import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
+import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from twopass_kd.config_names import check_names
 from twopass_kd.config_schema import (
     EXTERNAL_TEACHER,
     LOSS_TERMS,
@@ -21,6 +21,7 @@ from twopass_kd.config_schema import (
     SEARCHES,
     AttentionDecoderConfig,
     Config,
+    ConfigError,
     CorpusConfig,
     DecodeConfig,
     DecoderConfig,
@@ -38,6 +39,9 @@ from twopass_kd.config_schema import (
     TokensConfig,
     TrainConfig,
 )
+from twopass_kd.config_text import parse_override, read_files, typed
+from twopass_kd.config_values import check_values, value_of
+from twopass_kd.files import write_text_atomically
 
 __all__ = [
     "EXTERNAL_TEACHER",
@@ -64,6 +68,7 @@ __all__ = [
     "TrainConfig",
     "config_from_dict",
     "config_to_dict",
+    "config_to_yaml",
     "exported_systems",
     "load_config",
     "phases_of_stage",
@@ -73,27 +78,6 @@ __all__ = [
 ]
 
 
-class ConfigError(ValueError):
-    """What the user's YAML or overrides got wrong, and what to do about it."""
-
-
-_CHOICES = {
-    "corpus.kind": ("mini", "librispeech", "mini_librispeech", "folder"),
-    "corpus.synthesis.grammar": ("phrases", "digits"),
-    "tokens.normalization": ("NFC", "NFKC"),
-    "features.extractor": ("auto", "kaldifeat", "lhotse"),
-    "teacher.encoder.subsampling_factor": (4, 6),
-    "student.encoder.subsampling_factor": (4, 6),
-    "teacher.decoder.kind": ("stateless", "lstm"),
-    "student.decoder.kind": ("stateless", "lstm"),
-    "loss.backend": ("auto", "k2", "fast_rnnt"),
-    "loss.rnnt_type": ("modified", "regular"),
-    "kd.kind": ("full", "collapsed"),
-    "kd.node_weights": ("uniform", "occupation"),
-    "kd.band": ("student", "teacher"),
-    "kd.teacher_precision": ("float32", "bfloat16", "float16"),
-    "train.precision": ("float32", "bfloat16", "float16"),
-}
 _SLURM_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED")
 _SLURM_MEM = re.compile(r"\d+[KMGT]?")
 # The loss terms that give a part of the model its gradient.
@@ -105,32 +89,6 @@ _REACHED_BY = {
     "ctc_head": ("ctc",),
     "attention_decoder": ("attention", "attention_kd"),
 }
-_POSITIVE = (
-    "tokens.vocab_size",
-    "train.clip_grad_norm",
-    "train.num_buckets",
-    "train.keep_last_k",
-    "train.keep_last_epochs",
-    "train.accum_grad",
-    "kd.temperature",
-    "kd.attention_temperature",
-    "train.max_duration",
-    "train.save_every_n",
-    "train.log_interval",
-    "decode.max_duration",
-    "decode.beam",
-    "decode.nbest",
-    "decode.fast_beam",
-    "decode.max_contexts",
-    "decode.max_states",
-    "decode.lm_order",
-    "export.chunk_size",
-    "export.decoded_seconds",
-    "export.timed_utterances",
-    "slurm.cpu.cpus",
-    "slurm.gpu.cpus",
-    "slurm.feature_jobs",
-)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -146,28 +104,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
       ConfigError: naming the key, what is wrong with it and what would be right.
     """
     path = Path(path)
-    raw = _load_yaml(path)
-    return _build(raw, overrides, default_name=path.stem, source=str(path))
-
-
-def _load_yaml(path: Path) -> Any:
-    """A YAML file merged over the file that its key `base` names, if it has one."""
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"`--conf` ({path}) must be an existing YAML file; {path.parent} has {near}")
-    try:
-        raw = OmegaConf.load(path)
-    except Exception as e:  # yaml's errors have no common base with OmegaConf's
-        raise ConfigError(f"{path} is not valid YAML: {e}") from e
-    if not OmegaConf.is_dict(raw):
-        raise ConfigError(f"{path} must hold keys and values, as conf/mini.yaml does")
-    base = raw.pop("base", None)
-    return raw if base is None else OmegaConf.merge(_load_yaml(path.parent / base), raw)
+    settings = [*read_files(path), *map(parse_override, overrides)]
+    return _build(settings, default_name=path.stem, source=str(path))
 
 
 def config_from_dict(resolved: Dict[str, Any]) -> Config:
     """The inverse of `config_to_dict`: rebuild a `Config` out of a checkpoint or a saved `config.yaml`."""
-    return _build(OmegaConf.create(resolved), (), default_name="", source="saved config")
+    return _build([typed(resolved, where="saved config: ")], default_name="", source="saved config")
 
 
 def config_to_dict(cfg: Config) -> Dict[str, Any]:
@@ -175,26 +118,25 @@ def config_to_dict(cfg: Config) -> Dict[str, Any]:
     return asdict(cfg)
 
 
+def config_to_yaml(cfg: Config) -> str:
+    """The resolved config as a YAML file has it."""
+    return yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
 def save_config(cfg: Config, path: Path) -> None:
     """Write the resolved config as YAML."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(cfg), path)
+    write_text_atomically(Path(path), config_to_yaml(cfg))
 
 
-def _build(raw: Any, overrides: Sequence[str], default_name: str, source: str) -> Config:
-    for item in overrides:
-        if "=" not in item:
-            raise ConfigError(f"override ({item}) must look like key=value, e.g. train.max_duration=20")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), raw, OmegaConf.from_dotlist(list(overrides)))
-        if OmegaConf.is_missing(merged, "name"):
-            merged.name = default_name
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise ConfigError(f"{source}: these keys must be given: {', '.join(missing)}")
-        cfg: Config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as e:
-        raise ConfigError(f"{source}: {_explain(e)}") from e
+def _build(settings: Sequence[Dict[str, Any]], default_name: str, source: str) -> Config:
+    """The defaults under `settings`, whose values are typed; the last ones win."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), *map(_literal, settings))
+    if OmegaConf.is_missing(merged, "name"):
+        merged.name = _literal(default_name)
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ConfigError(f"{source}: these keys must be given: {', '.join(missing)}")
+    cfg: Config = OmegaConf.to_object(merged)
     external = cfg.external_teacher
     if external.path is not None:
         _replace_teacher(cfg)
@@ -216,47 +158,24 @@ def _replace_teacher(cfg: Config) -> None:
             phase.teacher = EXTERNAL_TEACHER
 
 
-def _explain(e: OmegaConfBaseException) -> str:
-    message = (getattr(e, "msg", None) or str(e)).splitlines()[0]
-    key = getattr(e, "full_key", None) or ""
-    parent = getattr(e, "parent_node", None)
-    known: List[str] = []
-    if parent is not None:
-        try:
-            known = [str(k) for k in parent]
-        except Exception:
-            known = []
-    if known and " not in " in message or "not in '" in message:
-        near = difflib.get_close_matches(key.split(".")[-1], known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-        return f"`{key}` is not a key of this config; {hint}"
-    return f"`{key}`: {message}"
-
-
-def _get(cfg: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        cfg = getattr(cfg, part)
-        if cfg is None:
-            return None
-    return cfg
+def _literal(value: Any) -> Any:
+    """`value` with its text such that OmegaConf takes `${x}` for text and not for another key's value."""
+    if isinstance(value, dict):
+        return {key: _literal(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_literal(v) for v in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _validate(cfg: Config) -> None:
-    for key, choices in _CHOICES.items():
-        value = _get(cfg, key)
-        if value is not None and value not in choices:
-            raise ConfigError(f"`{key}` ({value}) must be one of {', '.join(map(str, choices))}")
-    for key in _POSITIVE:
-        if not _get(cfg, key) > 0:
-            raise ConfigError(f"`{key}` ({_get(cfg, key)}) must be positive")
+    check_names(cfg)
+    check_values(cfg)
     for key in ("corpus.train_parts", "corpus.dev_parts", "corpus.test_parts", "decode.rescore_weights",
                 "decode.length_rewards"):  # fmt: skip
-        if not _get(cfg, key):
+        if not value_of(cfg, key):
             raise ConfigError(f"`{key}` must have at least one entry")
     if cfg.loss.prune_range < 2:
         raise ConfigError(f"`loss.prune_range` ({cfg.loss.prune_range}) must be at least 2")
-    if not 0 <= cfg.loss.label_smoothing < 1:
-        raise ConfigError(f"`loss.label_smoothing` ({cfg.loss.label_smoothing}) must be in [0, 1)")
     for which in ("teacher", "student"):
         attention = getattr(cfg, which).attention_decoder
         if attention.dim % attention.num_heads:
@@ -268,8 +187,6 @@ def _validate(cfg: Config) -> None:
         cfg.corpus.synthesis = SynthesisConfig()
     if cfg.corpus.musan and cfg.train.cache_frozen_encoders:
         raise ConfigError("`train.cache_frozen_encoders` (true) must be false with `corpus.musan`: noise varies")
-    if not 0 <= cfg.min_reduction < 1:
-        raise ConfigError(f"`min_reduction` ({cfg.min_reduction}) must be in [0, 1)")
     reported: Dict[str, str] = {}
     for name, phase in cfg.phases.items():
         _validate_phase(cfg, name, phase)
@@ -286,10 +203,8 @@ def _validate(cfg: Config) -> None:
             raise ConfigError(f"`slurm.{kind}.time` ({job.time}) must be as sbatch takes it, e.g. 24:00:00 or 2-00")
         if not _SLURM_MEM.fullmatch(job.mem):
             raise ConfigError(f"`slurm.{kind}.mem` ({job.mem}) must be as sbatch takes it, e.g. 64G")
-        if job.gpus < 0:
-            raise ConfigError(f"`slurm.{kind}.gpus` ({job.gpus}) must not be negative")
     for key in ("export.systems", "decode.search_systems"):
-        systems = _get(cfg, key) or []
+        systems = value_of(cfg, key) or []
         for system in systems:
             if system not in reported:
                 raise ConfigError(f"`{key}` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
@@ -314,16 +229,12 @@ def _validate_searches(cfg: Config) -> None:
             )
     if "fast_beam_search_LG" in decode.searches and not decode.lm_scales:
         raise ConfigError("`decode.lm_scales` must have at least one entry for fast_beam_search_LG")
-    if min([decode.hotword_score, *decode.lm_scales]) < 0:
-        raise ConfigError("`decode.lm_scales` and `decode.hotword_score` must not be negative")
     if "fast_beam_search_hotwords" in decode.searches and not any(phrase.strip() for phrase in decode.hotwords):
         raise ConfigError("`decode.hotwords` must have at least one phrase for fast_beam_search_hotwords")
 
 
 def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
     where = f"phases.{name}"
-    if name.count("/") != 1:
-        raise ConfigError(f"`{where}`: a phase must be named <system>/<phase>, e.g. student/rnnt_kd")
     if phase.model not in ("teacher", "student"):
         raise ConfigError(f"`{where}.model` ({phase.model}) must be one of teacher, student")
     external = cfg.external_teacher.path is not None

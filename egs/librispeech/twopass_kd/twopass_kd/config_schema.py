@@ -14,6 +14,10 @@ MODEL_PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "simple_head
 EXTERNAL_TEACHER = "external_teacher"  # stands for it where `phases.*.teacher` names a phase otherwise
 
 
+class ConfigError(ValueError):
+    """What the user's YAML or overrides got wrong, and what to do about it."""
+
+
 @dataclass
 class SynthesisConfig:
     """How stage 0 makes synthetic speech (corpora of kind `mini` only)."""

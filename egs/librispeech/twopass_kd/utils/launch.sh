@@ -23,7 +23,7 @@ on_end_of_job() {
 
 # Whether Slurm takes the nodes of this job for another one. It tells the steps of srun so, and not always this shell.
 is_preempted() {
-  [ -n "${SLURM_JOB_ID:-}" ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
+  [ -n "${SLURM_JOB_ID:-}" ] && scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'PreemptTime=[0-9]'
 }
 
 # Where the nodes of a training meet: a port of this one, which is the job's first.
@@ -31,13 +31,33 @@ rdzv_endpoint() {
   printf '%s:%s\n' "$(hostname)" "$((20000 + ${SLURM_JOB_ID:-0} % 20000))"
 }
 
-# The GPUs that this process may use, joined by commas.
+# The GPUs that this process may use, joined by commas; as CUDA does, up to the first word that can be none.
 visible_gpus() {
+  local words=() word found=
   if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
-    printf '%s\n' "$CUDA_VISIBLE_DEVICES"
+    IFS=, read -r -a words <<<"$CUDA_VISIBLE_DEVICES"
   elif command -v nvidia-smi >/dev/null; then
-    nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd , || true
+    mapfile -t words < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
   fi
+  for word in "${words[@]}"; do
+    word=${word//[[:space:]]/}
+    [[ $word =~ ^([0-9]+|(GPU|MIG)-[-/[:alnum:]]+)$ ]] || break
+    case ",$found," in
+      *",$word,"*) fail "\`CUDA_VISIBLE_DEVICES\` ($CUDA_VISIBLE_DEVICES) must name each GPU once, else there is none" ;;
+    esac
+    found+=${found:+,}$word
+  done
+  printf '%s\n' "$found"
+}
+
+# Clusters set these in every pod or task. Here they are about other ranks than ours, which the launcher tells theirs.
+forget_other_ranks() {
+  case "${WORLD_SIZE:-1}" in
+    1) ;;
+    *) echo "ignored: RANK, WORLD_SIZE ($WORLD_SIZE) and the like in the environment; --world-size says how many ranks" ;;
+  esac
+  unset RANK LOCAL_RANK GROUP_RANK ROLE_RANK NODE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE \
+    MASTER_ADDR MASTER_PORT "${!TORCHELASTIC_@}"
 }
 
 # launch MAX_JOBS [NAME [options] COMMAND...] [:: ...]...
@@ -71,7 +91,8 @@ launch() {
     esac
     echo "Stage $current_stage has saved its state and goes on when Slurm runs job $SLURM_JOB_ID again"
     scontrol requeue "$SLURM_JOB_ID"
-    sleep 60 # Slurm ends this shell
+    echo "Waiting a minute for Slurm to end this one"
+    sleep 60
   fi
   if [ "$status" -eq 130 ] && $signalled; then
     echo "Stage $current_stage stopped; the same command$($force && echo ', without --force,') goes on from here" >&2

@@ -328,6 +328,9 @@ class Runner:
             self._handled = self.signals
         if self.failed and self.running and self._kill_at is None and not self.signals:
             self._kill_at = time.monotonic() + SECONDS_TO_STOP
+            self._clear()
+            given = f"the others get {SECONDS_TO_STOP:.0f} s to save their state"
+            print(f"{self.failed.name} failed: {given}", file=sys.stderr)
             for job in self.running:
                 job.interrupt()
         if self._kill_at is not None and time.monotonic() > self._kill_at:
@@ -442,10 +445,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         _positive("--max-jobs", args.max_jobs)
         jobs = parse_jobs(args.jobs, args.log)
+        gpus = [gpu for gpu in args.gpus.split(",") if gpu]
+        if len(set(gpus)) < len(gpus):
+            raise ValueError(f"`--gpus` ({args.gpus}) must name each GPU once")
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    gpus = [gpu for gpu in args.gpus.split(",") if gpu]
     return run_jobs(jobs, args.max_jobs, gpus, args.times)
 
 

@@ -84,12 +84,16 @@ def sbatch_command(name: str, log: Path, options: Sequence[str], after: Optional
 
 def features_script(args: argparse.Namespace, cfg: Config) -> str:
     """What each task of the array runs: every N-th chunk of the features; requeued, it goes on with the next."""
-    lock = args.data_dir / ".lock"  # as run.sh's stages have it
-    command = ["flock", "--shared", str(lock), "python3", "local/compute_fbank.py"]
-    command += ["--conf", str(args.conf), "--data-dir", str(args.data_dir), "--nj", str(cfg.slurm.cpu.cpus)]
+    data_dir = str(args.data_dir)
+    command = ["python3", "local/compute_fbank.py", "--conf", str(args.conf), "--data-dir", data_dir]
+    command += ["--nj", str(cfg.slurm.cpu.cpus)]
     shard = f'--shard "$SLURM_ARRAY_TASK_ID/{cfg.slurm.feature_jobs}"'
     return (
-        f"mkdir -p {shlex.quote(str(args.data_dir))}\n"
+        ". utils/stages.sh\n. utils/locks.sh\n"
+        f"data_dir={shlex.quote(data_dir)}\n"
+        'mkdir -p "$data_dir"\n'
+        'exec 9<>"$data_dir/.lock"\n'
+        'lock 9 --shared "$data_dir" --data-dir\n'
         "trap 'kill %1; scontrol requeue \"$SLURM_JOB_ID\"' USR1\n"
         f"{shlex.join(command)} {shard} {shlex.join(args.overrides)} &\n"
         "wait $!\n"

@@ -8,8 +8,6 @@ titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher 
   "export and on-device benchmark")
 
 declare -A plan  # answers of show_config --plan
-experiment_lock= # file descriptors of the locks that are held
-data_lock=
 data_checked=false
 pending=() # the stages of the graph that is running
 
@@ -199,48 +197,6 @@ marker_dir() {
 
 marker() {
   printf '%s\n' "$(marker_dir "$1")/$1.done"
-}
-
-# Two runs in one folder would write over each other's files: stage $1 keeps others out of the experiment's folder and,
-# where it writes there, the data's; later stages share the data with other experiments. The launcher inherits the locks
-# (its jobs do not), so that after a kill of run.sh alone nobody starts before the launcher has stopped the jobs.
-lock_folders() {
-  if ! command -v flock >/dev/null; then
-    [ -n "$experiment_lock" ] ||
-      echo "flock is not installed: see to it that no other run.sh works on $experiment or $data_dir meanwhile"
-    experiment_lock=none
-    return
-  fi
-  if [ -z "$experiment_lock" ]; then
-    mkdir -p "$experiment"
-    exec {experiment_lock}<>"$experiment/.lock"
-    lock "$experiment_lock" --exclusive "$experiment" --exp-dir
-  fi
-  if [ "$1" -le 2 ]; then
-    if [ -z "$data_lock" ]; then
-      mkdir -p "$data_dir"
-      exec {data_lock}<>"$data_dir/.lock"
-      lock "$data_lock" --exclusive "$data_dir" --data-dir
-    fi
-  elif [ -f "$data_dir/.lock" ]; then # not in icefall's data, which no run.sh of ours writes
-    [ -n "$data_lock" ] || exec {data_lock}<"$data_dir/.lock"
-    lock "$data_lock" --shared "$data_dir" --data-dir
-  fi
-}
-
-# lock FD MODE FOLDER OPTION
-lock() {
-  local status=0
-  if [ -n "${SLURM_JOB_ID:-}" ]; then
-    flock "$2" "$1" || status=$? # a batch job has time
-  else
-    flock --nonblock "$2" "$1" || status=$?
-  fi
-  case "$status" in
-    0) ;;
-    1) fail "another run.sh works on $3; wait for it, or choose another $4" ;;
-    *) echo "$3 cannot be locked: see to it that no other run.sh works on it meanwhile" ;;
-  esac
 }
 
 # The value of key $2 in marker file $1; nothing where there is no such file.

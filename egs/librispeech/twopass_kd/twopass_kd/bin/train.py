@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from twopass_kd.asr_datamodule import AsrDataModule, TrainCuts
 from twopass_kd.checkpoint import build_model, final_checkpoint, find_latest, load_checkpoint, load_weights
+from twopass_kd.cli import lost_worker, without_traceback
 from twopass_kd.config import Config, ConfigError, config_to_dict, load_config, save_config
-from twopass_kd.distributed import Ranks
+from twopass_kd.distributed import Ranks, started_by_torchrun
 from twopass_kd.environment import environment_record, log_environment, log_to_file, setup_logging
 from twopass_kd.files import write_text_atomically
 from twopass_kd.fingerprint import short_hash, training_settings
@@ -178,7 +179,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
 def _measure(data: AsrDataModule, experiment: Path, ranks: Ranks) -> TrainCuts:
     """What `measure_train` says; rank 0 reads the corpus, the others what it has kept."""
     if not ranks.is_main:
-        ranks.wait()
+        ranks.wait("rank 0, which reads the corpus")
     left_out_path = experiment / "left_out.tsv" if ranks.is_main else None
     measured = data.measure_train(experiment / "train_cuts.json", left_out_path)
     if ranks.is_main:
@@ -240,6 +241,16 @@ def launch(cfg: Config, args: argparse.Namespace, options: Sequence[str] = ()) -
     )
 
 
+def check_no_other_ranks(args: argparse.Namespace) -> None:
+    """Refuse to be one of several trainings that a cluster, and not torchrun, has started in the same folder."""
+    claimed = os.environ.get("WORLD_SIZE", "")
+    if claimed not in ("", "1") and args.nnodes == 1:
+        raise ConfigError(
+            f"`WORLD_SIZE` ({claimed}) is in the environment and not from torchrun; unset it, or say --world-size, and"
+            " --nnodes with --rdzv-endpoint for several nodes"
+        )
+
+
 def default_ranks(cfg: Config, args: argparse.Namespace) -> Tuple[int, List[str]]:
     """The ranks of a training that was not told how many, and the options by which they share a batch."""
     if args.nnodes > 1 or torch.cuda.is_available() or args.phase not in cfg.phases:
@@ -254,9 +265,10 @@ def main() -> int:
     ranks = Ranks()
     try:
         cfg = load_config(args.conf, args.overrides)
-        if "RANK" not in os.environ:
+        if not started_by_torchrun():
             shared = []
             if args.world_size is None:
+                check_no_other_ranks(args)
                 args.world_size, shared = default_ranks(cfg, args)
             if (args.world_size, args.nnodes) != (1, 1):
                 return launch(cfg, args, shared)
@@ -269,12 +281,15 @@ def main() -> int:
         logging.warning("%s; the same command goes on from there", e or "stopped")
         return STOPPED
     except (ValueError, FileNotFoundError, FloatingPointError, OutOfMemory) as e:
-        logging.error("%s", e)
+        logging.error("%s", without_traceback(e))
         return 1
     except OSError as e:
         logging.error("%s; mend this (is the disk full?), then the same command goes on from the last checkpoint", e)
         return 1
     except RuntimeError as e:
+        if (why := lost_worker(e)) is not None:
+            logging.error("%s", why)
+            return 1
         if ranks.world_size == 1:
             raise
         logging.error("%s; if it is a lost connection, see the log of the rank that ended first", e, exc_info=True)
