@@ -195,8 +195,8 @@ def no_features(cut):
     (lambda cut: cut.supervisions.clear(), "must have one supervision, not 0"),
     (no_text, "has no text"),
     (number_as_text, r"its text \(7\) must be text"),
-    (no_features, "must be a single cut with features, not a MonoCut without"),
-    (lambda cut: cut.pad(duration=4.0), "must be a single cut with features, not a MixedCut"),
+    (no_features, "must be a MonoCut with features, not a MonoCut without"),
+    (lambda cut: cut.pad(duration=4.0), "must be a MonoCut with features, not a MixedCut"),
     (lambda cut: cut.with_id("a\tb"), "its id .'a.tb'. must be text without tabs"),
 ])  # fmt: skip
 def test_every_cut_is_looked_at_before_it_is_trained_on_or_decoded(data, data_dir, tmp_path, change, reason):

@@ -127,7 +127,7 @@ def no_features(cut):
     (set_field("frame_shift", 0.0125), r"a frame each 0.01 s, not 0.0125 s"),
     (set_field("type", "whisper-fbank"), r"must be log-mel filter banks \(.*\), not whisper-fbank"),
     (set_field("storage_key", "0,5"), r"train-clean/feats-0.lca cannot be read"),
-    (no_features, r"must be a single cut with features, not a MonoCut without"),
+    (no_features, r"must be a MonoCut with features, not a MonoCut without"),
     (lambda cut: cut.supervisions.clear(), r"must have one supervision, not 0; do `lhotse cut trim-to-supervisions`"),
     (lambda cut: setattr(cut.supervisions[0], "start", 0.5), r"its supervision lasts from 0.5 to"),
     (set_text(lambda text: " "), r"has no text"),

@@ -108,7 +108,7 @@ def test_noise_without_features_is_named_before_any_training(noisy):
     path = musan_cuts_path(noisy.data_dir)
     whole = path.read_bytes()
     for cuts, said in (
-        ([cut.drop_features() for cut in CutSet.from_file(path)], f"{path}, line 1, .*must be a single cut"),
+        ([cut.drop_features() for cut in CutSet.from_file(path)], f"{path}, line 1, .*must be a MonoCut"),
         ([], f"{path} must have cuts, and is empty"),
     ):
         path.write_bytes(gzip.compress("".join(json.dumps(cut.to_dict()) + "\n" for cut in cuts).encode()))

@@ -1,6 +1,7 @@
 """Timing, memory and texts of one runtime in its own process, and the comparison that stage 10 makes of them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import kaldi_native_fbank
 import numpy as np
 import pytest
 import soundfile
+from lhotse import AudioSource, CutSet
 
 import twopass_kd
 from small_export import SYSTEM, exportable_experiment
@@ -214,6 +216,7 @@ def test_read_audio_takes_the_part_at_the_models_rate(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.stack([tone, -tone], axis=1), 8000, subtype="FLOAT")
     utterance = Utterance("a", "dev", str(tmp_path / "a.wav"), 0.25, 0.5, "A")
     assert np.array_equal(read_audio(utterance, 8000), tone[2000:6000])
+    assert np.array_equal(read_audio(replace(utterance, channel=1), 8000), -tone[2000:6000])
     assert abs(len(read_audio(utterance, 16000)) - 8000) <= 1
 
 
@@ -240,6 +243,23 @@ def test_list_utterances_missing_audio_names_the_cut(exported):
             ondevice.list_utterances(cfg, data_dir)
     finally:
         audio.with_suffix(".away").rename(audio)
+
+
+def test_list_utterances_takes_the_channel_of_the_cut(exported, tmp_path):
+    """The first one was measured, whichever the features were of."""
+    cfg, data_dir, *_ = exported
+    for folder in (data_dir, data_dir.parent / "audio"):
+        shutil.copytree(folder, tmp_path / folder.name)
+    path = tmp_path / data_dir.name / "fbank" / f"librispeech_cuts_{SETS[0]}.jsonl.gz"
+    cuts = CutSet.from_file(path).to_eager()
+    audio = str(tmp_path / cuts[0].recording.sources[0].source)
+    for cut in cuts:
+        cut.channel = 1
+        cut.recording.channel_ids = [0, 1, 2]
+        cut.recording.sources = [AudioSource("file", [0], "other.wav"), AudioSource("file", [2, 1], audio)]
+    cuts.to_file(path)
+    found = [u for u in ondevice.list_utterances(cfg, tmp_path / data_dir.name) if u.set == SETS[0]]
+    assert {(u.audio, u.channel) for u in found} == {(audio, 1)}
 
 
 def test_list_utterances_long_set_is_thinned_evenly(exported):

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Dict, Iterator, List
 
+from lhotse import MonoCut
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
@@ -46,8 +47,9 @@ def _supervision_faults(cut: Cut) -> Iterator[str]:
 
 
 def _feature_faults(cut: Cut, features: FeaturesConfig) -> Iterator[str]:
-    if not isinstance(cut, DataCut) or not cut.has_features:
-        yield f"must be a single cut with features, not a {type(cut).__name__} without: do `lhotse feat extract-cuts`"
+    if not isinstance(cut, MonoCut) or not cut.has_features:
+        without = "" if isinstance(cut, DataCut) and cut.has_features else " without"
+        yield f"must be a MonoCut with features, not a {type(cut).__name__}{without}: do `lhotse feat extract-cuts`"
         return
     stored = cut.features
     if stored.type not in LOG_MEL:

@@ -38,13 +38,16 @@ def list_utterances(cfg: Config, data_dir: Path) -> List[Utterance]:
     for part in cfg.corpus.test_parts:
         utterances = []
         for cut in data.cuts([part]):
-            source = cut.recording.sources[0] if cut.has_recording else None
+            sources = cut.recording.sources if cut.has_recording else []
+            source = next((source for source in sources if cut.channel in source.channels), None)
             if source is None or source.type != "file" or not Path(source.source).is_file():
                 raise FileNotFoundError(
                     f"cut {cut.id} of {part}: its audio ({source and source.source}) must be a file that is there; "
                     "bring it back, or run stages 0 to 2 again"
                 )
-            utterances.append(Utterance(cut.id, part, str(source.source), cut.start, cut.duration, cut_text(cut)))
+            channel = source.channels.index(cut.channel)
+            where = (str(source.source), cut.start, cut.duration)
+            utterances.append(Utterance(cut.id, part, *where, cut_text(cut), channel))
         found += _evenly_spaced(utterances, cfg.export.decoded_seconds)
     return found
 

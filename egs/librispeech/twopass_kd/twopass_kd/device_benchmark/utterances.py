@@ -18,7 +18,8 @@ _MISSING = 0.01  # seconds of audio that may lack at an utterance's end, by roun
 
 @dataclass(frozen=True)
 class Utterance:
-    """Where an utterance's audio is (`start` and `duration` in seconds of the file `audio`) and what is said in it."""
+    """Where an utterance's audio is (`start` and `duration` in seconds of a channel, from 0, of the file `audio`), and
+    what is said in it."""
 
     id: str
     set: str
@@ -26,6 +27,7 @@ class Utterance:
     start: float
     duration: float
     text: str
+    channel: int = 0
 
 
 def write_utterances(utterances: Sequence[Utterance], path: Path) -> None:
@@ -52,7 +54,7 @@ def read_utterances(path: Path) -> List[Utterance]:
 
 
 def read_audio(utterance: Utterance, sampling_rate: int) -> np.ndarray:
-    """The first channel of an utterance, (num_samples,) float32 in [-1, 1] at `sampling_rate`.
+    """The audio of an utterance, (num_samples,) float32 in [-1, 1] at `sampling_rate`.
 
     Raises:
       ValueError: naming utterance and file where the audio cannot be read.
@@ -61,7 +63,7 @@ def read_audio(utterance: Utterance, sampling_rate: int) -> np.ndarray:
         with soundfile.SoundFile(os.fsencode(utterance.audio)) as f:
             rate = f.samplerate
             f.seek(round(utterance.start * rate))
-            samples = f.read(round(utterance.duration * rate), dtype="float32", always_2d=True)[:, 0]
+            samples = f.read(round(utterance.duration * rate), dtype="float32", always_2d=True)[:, utterance.channel]
     except Exception as e:  # of libsndfile, numpy and Python
         raise ValueError(
             f"utterance {utterance.id}: {utterance.audio} must be readable audio ({e}); bring it back or prepare the "
