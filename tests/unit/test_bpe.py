@@ -126,3 +126,16 @@ def test_part_texts_without_a_text_names_the_line(tmp_path, text):
     path.write_bytes(gzip.compress(b'{"id": "a", "text": "A"}\n{"id": "b", %s}\n' % text.encode()))
     with pytest.raises(ConfigError, match=f"{path}, line 2, b: must have a text"):
         list(part_texts(tmp_path, "train-clean"))
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda content: content[:-9], "must be a whole gzipped manifest"),
+    (lambda content: gzip.compress(gzip.decompress(content) + b"[1]\n"), "line 2: must be a supervision"),
+    (lambda content: gzip.compress(gzip.decompress(content)[:-9]), "line 1: must be a supervision"),
+])  # fmt: skip
+def test_part_texts_of_a_spoilt_manifest_name_it(tmp_path, spoil, said):
+    path = tmp_path / "manifests" / "librispeech_supervisions_train-clean.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(spoil(gzip.compress(b'{"id": "a", "text": "A"}\n')))
+    with pytest.raises(ValueError, match=f"{path}.* {said}"):
+        list(part_texts(tmp_path, "train-clean"))

@@ -18,6 +18,7 @@ from feature_cuts import UtteranceCuts, cuts_path, features_dir
 from prepare_manifests import manifest_path, prepare_manifests
 from run_sh import RECIPE
 from small_corpus import TINY_YAML, small_config, write_corpus, write_musan, write_utterance
+from train_bpe import main as train_bpe_main
 from twopass_kd.config import ConfigError, FeaturesConfig
 
 
@@ -280,6 +281,15 @@ def test_compute_fbank_manifests_of_the_user_are_known_by_their_paths(tmp_path, 
     path.write_bytes(gzip.compress(lines))
     main(args)  # of the other parts the audio is gone
     assert storage.stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("program", [main, train_bpe_main])
+def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path, capsys, in_this_process, program):
+    args = user_manifests(tmp_path, lambda lines: lines)
+    for name in ("fbank", "lang_bpe_30", ".partial-lang_bpe_30"):
+        (tmp_path / "data" / name).write_text("a file where a folder is to be")
+    assert program([*args[:4], "tokens.vocab_size=30"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: [Errno ")
 
 
 def test_compute_fbank_without_manifests_names_the_stage(tmp_path):

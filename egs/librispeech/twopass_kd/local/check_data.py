@@ -20,7 +20,7 @@ from lhotse.cut.data import DataCut
 
 from feature_cuts import cuts_path
 from twopass_kd.asr_dataset import load_features
-from twopass_kd.config import Config, load_config
+from twopass_kd.config import Config, ConfigError, load_config
 from twopass_kd.cut_checks import FRAME_SHIFT, UniqueIds, cut_faults
 from twopass_kd.cut_lines import features_path, parse_line, place_files, read_lines
 from twopass_kd.noise import musan_cuts_path
@@ -227,10 +227,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
     try:
-        problems = check_data(
-            load_config(args.conf, args.overrides), args.data_dir, range(args.stage, args.stop_stage + 1)
-        )
-    except ValueError as e:
+        cfg = load_config(args.conf, args.overrides)
+    except ConfigError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    try:
+        problems = check_data(cfg, args.data_dir, range(args.stage, args.stop_stage + 1))
+    except (ValueError, OSError) as e:
         problems = [str(e)]
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)

@@ -313,7 +313,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         shard = parse_shard(args.shard) if args.shard is not None else None
         compute_fbank(load_config(args.conf, args.overrides), args.data_dir, args.nj, shard)
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     return 0

@@ -211,7 +211,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         cfg = load_config(args.conf, args.overrides)
         made = synthesize_corpus(args.corpus_dir, cfg.corpus.synthesis, parts_of(cfg), cfg.seed, args.nj)
-    except (ValueError, RuntimeError) as e:
+    except (ValueError, RuntimeError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     print(f"{args.corpus_dir}: {'made' if made else 'already made with these settings; nothing to do'}")

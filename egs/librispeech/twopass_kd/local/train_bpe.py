@@ -7,7 +7,6 @@ back are listed in `not_spelt.tsv` there.
 """
 
 import argparse
-import gzip
 import io
 import json
 import logging
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from prepare_manifests import corpus_parts
 from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.cut_lines import read_lines
 from twopass_kd.files import write_text_atomically
 from twopass_kd.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, open_tokenizer, too_many_tokens
 
@@ -93,12 +93,15 @@ def part_texts(data_dir: Path, part: str) -> Iterator[Tuple[str, str]]:
     path = Path(data_dir) / "manifests" / f"librispeech_supervisions_{part}.jsonl.gz"
     if not path.is_file():
         raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
-    with gzip.open(path, "rt", encoding="utf-8") as f:
-        for number, supervision in enumerate(map(json.loads, f), start=1):
-            text = supervision.get("text")
-            if not (isinstance(text, str) and text.strip()):
-                raise ConfigError(f"{path}, line {number}, {supervision['id']}: must have a text; mend or remove it")
-            yield supervision["id"], text
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            supervision = json.loads(line)
+            name, text = supervision["id"], supervision.get("text")
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ConfigError(f"{path}, line {number}: must be a supervision ({e!r}); run stage 1 again") from e
+        if not (isinstance(text, str) and text.strip()):
+            raise ConfigError(f"{path}, line {number}, {name}: must have a text; mend or remove it")
+        yield name, text
 
 
 def list_not_spelt(data_dir: Path, parts: Sequence[str], tokenizer: Tokenizer) -> None:
@@ -148,7 +151,6 @@ def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsamplin
 
     from feature_cuts import cuts_path, features_dir  # imports torch; only this step needs it
     from prepare_manifests import LeftOut, read_left_out, save_manifest, write_left_out
-    from twopass_kd.cut_lines import read_lines
 
     everything = features_dir(data_dir, part) / "cuts.jsonl.gz"
     if not everything.is_file():
@@ -214,7 +216,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         train_bpe(load_config(args.conf, args.overrides), args.data_dir)
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     return 0

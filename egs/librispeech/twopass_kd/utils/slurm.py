@@ -22,6 +22,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from twopass_kd.config import Config, ConfigError, SlurmJobConfig, load_config, phases_of_stage
 from twopass_kd.files import write_text_atomically
+from twopass_kd.user_files import read_json
 
 GPU_STAGES = range(3, 9)
 TRAINING_STAGES = range(3, 8)
@@ -108,7 +109,10 @@ def chain_path(experiment: Path) -> Path:
 def read_chain(experiment: Path) -> List[Dict[str, Any]]:
     """The jobs that were submitted last: name, stage, job_id, log (of an array with %a)."""
     path = chain_path(experiment)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not path.is_file():
+        return []
+    fields = {"name": str, "stage": int, "job_id": str, "log": str}
+    return read_json(path, [fields], "remove it; `squeue` shows the jobs", SlurmError)
 
 
 def queued(job_ids: Sequence[str]) -> Dict[str, Dict[str, str]]:
@@ -268,7 +272,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = get_parser().parse_args(argv)
     try:
         return submit(args) if args.what == "submit" else status(args)
-    except (ConfigError, SlurmError) as e:
+    except (ConfigError, SlurmError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
 
