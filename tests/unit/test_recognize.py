@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 
@@ -441,6 +443,16 @@ def test_recognize_names_what_is_wrong_with_an_export_folder(export, talk, tmp_p
     nowhere = error(tmp_path / "nowhere", talk)
     assert "must be an export folder (stage 10 makes exp/<conf>/export/<system>) or a checkpoint" in nowhere
     assert "encoder.int8.onnx must exist" in error(export, talk, "--int8")
+
+
+def test_recognize_names_an_export_folder_whose_metadata_were_edited(export, talk, tmp_path, capsys):
+    folder = tmp_path / "export"
+    shutil.copytree(export, folder)
+    model = onnx.load(str(folder / "encoder.onnx"))
+    next(entry for entry in model.metadata_props if entry.key == "beam").value = "many"
+    onnx.save(model, str(folder / "encoder.onnx"))
+    assert recognize.main([str(folder), talk]) == 1
+    assert f"{folder} has metadata that were edited" in capsys.readouterr().err
 
 
 def test_recognize_broken_pipe_is_quiet(export, talk):

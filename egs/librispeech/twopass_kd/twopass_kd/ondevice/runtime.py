@@ -102,11 +102,17 @@ class OnnxRuntime:
             path = self._folder / f"{part}{suffix}"
             if part != "attention_decoder" or path.is_file():
                 self._sessions[part] = _open_session(path, options)
-        self.info = _read_info(self._folder, suffix, {k: _metadata(s) for k, s in self._sessions.items()})
-        encoder = _metadata(self._sessions["encoder"])
-        self._state_shapes = [
-            (int(encoder["num_encoder_layers"]), int(encoder[size])) for size in ("d_model", "rnn_hidden_size")
-        ]
+        metadata = {part: _metadata(session) for part, session in self._sessions.items()}
+        try:
+            self.info = _read_info(self._folder, suffix, metadata)
+            encoder = metadata["encoder"]
+            self._state_shapes = [
+                (int(encoder["num_encoder_layers"]), int(encoder[size])) for size in ("d_model", "rnn_hidden_size")
+            ]
+        except ModelError:
+            raise
+        except (KeyError, ValueError) as e:
+            raise ModelError(f"{folder} has metadata that were edited ({e!r}); export it again (stage 10)") from e
 
     def init_states(self, batch: int) -> States:
         hidden, cell = (np.zeros((layers, batch, dim), np.float32) for layers, dim in self._state_shapes)
