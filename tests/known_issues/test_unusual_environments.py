@@ -71,6 +71,7 @@ def test_run_sh_may_be_edited_while_it_runs(tmp_path):
             path = tmp_path / "data" / "manifests" / f"librispeech_{kind}_{part}.jsonl.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+        (path.parent / f"librispeech_checksums_{part}.tsv").touch()
     (tmp_path / "data" / ".stages").mkdir()
     command = ["bash", recipe / "run.sh", "--conf", TINY, "--corpus-dir", tmp_path / "corpus", "--stage", "1"]
     command += ["--stop-stage", "1", "--data-dir", tmp_path / "data", "--exp-dir", tmp_path / "exp"]

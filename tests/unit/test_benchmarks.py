@@ -137,6 +137,7 @@ def test_searches_prints_each_search_beside_greedy(tmp_path: Path, data_dir: Pat
         "config": config_to_dict(cfg),
         "phase": "student/deep",
         "vocab_size": cfg.tokens.vocab_size,
+        **{"identity": "", "tokens_digest": "", "trained_parts": []},
     }
     path = tmp_path / "student" / "deep" / "final.pt"
     save_checkpoint(content, path)

@@ -228,9 +228,9 @@ def test_prepare_manifests_missing_or_empty_part_is_an_error(tmp_path):
     (tmp_path / "corpus" / "empty").mkdir()
     with pytest.raises(ConfigError, match="part `empty` must have transcripts.* it has 0 audio files$"):
         prepare_manifests(small_config("corpus.test_parts=[empty]"), tmp_path / "corpus", tmp_path / "data")
-    (tmp_path / "corpus" / "a file").touch()
-    with pytest.raises(ConfigError, match=r"a file \(no folder\) is missing"):
-        prepare_manifests(small_config("corpus.test_parts=[a file]"), tmp_path / "corpus", tmp_path / "data")
+    (tmp_path / "corpus" / "a-file").touch()
+    with pytest.raises(ConfigError, match=r"a-file \(no folder\) is missing"):
+        prepare_manifests(small_config("corpus.test_parts=[a-file]"), tmp_path / "corpus", tmp_path / "data")
 
 
 def test_prepare_manifests_musan(tmp_path):

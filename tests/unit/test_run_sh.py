@@ -143,7 +143,7 @@ def test_run_sh_missing_teacher_names_its_stage(tmp_path):
 def test_run_sh_folder_corpus_without_its_parts_is_an_error(tmp_path):
     message = error("--conf", TINY, "corpus.kind=folder", "--corpus-dir", tmp_path, "--data-dir", tmp_path / "d",
                     "--exp-dir", tmp_path / "e", "--stop-stage", 0)  # fmt: skip
-    assert f"{tmp_path}/train-clean" in message
+    assert f"`--corpus-dir` ({tmp_path}) must have a folder train-clean" in message
 
 
 def test_run_sh_skips_what_is_done_and_reruns_what_changed(tmp_path):
