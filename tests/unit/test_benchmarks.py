@@ -44,6 +44,7 @@ def test_train_step_prints_steps_and_parts(run_here):
         assert any(line.startswith(f"{name} ") for line in text.splitlines()), name
 
 
+@pytest.mark.slow
 def test_stacks_prints_a_ratio_for_each_phase(tmp_path: Path):
     pythons = ["--k2-python", sys.executable, "--torch2-python", sys.executable]
     text = run("stacks.py", tmp_path, *pythons, "--rounds", "1", "--repeats", "1", "train.max_duration=5")
@@ -53,6 +54,7 @@ def test_stacks_prints_a_ratio_for_each_phase(tmp_path: Path):
     assert "k2 / torch2, smallest: " in text
 
 
+@pytest.mark.slow
 def test_sampler_startup_prints_starts_and_resumes(tmp_path: Path):
     text = run("sampler_startup.py", tmp_path, "--cuts", "2000", "--world-sizes", "2")
     for name in ("first time", "start, 2 ranks", "resume, 2 ranks"):
@@ -119,6 +121,7 @@ def data_dir(tiny_data) -> Path:
     return tiny_data.data_dir
 
 
+@pytest.mark.slow
 def test_full_size_step_prints_each_phase(tmp_path: Path):
     text = run("full_size_step.py", tmp_path, "--steps", "1")
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "/" in line.split(" ")[0]}
@@ -147,6 +150,7 @@ def test_searches_prints_each_search_beside_greedy(tmp_path: Path, data_dir: Pat
     assert not (tmp_path / "graphs").exists()
 
 
+@pytest.mark.slow
 def test_ddp_throughput_compares_one_rank_two_ranks_and_two_trainings(tmp_path: Path, data_dir: Path):
     text = run("ddp_throughput.py", tmp_path, "--data-dir", data_dir, "--repeats", "1", "train.max_duration=2")
     found = [float(line.split(" s of audio")[0].split()[-1]) for line in text.splitlines() if " s of audio" in line]

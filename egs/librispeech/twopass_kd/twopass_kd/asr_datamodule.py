@@ -134,25 +134,22 @@ class AsrDataModule:
             return self.measured.sizes[part]
         return sum(1 for _ in read_lines(*self._paths([part])))
 
-    def why_unusable(self, cut: Cut) -> Optional[str]:
-        """Why a cut cannot be trained on; None where it can."""
+    def why_unusable(self, cut: Cut) -> Tuple[Optional[str], int]:
+        """Why a cut cannot be trained on, None where it can; and how many tokens it has then."""
         corpus = self.cfg.corpus
         fault = next(cut_faults(cut, self.cfg.features), None)
         if fault is not None:
-            return fault
+            return fault, 0
         if not corpus.min_duration <= cut.duration <= corpus.max_duration:
-            return f"{cut.duration:.2f} s is not within {corpus.min_duration} to {corpus.max_duration} s"
+            return f"{cut.duration:.2f} s is not within {corpus.min_duration} to {corpus.max_duration} s", 0
         tokenizer = self.dataset.tokenizer
-        tokens = self._tokens(cut)
+        (tokens,) = tokenizer.encode([cut_text(cut)])
         special = next((token for token in tokens if token <= tokenizer.sos_id), None)
         if special is not None:
-            return f"its text has {tokenizer.pieces[special]}, which is not for texts"
+            return f"its text has {tokenizer.pieces[special]}, which is not for texts", 0
         if too_many_tokens(cut.num_frames, len(tokens), self.subsampling_factor):
-            return f"more tokens ({len(tokens)}) than frames after subsampling"
-        return None
-
-    def _tokens(self, cut: Cut) -> List[int]:
-        return self.dataset.tokenizer.encode([cut_text(cut)])[0]
+            return f"more tokens ({len(tokens)}) than frames after subsampling", 0
+        return None, len(tokens)
 
     def _usable(self, cuts: CutSet, parts: Sequence[str]) -> CutSet:
         """Those of the cuts of `parts` that are usable. After `measure_train`."""
@@ -234,7 +231,7 @@ class AsrDataModule:
                 for line, cut in tqdm(read_cuts(path), desc=f"Measuring {path.name}", unit="cut", disable=None):
                     size += 1
                     unique.add(str(cut.id), path, size)
-                    reason = self.why_unusable(cut)
+                    reason, num_tokens = self.why_unusable(cut)
                     if reason is not None:
                         left_out[str(cut.id)] = reason
                     if parts is not corpus.train_parts:
@@ -244,7 +241,7 @@ class AsrDataModule:
                         measured.num_cuts += 1
                         measured.seconds += cut.duration
                         measured.longest = max(measured.longest, cut.duration)
-                        measured.most_tokens = max(measured.most_tokens, len(self._tokens(cut)))
+                        measured.most_tokens = max(measured.most_tokens, num_tokens)
                 measured.sizes[part], measured.left_out[part] = size, left_out
         measured.digest = digest.hexdigest()[:16]
         if corpus.musan:

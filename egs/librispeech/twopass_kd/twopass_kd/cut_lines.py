@@ -11,6 +11,7 @@ import os
 import re
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, List, Sequence, Tuple
 
@@ -22,9 +23,10 @@ from lhotse.serialization import deserialize_item
 # How Lhotse begins the line of a cut; another line is parsed as a whole.
 _BEGINNING = re.compile(rb'\{"id": "([^"\\]+)", "start": [-+.\de]+, "duration": ([-+.\de]+), ')
 # Where features and audio lie: the folders may be others on another disk.
-_FOLDERS = re.compile(rb'("(?:storage_path|source)": ")(?:[^"\\]|\\.)*/')
+_FOLDERS = re.compile(rb'("(?:storage_path|source)": ")[^"]*/')
 
 
+@lru_cache(maxsize=None)
 def paths_root(data_dir: Path) -> Path:
     """The folder that relative paths in the manifests of `data_dir` count from, which is the one it lies in.
 
