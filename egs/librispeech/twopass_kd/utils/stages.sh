@@ -38,7 +38,7 @@ check_integer() {
 # where it lies inside, so that what is written stays right when the recipe is moved.
 resolve() {
   local path=$1
-  case "$path" in /*) ;; "~" | "~/"*) path=$HOME${path#\~} ;; *) path=$caller_dir/$path ;; esac
+  case "$path" in /*) ;; \~ | \~/*) path=$HOME${path#\~} ;; *) path=$caller_dir/$path ;; esac
   path=$(realpath --canonicalize-missing --no-symlinks "$path")
   printf '%s\n' "${path#"$PWD/"}"
 }
