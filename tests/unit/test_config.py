@@ -37,6 +37,8 @@ def test_every_shipped_yaml_loads(path):
         ("phases.student/deep.teacher=nobody", "must name a phase"),
         ("phases.student/deep.teacher=null", "must name a phase, since its losses distil"),
         ("phases.student/deep.train=[encoders]", "must list parts out of"),
+        ("phases.student/deep.train=[]", "`phases.student/deep.train` ([]) must list at least one part out of"),
+        ("teacher.encoder.dim=1000000000000000000", "must be a whole number of at most 18 digits"),
         ("phases.student/deep.loss_scales.kd=1", "must use terms out of"),
         ("phases.student/deep.average=9", "must be from 1 to num_epochs"),
         ("phases.student/deep.report_as=teacher", "must be unique"),
