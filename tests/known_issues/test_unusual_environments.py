@@ -43,6 +43,10 @@ def test_warnings_are_not_errors():
     assert with_path_sh(shell, PYTHONWARNINGS="ignore") == "<ignore>\n"
 
 
+def test_optimised_python_keeps_what_help_shows():
+    assert "synthetic" in with_path_sh("python3 local/synthesize_corpus.py --help", PYTHONOPTIMIZE="2").lower()
+
+
 def test_cdpath_leads_nowhere_else(tmp_path):
     where = RECIPE.relative_to(ROOT)
     (tmp_path / where).mkdir(parents=True)
