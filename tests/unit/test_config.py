@@ -37,6 +37,7 @@ def test_every_shipped_yaml_loads(path):
         ("phases.student/deep.teacher=nobody", "must name a phase"),
         ("phases.student/deep.teacher=null", "must name a phase, since its losses distil"),
         ("phases.student/deep.train=[encoders]", "must list parts out of"),
+        ("features.num_mel_bins=6", "must be at least 7"),
         ("phases.student/deep.train=[]", "`phases.student/deep.train` ([]) must list at least one part out of"),
         ("teacher.encoder.dim=1000000000000000000", "must be a whole number of at most 18 digits"),
         ("phases.student/deep.loss_scales.kd=1", "must use terms out of"),
