@@ -150,6 +150,11 @@ def test_run_jobs_goes_on_without_anybody_who_reads_or_room_for_the_log(tmp_path
     assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
 
 
+def test_run_jobs_log_that_is_a_folder_is_an_error(tmp_path):
+    status, err = finish(launch(tmp_path, ["a", "true"]))
+    assert status == 2 and err.startswith("error: [Errno 21] Is a directory") and "Traceback" not in err
+
+
 def test_run_jobs_that_cannot_say_that_a_job_has_ended_fails(tmp_path):
     Path(f"{tmp_path}/log.times").symlink_to("/dev/full")
     status, err = finish(launch(tmp_path / "log", ["a", "true"]))

@@ -470,7 +470,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    return run_jobs(jobs, args.max_jobs, gpus, args.times)
+    try:
+        return run_jobs(jobs, args.max_jobs, gpus, args.times)
+    except OSError as e:  # of its logs; what a job raises is its own
+        print(f"error: {e}; give logs that can be written", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
