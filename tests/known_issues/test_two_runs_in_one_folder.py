@@ -53,6 +53,20 @@ def test_lock_folders_two_experiments_train_on_the_same_data(tmp_path):
         assert lock_folders(tmp_path, 3).returncode == 1
 
 
+def test_lock_folders_names_a_folder_that_cannot_be_written_to(tmp_path):
+    for name, option in (("my e", "--exp-dir"), ("my d", "--data-dir")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".lock").symlink_to("/dev/full")
+        done = lock_folders(tmp_path, 0)
+        said = f"error: `{option}`: {tmp_path}/{name} must be a folder that can be written to"
+        assert done.returncode == 1 and done.stderr.startswith(said), done.stderr
+        assert "(No space left on device)" in done.stderr and done.stderr.count("\n") == 1
+        (tmp_path / name / ".lock").unlink()
+    (tmp_path / "my e").rename(tmp_path / "other")
+    (tmp_path / "my e").touch()
+    assert "(File exists)" in lock_folders(tmp_path, 0).stderr
+
+
 def test_lock_folders_leaves_icefalls_data_alone(tmp_path):
     (tmp_path / "my d").mkdir()
     assert lock_folders(tmp_path, 3).returncode == 0

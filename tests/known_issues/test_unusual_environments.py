@@ -36,6 +36,17 @@ def test_a_user_without_home_and_name_gets_them(tmp_path):
     assert with_path_sh(shell, HOME="/home/a", LOGNAME="a") == "/home/a a\n"
 
 
+def test_warnings_are_not_errors():
+    """Libraries warn of their own age while they are imported."""
+    shell = 'echo "<${PYTHONWARNINGS:-}>"'
+    assert with_path_sh(shell, PYTHONWARNINGS="error") == "<>\n"
+    assert with_path_sh(shell, PYTHONWARNINGS="ignore") == "<ignore>\n"
+
+
+def test_optimised_python_keeps_what_help_shows():
+    assert "synthetic" in with_path_sh("python3 local/synthesize_corpus.py --help", PYTHONOPTIMIZE="2").lower()
+
+
 def test_cdpath_leads_nowhere_else(tmp_path):
     where = RECIPE.relative_to(ROOT)
     (tmp_path / where).mkdir(parents=True)
@@ -100,6 +111,23 @@ def test_little_shared_memory_is_an_error_that_says_what_to_do(text, capfd, monk
     assert "train.num_workers=0" in why and "--shm-size" in why and "\n" not in why
     with pytest.raises(RuntimeError, match="CUDA"):
         cli.exit_status(lambda: (_ for _ in ()).throw(RuntimeError("CUDA error")))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:75] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 79.10 GiB total capacity)\nmore"),
+        MemoryError(),
+    ],
+)
+def test_little_memory_is_an_error_that_says_what_to_do(error, caplog):
+    def job():
+        raise error
+
+    assert cli.exit_status(job) == 1
+    (said,) = caplog.messages
+    assert said.startswith("there is not enough memory (") and "lower" in said and "\n" not in said
 
 
 def test_an_error_in_a_worker_is_one_line():

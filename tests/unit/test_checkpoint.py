@@ -163,3 +163,21 @@ def test_at_the_same_step_the_end_of_the_epoch_is_later(tmp_path):
     for name in ("checkpoint-40.pt", "epoch-2.pt"):
         save_checkpoint(content(40), tmp_path / name)
     assert find_latest(tmp_path)[0].name == "epoch-2.pt"
+
+
+@pytest.mark.parametrize("size", [100, 3000, 30000])
+def test_a_checkpoint_whose_end_is_missing_is_cut_short(tmp_path, size):
+    path = tmp_path / "final.pt"
+    save_tiny_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"final\.pt is cut short or not a checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("edited", [{"trained_parts": 3}, {"tokens": 5}])
+def test_an_entry_of_another_type_is_named(tmp_path, edited):
+    path = tmp_path / "final.pt"
+    save_tiny_checkpoint(path)
+    save_checkpoint({**load_checkpoint(path), **edited}, path)
+    with pytest.raises(CheckpointError, match=rf"final\.pt must be as this recipe wrote it: `{next(iter(edited))}`"):
+        load_model(path)

@@ -445,12 +445,27 @@ def test_recognize_names_what_is_wrong_with_an_export_folder(export, talk, tmp_p
     assert "encoder.int8.onnx must exist" in error(export, talk, "--int8")
 
 
-def test_recognize_names_an_export_folder_whose_metadata_were_edited(export, talk, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "part, key, value",
+    [
+        ("encoder", "beam", "many"),
+        ("encoder", "beam", "0"),
+        ("encoder", "sampling_rate", "0"),
+        ("encoder", "decode_chunk_len", "-4"),
+        ("encoder", "T", "5"),
+        ("encoder", "num_features", "40"),
+        ("encoder", "rnn_hidden_size", "1"),
+        ("attention_decoder", "rescore_weight", "nan"),
+    ],
+)
+def test_recognize_names_an_export_folder_whose_metadata_were_edited(
+    export, talk, tmp_path, capsys, part, key, value
+):
     folder = tmp_path / "export"
     shutil.copytree(export, folder)
-    model = onnx.load(str(folder / "encoder.onnx"))
-    next(entry for entry in model.metadata_props if entry.key == "beam").value = "many"
-    onnx.save(model, str(folder / "encoder.onnx"))
+    model = onnx.load(str(folder / f"{part}.onnx"))
+    next(entry for entry in model.metadata_props if entry.key == key).value = value
+    onnx.save(model, str(folder / f"{part}.onnx"))
     assert recognize.main([str(folder), talk]) == 1
     assert f"{folder} has metadata that were edited" in capsys.readouterr().err
 

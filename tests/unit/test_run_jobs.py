@@ -119,7 +119,7 @@ def test_run_jobs_missing_command_is_an_error(tmp_path):
     assert "cannot start" in err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_run_jobs_signal_lets_all_jobs_save(tmp_path, sent):
     log = tmp_path / "a.log"
     jobs = [[n, sys.executable, "-c", SAVES_ON_INTERRUPT, tmp_path / n] for n in ("a", "b")]
@@ -128,6 +128,37 @@ def test_run_jobs_signal_lets_all_jobs_save(tmp_path, sent):
     process.send_signal(sent)
     assert finish(process)[0] == 130
     assert [(tmp_path / n).read_text() for n in ("a", "b")] == ["saved", "saved"]
+
+
+def test_run_jobs_under_nohup_goes_on(tmp_path):
+    ignored = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    process = launch(tmp_path / "log", ["a", "sh", "-c", "echo ready; sleep 1; echo done"], **ignored)
+    wait_for(tmp_path / "log", "ready")
+    process.send_signal(signal.SIGHUP)
+    assert finish(process) == (0, "") and "done" in (tmp_path / "log").read_text()
+
+
+def test_run_jobs_goes_on_without_anybody_who_reads_or_room_for_the_log(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    (tmp_path / "log").symlink_to("/dev/full")
+    jobs = [[name, "sh", "-c", f"echo x; sleep 0.2; touch {tmp_path}/{name}"] for name in "ab"]
+    status, err = finish(launch(tmp_path / "log", *jobs, stdout=writer))
+    os.close(writer)
+    assert (status, err) == (0, f"  {tmp_path}/log cannot be written any more (No space left on device); is the disk"
+                                " full?\n")  # fmt: skip
+    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
+
+
+def test_run_jobs_log_that_is_a_folder_is_an_error(tmp_path):
+    status, err = finish(launch(tmp_path, ["a", "true"]))
+    assert status == 2 and err.startswith("error: [Errno 21] Is a directory") and "Traceback" not in err
+
+
+def test_run_jobs_that_cannot_say_that_a_job_has_ended_fails(tmp_path):
+    Path(f"{tmp_path}/log.times").symlink_to("/dev/full")
+    status, err = finish(launch(tmp_path / "log", ["a", "true"]))
+    assert status == 1 and f"cannot write {tmp_path}/log.times: No space left on device" in err
 
 
 def test_run_jobs_ends_a_job_that_loses_its_interrupt_before_it_writes_anything(tmp_path):

@@ -32,6 +32,10 @@ def test_run_sh_help_lists_every_option():
     [
         (["--stge", "3"], ["`--stge` is not an option", "--stage --stop-stage --conf"]),
         (["--stage"], ["`--stage` must be followed by a value"]),
+        (["--exp-dir", "--force"], ["`--exp-dir` must be followed by a value"]),
+        (["--teacher", ""], ["`--teacher` must be followed by a value"]),
+        (["--exp-dir="], ["`--exp-dir` must be followed by a value"]),
+        (["--stage", "08"], ["`--stage` (08) must be a whole number from 0 to 10"]),
         (["--stage", "11"], ["`--stage` (11) must be a whole number from 0 to 10"]),
         (["--stage", "4", "--stop-stage", "3"], ["`--stop-stage` (3) must not be before `--stage` (4)"]),
         (["--nj", "0"], ["`--nj` (0)"]),
@@ -98,6 +102,21 @@ def test_run_sh_relative_paths_in_settings_are_the_callers(tmp_path):
         assert f"={tmp_path}/{name}" in text
     assert "`decode.arpa` (" in error("--dry-run", "--stage", 9, "decode.arpa=no.arpa", cwd=tmp_path)
     ok("--dry-run", "--stage", 9, "decode.arpa=null", cwd=tmp_path)
+
+
+def test_run_sh_folders_that_look_like_options_are_none():
+    assert "--exp-dir ./-x" in dry("--stage", 9, "--stop-stage", 9, "--exp-dir", "-x", cwd=RECIPE)[0]
+
+
+def test_run_sh_names_results_that_were_edited(tmp_path):
+    (tmp_path / "results.json").write_text("{")
+    show = ". utils/stages.sh; experiment=$1 show_results"
+    done = subprocess.run(
+        ["bash", "-c", f". ./path.sh; set -e; {show}", "bash", tmp_path], cwd=RECIPE, env=environment(),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path}/results.json must be JSON"), done.stderr
+    assert "run stage 9 again, with --force" in done.stderr and done.stdout == ""
 
 
 def test_run_sh_submits_no_jobs_for_stages_without_trainings(tmp_path):

@@ -13,7 +13,7 @@ pytest.importorskip("espeakng_loader", reason="the synthetic corpus needs espeak
 import soundfile
 
 from grammar import GRAMMARS, draw_texts, vocabulary
-from synthesize_corpus import Parts, main, plan_corpus, synthesize_corpus
+from synthesize_corpus import Parts, _make_chapter, main, plan_corpus, synthesize_corpus
 from synthetic_audio import coloured_noise, trim_silence
 from twopass_kd.config import SynthesisConfig
 from voices import TRAIN_ONLY, UNINTELLIGIBLE, draw_voices
@@ -164,3 +164,14 @@ def test_coloured_noise_has_unit_power_and_falls_with_frequency():
         spectrum = np.abs(np.fft.rfft(noise)) ** 2
         ratio = spectrum[4000:8000].mean() / spectrum[100:1000].mean()
         assert ratio < 0.1 if exponent else ratio == pytest.approx(1, rel=0.2)
+
+
+def test_synthesize_corpus_names_the_file_that_a_full_disk_keeps_from_being_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(soundfile, "write", full_disk)
+    chapter = next(c for c in plan_corpus(COUNTS, PARTS, 5) if c.part == "dev-clean")
+    with pytest.raises(OSError, match=r"/dev-clean/.*\.flac cannot be written \(System error\); is the disk full\?"):
+        _make_chapter((tmp_path, 5, chapter))
+
+
+def full_disk(*args, **kwargs):
+    raise soundfile.LibsndfileError(2)

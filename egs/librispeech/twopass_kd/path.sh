@@ -61,6 +61,10 @@ if ! id -un >/dev/null 2>&1; then
 fi
 # Paths and transcripts are UTF-8, whatever the locale.
 export PYTHONUTF8=1
+# A library that warns is no error: what "error" asks for here would end each program in its imports. Optimised, Python
+# leaves out the asserts, and the docstrings that --help shows.
+case "${PYTHONWARNINGS:-}" in *error*) unset PYTHONWARNINGS ;; esac
+unset PYTHONOPTIMIZE
 # Threads that wait must sleep: with the default, two torch threads spin against each other as soon as anything else
 # uses a core.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}

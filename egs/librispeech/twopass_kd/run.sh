@@ -86,7 +86,7 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --stage | --stop-stage | --conf | --corpus-dir | --data-dir | --teacher | --exp-dir | --baseline | --nj | \
       --threads | --world-size | --nnodes | --launcher)
-      [ $# -ge 2 ] || fail "\`$1\` must be followed by a value; see ./run.sh --help"
+      [[ ${2:---} != --* ]] || fail "\`$1\` must be followed by a value; see ./run.sh --help"
       name=${1#--}
       printf -v "${name//-/_}" '%s' "$2"
       case "$1" in

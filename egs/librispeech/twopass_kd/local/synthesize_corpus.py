@@ -96,7 +96,11 @@ def _make_chapter(job: Tuple[Path, int, Chapter]) -> Tuple[int, float, int]:
         name = f"{chapter.speaker}-{chapter.chapter}-{number:04d}"
         rng = utterance_rng(seed, name)
         samples = make_utterance(espeak, text, chapter.language, chapter.variant, chapter.style, rng)
-        soundfile.write(folder / f"{name}.flac", samples, SAMPLING_RATE, subtype="PCM_16")
+        path = folder / f"{name}.flac"
+        try:
+            soundfile.write(path, samples, SAMPLING_RATE, subtype="PCM_16")
+        except soundfile.LibsndfileError as e:
+            raise OSError(f"{path} cannot be written ({e.error_string.rstrip('.')}); is the disk full?") from e
         seconds += len(samples) / SAMPLING_RATE
         lines.append(f"{name} {text}\n")
     transcript = folder / f"{chapter.speaker}-{chapter.chapter}.trans.txt"

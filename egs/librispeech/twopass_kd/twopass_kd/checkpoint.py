@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running code, found again after a crash."""
 
+import errno
 import hashlib
 import io
 import logging
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from twopass_kd.config import Config, config_from_dict
 from twopass_kd.model import TwoPassModel
-from twopass_kd.user_files import no_content
+from twopass_kd.user_files import find_problem, no_content
 
 
 class CheckpointError(ValueError):
@@ -97,9 +98,9 @@ def load_checkpoint(path: Path, needed: Sequence[str] = ()) -> Dict[str, Any]:
         raise CheckpointError(f"checkpoint ({path}) must exist; train its phase first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as e:
-        raise CheckpointError(f"{path} cannot be read ({e.strerror or e}); make it readable") from e
     except Exception as e:  # zipfile, pickle and torch errors have no common base
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # which a reader raises that seeks before the file
+            raise CheckpointError(f"{path} cannot be read ({e.strerror or e}); make it readable") from e
         problem = no_content(path)
         why = f": it {problem}" if problem else f" ({type(e).__name__})"
         raise CheckpointError(f"{path} is cut short or not a checkpoint{why}") from e
@@ -172,6 +173,9 @@ def load_model(path: Path) -> Tuple[TwoPassModel, Dict[str, Any]]:
       CheckpointError: as `load_checkpoint`; if its weights are not of its architecture.
     """
     content = load_checkpoint(path, ["phase", "vocab_size", "identity", "tokens_digest", "trained_parts"])
+    problem = find_problem(content, {"trained_parts": [str], "tokens?": [str]})
+    if problem is not None:
+        raise CheckpointError(f"{path} must be as this recipe wrote it: {problem}; train its phase again")
     weights = content.pop("model")
     try:
         cfg = config_from_dict(content["config"])

@@ -28,8 +28,8 @@ def exit_status(job: Callable[[], object]) -> int:
     except (ValueError, OSError) as e:
         logging.error("%s", without_traceback(e))
         return 1
-    except RuntimeError as e:
-        if (why := lost_worker(e)) is None:
+    except (RuntimeError, MemoryError) as e:
+        if (why := lost_worker(e) or no_memory(e)) is None:
             raise
         logging.error("%s", why)
         return 1
@@ -42,7 +42,7 @@ def without_traceback(e: BaseException) -> str:
     return text.rstrip().splitlines()[-1] if text.startswith("Caught ") else text
 
 
-def lost_worker(e: RuntimeError) -> Optional[str]:
+def lost_worker(e: BaseException) -> Optional[str]:
     """What to do where a worker of a DataLoader has died, as it does when shared memory is full; None elsewhere."""
     text = str(e)
     if not ("DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)) and not (
@@ -54,4 +54,15 @@ def lost_worker(e: RuntimeError) -> Optional[str]:
     return (
         f"a worker that loads data has ended ({without_traceback(e).splitlines()[0]}): is {shared}{free} too small, or"
         " is memory? Set train.num_workers=0, or give more of it, e.g. docker run --shm-size=8g"
+    )
+
+
+def no_memory(e: BaseException) -> Optional[str]:
+    """What to do where memory, the machine's or a GPU's, does not suffice; None elsewhere."""
+    text = without_traceback(e).strip()
+    if not isinstance(e, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+        return None
+    return (
+        f"there is not enough memory ({(text or type(e).__name__).splitlines()[0]}); lower train.max_duration or"
+        " decode.max_duration, or the sizes of the model"
     )

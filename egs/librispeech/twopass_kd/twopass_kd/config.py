@@ -242,6 +242,8 @@ def _validate_phase(cfg: Config, name: str, phase: PhaseConfig) -> None:
         ref = getattr(phase, key)
         if ref is not None and ref not in cfg.phases and not (external and ref == EXTERNAL_TEACHER):
             raise ConfigError(f"`{where}.{key}` ({ref}) must name a phase: {', '.join(cfg.phases)}")
+    if not phase.train:
+        raise ConfigError(f"`{where}.train` ([]) must list at least one part out of {', '.join(MODEL_PARTS)}")
     for part in phase.train:
         if part not in MODEL_PARTS:
             raise ConfigError(f"`{where}.train` ({part}) must list parts out of {', '.join(MODEL_PARTS)}")

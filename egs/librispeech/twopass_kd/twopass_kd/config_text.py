@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from twopass_kd.config_schema import Config, ConfigError
 
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_WANTED = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
+_WANTED = {str: "text", int: "a whole number of at most 18 digits", float: "a finite number", bool: "true or false"}
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _ELEMENT = re.compile(r"""\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<plain>[^,]*?))\s*(?:,|$)""", re.DOTALL)
 
@@ -218,7 +218,8 @@ def _leaf(value: Any, kind: type) -> Any:
         number = kind(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    fits = abs(number) < 10**18 if kind is int else math.isfinite(number)  # torch's and NumPy's have 64 bits
+    return number if fits else None
 
 
 def _shown(value: Any) -> str:

@@ -103,6 +103,11 @@ def check_values(cfg: Config) -> None:
             for number in value if isinstance(value, list) else [value]:
                 if number is not None and not within(number):
                     raise ConfigError(f"`{key}` ({number}) must {says}")
+    if cfg.features.num_mel_bins < 7:
+        raise ConfigError(
+            f"`features.num_mel_bins` ({cfg.features.num_mel_bins}) must be at least 7, which the encoder's first"
+            " layers see at once"
+        )
     if len(cfg.train.betas) != 2:
         raise ConfigError(f"`train.betas` ({cfg.train.betas}) must be two numbers")
     if cfg.corpus.min_duration >= cfg.corpus.max_duration:

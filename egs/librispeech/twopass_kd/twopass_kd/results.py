@@ -87,7 +87,7 @@ def load_results(experiment: Path) -> Results:
     path = Path(experiment) / "results.json"
     if not path.is_file():
         raise ValueError(f"{path} must exist; score the decoded systems first (stage 9, twopass_kd.bin.score)")
-    remedy = "run stage 9 again"
+    remedy = "run stage 9 again, with --force"
     results = read_json(path, RESULTS, remedy)
     if not results["systems"]:
         raise ValueError(f"{path}: `systems` ([]) must have at least one; {remedy}")

@@ -16,13 +16,13 @@ lock_folders() {
     return
   fi
   if [ -z "$experiment_lock" ]; then
-    mkdir -p "$experiment"
+    check_writable "$experiment" --exp-dir
     exec {experiment_lock}<>"$experiment/.lock"
     lock "$experiment_lock" --exclusive "$experiment" --exp-dir
   fi
   if [ "$1" -le 2 ]; then
     if [ -z "$data_lock" ]; then
-      mkdir -p "$data_dir"
+      check_writable "$data_dir" --data-dir
       exec {data_lock}<>"$data_dir/.lock"
       lock "$data_lock" --exclusive "$data_dir" --data-dir
     fi
@@ -30,6 +30,13 @@ lock_folders() {
     [ -n "$data_lock" ] || exec {data_lock}<"$data_dir/.lock"
     lock "$data_lock" --shared "$data_dir" --data-dir
   fi
+}
+
+# check_writable FOLDER OPTION: whether the folder is there or can be made, and a line can be written to its lock.
+check_writable() {
+  local why
+  why=$({ mkdir -p "$1" && echo >>"$1/.lock"; } 2>&1) ||
+    fail "\`$2\`: $1 must be a folder that can be written to, with room left (${why##*: }); mend that, or choose another"
 }
 
 # lock FD MODE FOLDER OPTION: what holds the lock is refused room, or in a batch job, which has time, waited for.

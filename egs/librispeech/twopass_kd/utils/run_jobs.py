@@ -9,8 +9,8 @@
   progress bar only the last state is kept there. On a terminal the newest progress is shown as one line; commands
   then write to a terminal too (else they would draw no bar).
 - When a command fails, the others are interrupted, and its last lines are shown. Returns its exit status.
-- SIGINT (Ctrl-C) and SIGTERM are passed on as one signal to every command; they get the time to save their state.
-  Returns 130. A later second signal kills them.
+- SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is closed; not under nohup) are passed on as one signal to every
+  command; they get the time to save their state. Returns 130. A later second signal kills them.
 - With --gpus, each command has a GPU for each of its cores to itself (CUDA_VISIBLE_DEVICES), and no more run at a time
   than there are.
 """
@@ -40,6 +40,7 @@ SEPARATOR = "::"
 BAR = re.compile(r"(.*\d%\|.*\|.*\[[^]]*\])(.*)")  # a state of a tqdm bar, and what was written behind it
 LOG_HEAD = re.compile(r"^[-\d]{10} [:,\d]{8,12} [A-Z]+ ")  # time and level of a log line
 WARNING = re.compile(r"^[-\d]{10} [:,\d]{8,12} WARNING ")  # shown at once
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHOWN_ON_FAILURE = 15  # lines
 SECONDS_TO_STOP = 60.0  # that the others get after a failure before they are killed
 SECONDS_OF_ONE_SIGNAL = 1.0  # Slurm sends to all processes, which also pass it on: several that come together are one
@@ -161,12 +162,12 @@ class Job:
         elif bar:  # the bar's end
             self._bar = ""
         if line or not states:
-            print(self._prefix + line, file=self._log, flush=True)
+            say(self._prefix + line, self._log)
         if line:
             self.last_lines.append(line)
         if WARNING.match(line):
             clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-            print(f"{clear}  {self.name}: {WARNING.sub('', line)}", file=sys.stderr, flush=True)
+            say(f"{clear}  {self.name}: {WARNING.sub('', line)}", sys.stderr)
 
     def interrupt(self) -> None:
         """Send SIGINT; SIGTERM where it has written nothing yet: it has nothing to save, and is likely in its imports,
@@ -176,7 +177,7 @@ class Job:
 
     def note(self, text: str) -> None:
         """Write a line of our own to its log."""
-        print(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {self.name}: {text}", file=self._log, flush=True)
+        say(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {self.name}: {text}", self._log)
 
     def kill_group(self) -> None:
         """Kill the command and all that it started."""
@@ -191,6 +192,16 @@ class Job:
         """Exit status as a shell gives it (128 + N after signal N); None while it runs."""
         code = None if self.process is None else self.process.poll()
         return code if code is None or code >= 0 else 128 - code
+
+
+def say(text: str, file: IO[str], end: str = "\n") -> None:
+    """Print to a terminal or pipe, whose other end may be gone, or a log, whose disk may be full: the jobs go on."""
+    try:
+        print(text, end=end, file=file, flush=True)
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # else Python fails again when it flushes at its end
+        if file not in (sys.stdout, sys.stderr):
+            say(f"  {file.name} cannot be written any more ({e.strerror}); is the disk full?", sys.stderr)
 
 
 def _plain(text: str) -> str:
@@ -210,8 +221,8 @@ class Runner:
         self.gpus = gpus
         self.failed: Optional[Job] = None
         self.signals = 0  # how often we were told to stop
-        self._received = {signal.SIGINT: 0, signal.SIGTERM: 0}
-        self._received_at = {signal.SIGINT: -math.inf, signal.SIGTERM: -math.inf}
+        self._received = dict.fromkeys(STOPPING, 0)
+        self._received_at = dict.fromkeys(STOPPING, -math.inf)
         self._parent = os.getppid()
         self._handled = 0
         self._kill_at: Optional[float] = None
@@ -223,8 +234,9 @@ class Runner:
 
     def run(self) -> int:
         # Also where a shell has started us in the background, with SIGINT ignored.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        for number in STOPPING:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         while self.running or (self.waiting and not self._stopping):
             while (job := self._next()) is not None:
                 self.waiting.remove(job)
@@ -304,10 +316,14 @@ class Runner:
         ended = time.time()
         if self._several:
             self._clear()
-            print(f"  {job.name}: {ended - job.started:.0f} s", flush=True)
+            say(f"  {job.name}: {ended - job.started:.0f} s", sys.stdout)
         if self.times is not None:
-            with self.times.open("a", encoding="utf-8") as f:
-                print(job.name, f"{job.started:.0f}", f"{ended:.0f}", sep="\t", file=f)
+            try:
+                with self.times.open("a", encoding="utf-8") as f:
+                    print(job.name, f"{job.started:.0f}", f"{ended:.0f}", sep="\t", file=f)
+            except OSError as e:
+                job.feed(f"cannot write {self.times}: {e.strerror}\n".encode())
+                self.failed = self.failed or job
 
     def _close(self, job: Job) -> None:
         if job.stream >= 0:
@@ -324,13 +340,13 @@ class Runner:
                 job.interrupt() if self._handled == 0 else job.kill_group()
             if self._handled == 0:
                 self._clear()
-                print("interrupted: waiting for running jobs to save their state (again to kill them)", file=sys.stderr)
+                say("interrupted: waiting for running jobs to save their state (again to kill them)", sys.stderr)
             self._handled = self.signals
         if self.failed and self.running and self._kill_at is None and not self.signals:
             self._kill_at = time.monotonic() + SECONDS_TO_STOP
             self._clear()
             given = f"the others get {SECONDS_TO_STOP:.0f} s to save their state"
-            print(f"{self.failed.name} failed: {given}", file=sys.stderr)
+            say(f"{self.failed.name} failed: {given}", sys.stderr)
             for job in self.running:
                 job.interrupt()
         if self._kill_at is not None and time.monotonic() > self._kill_at:
@@ -345,16 +361,19 @@ class Runner:
         for job in self.running:
             named = self._side_by_side == 1 or job.progress.startswith(job.name)
             shown.append((job.progress if named else f"{job.name}: {job.progress}")[: self._share()])
-        print(f"\r\x1b[K{' | '.join(shown)}", end="", file=self._screen, flush=True)
+        say(f"\r\x1b[K{' | '.join(shown)}", self._screen, end="")
 
     def _share(self) -> int:
         """Columns of the terminal for one of the jobs that run side by side."""
-        columns = os.get_terminal_size(self._screen.fileno()).columns or 80
+        try:
+            columns = os.get_terminal_size(self._screen.fileno()).columns or 80
+        except OSError:  # it is closed
+            columns = 80
         return max(10, (columns - 1) // self._side_by_side - 3)
 
     def _clear(self) -> None:
         if self._screen is not None:
-            print("\r\x1b[K", end="", file=self._screen, flush=True)
+            say("\r\x1b[K", self._screen, end="")
 
 
 def parse_jobs(words: Sequence[str], log: Path) -> List[Spec]:
@@ -422,9 +441,9 @@ def run_jobs(
         job = runner.failed
         killed = " (killed: is there enough memory?)" if status == 128 + signal.SIGKILL else ""
         log = next(spec.log for spec in specs if spec.name == job.name)
-        print(f"error: {job.name} failed with exit status {status}{killed}; the end of {log}:", file=sys.stderr)
+        say(f"error: {job.name} failed with exit status {status}{killed}; the end of {log}:", sys.stderr)
         for line in job.last_lines:
-            print(f"  {line}", file=sys.stderr)
+            say(f"  {line}", sys.stderr)
     return status
 
 
@@ -451,7 +470,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    return run_jobs(jobs, args.max_jobs, gpus, args.times)
+    try:
+        return run_jobs(jobs, args.max_jobs, gpus, args.times)
+    except OSError as e:  # of its logs; what a job raises is its own
+        print(f"error: {e}; give logs that can be written", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

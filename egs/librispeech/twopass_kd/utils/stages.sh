@@ -30,7 +30,7 @@ quoted() {
 
 # check_integer NAME VALUE MIN MAX
 check_integer() {
-  [[ $2 =~ ^[0-9]{1,4}$ ]] && [ "$2" -ge "$3" ] && [ "$2" -le "$4" ] ||
+  [[ $2 =~ ^(0|[1-9][0-9]{0,3})$ ]] && [ "$2" -ge "$3" ] && [ "$2" -le "$4" ] ||
     fail "\`$1\` ($2) must be a whole number from $3 to $4"
 }
 
@@ -40,7 +40,9 @@ resolve() {
   local path=$1
   case "$path" in /*) ;; \~ | \~/*) path=$HOME${path#\~} ;; *) path=$caller_dir/$path ;; esac
   path=$(realpath --canonicalize-missing --no-symlinks "$path")
-  printf '%s\n' "${path#"$PWD/"}"
+  path=${path#"$PWD/"}
+  case "$path" in -*) path=./$path ;; esac # no option to what gets it
+  printf '%s\n' "$path"
 }
 
 # The YAML file that --conf means: the name of a file in conf/, a path from the caller's folder or from this one.
@@ -430,7 +432,10 @@ import sys
 from pathlib import Path
 from twopass_kd.results import load_results, summary_text
 
-print(summary_text(load_results(Path(sys.argv[1]))))
+try:
+    print(summary_text(load_results(Path(sys.argv[1]))))
+except ValueError as e:
+    sys.exit(f"error: {e}")
 EOF
   echo "results: $experiment/results.json"
   echo "report:  $experiment/report.html (and report.md)"

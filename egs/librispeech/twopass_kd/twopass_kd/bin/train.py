@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from twopass_kd.asr_datamodule import AsrDataModule, TrainCuts
 from twopass_kd.checkpoint import build_model, final_checkpoint, find_latest, load_checkpoint, load_weights
-from twopass_kd.cli import lost_worker, without_traceback
+from twopass_kd.cli import lost_worker, no_memory, without_traceback
 from twopass_kd.config import Config, ConfigError, config_to_dict, load_config, save_config
 from twopass_kd.distributed import Ranks, started_by_torchrun
 from twopass_kd.environment import environment_record, log_environment, log_to_file, setup_logging
@@ -286,8 +286,8 @@ def main() -> int:
     except OSError as e:
         logging.error("%s; mend this (is the disk full?), then the same command goes on from the last checkpoint", e)
         return 1
-    except RuntimeError as e:
-        if (why := lost_worker(e)) is not None:
+    except (RuntimeError, MemoryError) as e:
+        if (why := lost_worker(e) or no_memory(e)) is not None:
             logging.error("%s", why)
             return 1
         if ranks.world_size == 1:

@@ -1,7 +1,8 @@
 """The model as the streaming recogniser sees it, and its implementation on onnxruntime."""
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Dict, Protocol, Sequence, Tuple
 
@@ -109,6 +110,7 @@ class OnnxRuntime:
             self._state_shapes = [
                 (int(encoder["num_encoder_layers"]), int(encoder[size])) for size in ("d_model", "rnn_hidden_size")
             ]
+            _check_info(self.info, self._state_shapes, self._sessions["encoder"])
         except ModelError:
             raise
         except (KeyError, ValueError) as e:
@@ -171,6 +173,22 @@ def _open_session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntim
 
 def _metadata(session: onnxruntime.InferenceSession) -> Dict[str, str]:
     return session.get_modelmeta().custom_metadata_map
+
+
+def _check_info(
+    info: ModelInfo, state_shapes: Sequence[Tuple[int, int]], encoder: onnxruntime.InferenceSession
+) -> None:
+    """Raises ValueError where what the metadata say cannot be true of the encoder."""
+    for name, value in asdict(info).items():
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        if (is_count and value < 1) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{name} {value}")
+    if info.chunk_shift > info.chunk_frames:
+        raise ValueError(f"decode_chunk_len {info.chunk_shift}, T {info.chunk_frames}")
+    shapes = {i.name: i.shape for i in encoder.get_inputs()}
+    found = (shapes["x"][2], *((shape[0], shape[2]) for shape in (shapes["state0"], shapes["state1"])))
+    if found != (info.num_features, *state_shapes):
+        raise ValueError(f"features and states {(info.num_features, *state_shapes)}, the model has {found}")
 
 
 def _read_info(folder: Path, suffix: str, metadata: Dict[str, Dict[str, str]]) -> ModelInfo:
