@@ -144,6 +144,8 @@ class AsrDataModule:
             return f"{cut.duration:.2f} s is not within {corpus.min_duration} to {corpus.max_duration} s"
         tokenizer = self.dataset.tokenizer
         tokens = self._tokens(cut)
+        if not tokens:
+            return f"its text ({cut_text(cut)!a}) has no letter that the tokens know"
         special = next((token for token in tokens if token <= tokenizer.sos_id), None)
         if special is not None:
             return f"its text has {tokenizer.pieces[special]}, which is not for texts"
