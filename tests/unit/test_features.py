@@ -283,6 +283,22 @@ def test_compute_fbank_manifests_of_the_user_are_known_by_their_paths(tmp_path, 
     assert storage.stat().st_mtime_ns != before
 
 
+def test_compute_fbank_manifests_of_the_user_with_files_of_one_name(tmp_path, in_this_process):
+    """Once all cuts had the last one's audio."""
+    args = user_manifests(tmp_path, lambda lines: lines)
+    path = manifest_path(tmp_path / "data", "recordings", "train-clean")
+    lines = gzip.decompress(path.read_bytes())
+    wanted = []
+    for file in sorted((tmp_path / "corpus" / "train-clean").rglob("*.flac")):
+        (file.parent / file.stem).mkdir()
+        wanted.append(str(file.rename(file.parent / file.stem / "audio.flac")))
+        lines = lines.replace(str(file).encode(), wanted[-1].encode())
+    path.write_bytes(gzip.compress(lines))
+    assert main(args) == 0
+    cuts = cuts_of(tmp_path / "data", "train-clean")
+    assert [cuts[name].recording.sources[0].source for name in sorted(cuts)] == wanted
+
+
 @pytest.mark.parametrize("program", [main, train_bpe_main])
 def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path, capsys, in_this_process, program):
     args = user_manifests(tmp_path, lambda lines: lines)

@@ -213,7 +213,7 @@ def _say_where(wanted: FeatureSet) -> None:
             cut = json.loads(line)
             cut["features"]["storage_path"] = str(wanted.folder / Path(cut["features"]["storage_path"]).name)
             for source in cut["recording"]["sources"]:
-                source["source"] = audio[Path(source["source"]).name]
+                source["source"] = audio.get(Path(source["source"]).name, source["source"])
             print(json.dumps(cut, ensure_ascii=False), file=f)
     os.replace(partial, manifest)
 

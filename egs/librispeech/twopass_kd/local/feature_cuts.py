@@ -143,7 +143,7 @@ class FeatureSet:
         for path in self.manifests:
             if not path.is_file():
                 raise ConfigError(f"`--data-dir` ({path.parents[1]}) must hold {path.name}; run stage 1")
-        known = all(path.is_file() for path in self.checksums)  # else audio is known by nothing but its path
+        known = self._knows_audio()
         for path in self.checksums if known else ():
             digest.update(path.read_bytes())
         for path in self.manifests:
@@ -152,8 +152,14 @@ class FeatureSet:
                 places.update(line)
         return {"digest": digest.hexdigest(), "places": places.hexdigest()}
 
+    def _knows_audio(self) -> bool:
+        """Whether stage 1 made the manifests; else audio is known by nothing but its path."""
+        return all(path.is_file() for path in self.checksums)
+
     def audio_paths(self) -> Dict[str, str]:
-        """Name of each audio file -> its path."""
+        """Name of each audio file -> its path; empty where the cuts have the paths that are in the manifests."""
+        if not self._knows_audio():  # files of a user may have one name, in several folders
+            return {}
         recordings = (json.loads(line) for path in self.manifests for line in read_lines(path))
         sources = (source["source"] for recording in recordings for source in recording.get("sources", []))
         return {Path(path).name: path for path in sources}
