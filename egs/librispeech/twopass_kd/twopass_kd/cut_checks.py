@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 from lhotse import MonoCut
 from lhotse.cut import Cut
@@ -18,13 +18,23 @@ _NO_NAME = ("Cc", "Cs", "Zl", "Zp")  # control characters, half characters, line
 _FRAMES_TOLERANCE = 2  # by which the features of a cut may be longer or shorter than it
 
 
+def is_name(value: Any) -> bool:
+    """Whether a value can be an id, which is written into lines and fields."""
+    return isinstance(value, str) and value != "" and not any(unicodedata.category(c) in _NO_NAME for c in value)
+
+
+def has_half_characters(text: str) -> bool:
+    """Whether halves of UTF-16 are in a text, as an escape of JSON can put them there; no file takes them."""
+    return re.search("[\ud800-\udfff]", text) is not None
+
+
 def cut_faults(cut: Cut, features: FeaturesConfig, has_text: bool = True) -> Iterator[str]:
     """Why a cut can be neither trained on nor scored, as far as its manifest tells; says both sides, and what to do.
 
     Args:
       has_text: whether it is to have a transcript (MUSAN has none).
     """
-    if not (isinstance(cut.id, str) and cut.id) or any(unicodedata.category(c) in _NO_NAME for c in cut.id):
+    if not is_name(cut.id):
         yield f"its id ({cut.id!r}) must be text without tabs and line breaks; rename it (`CutSet.modify_ids`)"
     if not isinstance(cut, MonoCut):
         yield f"must be a MonoCut with features, not a {type(cut).__name__}: do `lhotse feat extract-cuts`"
@@ -45,7 +55,7 @@ def _supervision_faults(cut: Cut) -> Iterator[str]:
         yield f"its text ({speech.text!r}) must be text"
     elif not (speech.text or "").strip():
         yield "has no text"
-    elif re.search("[\ud800-\udfff]", speech.text):
+    elif has_half_characters(speech.text):
         yield f"its text ({speech.text!a}) must be whole characters, not halves of UTF-16; write it anew"
     if not (abs(speech.start) <= _TOLERANCE and 0 < speech.duration <= cut.duration + _TOLERANCE - speech.start):
         yield (
