@@ -197,6 +197,9 @@ def no_features(cut):
     (number_as_text, r"its text \(7\) must be text"),
     (no_features, "must be a MonoCut with features, not a MonoCut without"),
     (lambda cut: cut.pad(duration=4.0), "must be a MonoCut with features, not a MixedCut"),
+    (lambda cut: setattr(cut, "duration", 9.0), "lasts from 0.00 to 9.00 s and its features from 0.00 to "),
+    (lambda cut: setattr(cut, "start", 7.0), "lasts from 7.00 to .* s and its features from 0.00 to .*"),
+    (lambda cut: setattr(cut.supervisions[0], "duration", float("nan")), "its supervision lasts from"),
     (lambda cut: cut.with_id("a\tb"), "its id .'a.tb'. must be text without tabs"),
 ])  # fmt: skip
 def test_every_cut_is_looked_at_before_it_is_trained_on_or_decoded(data, data_dir, tmp_path, change, reason):
@@ -223,6 +226,17 @@ def test_features_that_cannot_be_read_are_named(data, data_dir):
         ids(data.decode_loader("odd"))
 
 
+def test_features_that_are_not_as_long_as_their_cut_are_named(data, data_dir):
+    """Once trained on, though their manifest tells of others."""
+
+    def longer(cut):
+        cut.features.duration = cut.duration = cut.supervisions[0].duration = 9.0
+
+    write_cuts(data_dir, "odd", longer)
+    with pytest.raises(ValueError, match=r"the features of odd-6 in .* \(must have about 900 frames of features, and"):
+        ids(data.decode_loader("odd"))
+
+
 def test_features_that_are_not_finite_are_named(data, data_dir):
     writer = NumpyFilesWriter(data_dir / "fbank" / "nan")
     cut = make_cut("nan", 100, "ONE", writer.write("nan", np.full((100, 80), np.nan, np.float32)), "")
@@ -239,6 +253,28 @@ def test_texts_that_name_a_special_token_are_left_out(data, data_dir):
     write_cuts(data_dir, "odd", blank)
     data.cfg.corpus.train_parts, data.cfg.corpus.max_left_out = ["odd"], 0.1
     assert data.measure_train().left_out["odd"] == {"odd-6": "its text has <blk>, which is not for texts"}
+
+
+def test_texts_without_a_token_are_left_out(data, data_dir):
+    def space(cut):
+        cut.supervisions[0].text = "\u2581"
+
+    write_cuts(data_dir, "odd", space)
+    data.cfg.corpus.train_parts, data.cfg.corpus.max_left_out = ["odd"], 0.1
+    reason = r"its text ('\u2581') has no letter that the tokens know"
+    assert data.measure_train().left_out["odd"] == {"odd-6": reason}
+
+
+def test_half_a_character_in_a_text_is_named(data):
+    cut = data.cuts(["dev"])[0]
+    cut.supervisions[0].text = "ONE \ud800"
+    assert data.why_unusable(cut)[0].startswith(r"its text ('ONE \ud800') must be whole characters")
+
+
+def test_ids_may_have_letters_that_join_others(data, data_dir):
+    """As Persian words have."""
+    write_cuts(data_dir, "odd", lambda cut: cut.with_id("می\u200cروم"))
+    data.check_parts(["odd"])
 
 
 def test_an_id_of_two_cuts_is_an_error_that_names_both(data, data_dir):

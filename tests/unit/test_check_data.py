@@ -131,6 +131,8 @@ def no_features(cut):
     (lambda cut: cut.supervisions.clear(), r"must have one supervision, not 0; do `lhotse cut trim-to-supervisions`"),
     (lambda cut: setattr(cut.supervisions[0], "start", 0.5), r"its supervision lasts from 0.5 to"),
     (set_text(lambda text: " "), r"has no text"),
+    (set_text(len), r"its text \(\d+\) must be text"),
+    (set_field("duration", 1.0), r"lasts from 0.00 to .* s and its features from 0.00 to 1.00 s"),
     (set_text(str.lower), r"of its texts are <unk> \(e.g. 'the old captain'\); write the transcripts in upper case"),
     (set_text(lambda text: "中文 文字"), r"<unk> .*; take the bpe.model of these transcripts"),
 ])  # fmt: skip

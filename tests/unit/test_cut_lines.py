@@ -5,7 +5,7 @@ import json
 
 import pytest
 from lhotse import MonoCut, load_manifest
-from lhotse.testing.dummies import dummy_cut
+from lhotse.testing.dummies import dummy_cut, dummy_features, dummy_supervision
 
 from twopass_kd.cut_lines import CutLines, features_path, read_cuts, whole_cut, without_folders
 
@@ -36,15 +36,15 @@ def test_whole_cut_is_what_the_line_says(tmp_path):
     path = write_lines(tmp_path / "data" / "cuts.jsonl.gz", *manifest(tmp_path))
     for line, cut in zip(CutLines(path), load_manifest(path)):
         want = cut.with_features_path_prefix(tmp_path) if isinstance(cut, MonoCut) else cut
-        assert whole_cut(line, tmp_path / "data") == want.with_recording_path_prefix(tmp_path)
-        assert whole_cut(line.with_id("doubled"), tmp_path / "data").id == cut.id
+        assert whole_cut(line.line, tmp_path / "data") == want.with_recording_path_prefix(tmp_path)
+        assert whole_cut(line.with_id("doubled").line, tmp_path / "data").id == cut.id
 
 
 def test_custom_fields_are_the_users(tmp_path):
     """`custom["line"]` was ours once."""
     cuts = [{**dummy_cut(1).to_dict(), "custom": {"line": value}} for value in (7, "text", None)]
     path = write_lines(tmp_path / "cuts.jsonl.gz", *cuts)
-    assert [whole_cut(line, tmp_path).custom["line"] for line in CutLines(path)] == [7, "text", None]
+    assert [whole_cut(line.line, tmp_path).custom["line"] for line in CutLines(path)] == [7, "text", None]
 
 
 @pytest.mark.parametrize("stored, found", [
@@ -85,3 +85,34 @@ def test_a_manifest_that_is_spoilt_is_named_with_the_line(tmp_path, spoil, said)
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ValueError, match=f"{path}.*{said}"):
         list(read_cuts(path))
+
+
+@pytest.mark.parametrize("field, value, said", [
+    ("id", 7, r"`id` \(7\) must be a str"),
+    ("id", ["a"], r"`id` \(\['a'\]\) must be a str"),
+    ("duration", "2.5", r"`duration` \('2.5'\) must be a float"),
+    ("supervisions.0.start", None, r"`supervisions\[0\].start` \(None\) must be a float"),
+    ("features.storage_path", None, r"`features.storage_path` \(None\) must be a str"),
+    ("features.frame_shift", "10ms", r"`features.frame_shift` \('10ms'\) must be a float"),
+    ("recording.sources.0.source", None, r"`recording.sources\[0\].source` \(None\) must be a str"),
+    ("recording.sources.0.channels", 0, r"`recording.sources\[0\].channels` \(0\) must be a list"),
+])  # fmt: skip
+def test_a_cut_with_a_field_of_another_type_is_named(tmp_path, field, value, said):
+    """Once TypeErrors and AttributeErrors without file, line and field, or trained on."""
+    cut = dummy_cut(1, supervisions=[dummy_supervision(1)]).to_dict()
+    *above, name = field.split(".")
+    inside = cut
+    for key in above:
+        inside = inside[int(key) if key.isdigit() else key]
+    inside[name] = value
+    path = write_lines(tmp_path / "cuts.jsonl.gz", cut)
+    with pytest.raises(ValueError, match=f"{path}, line 1: .* must be a cut, but {said}; make the manifest anew"):
+        list(read_cuts(path))
+
+
+def test_features_behind_a_url_stay_there(tmp_path):
+    """Once a path of this disk was made of it."""
+    cut = dummy_cut(1, features=dummy_features(1)).to_dict()
+    cut["features"].update(storage_type="lilcom_url", storage_path="https://example.org/fbank")
+    (line,) = CutLines(write_lines(tmp_path / "cuts.jsonl.gz", cut))
+    assert whole_cut(line.line, tmp_path).features.storage_path == "https://example.org/fbank"

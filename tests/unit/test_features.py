@@ -1,6 +1,7 @@
 """Tests of local/compute_fbank.py."""
 
 import gzip
+import json
 import os
 import signal
 import subprocess
@@ -258,15 +259,46 @@ def user_manifests(tmp_path, change):
     return ["--conf", str(TINY_YAML), "--data-dir", str(tmp_path / "data"), "--nj", "1"]
 
 
+def edited(**fields):
+    return lambda lines: [json.dumps({**json.loads(lines[0]), **fields}).encode() + b"\n", *lines[1:]]
+
+
 @pytest.mark.parametrize("change, said", [
     (lambda lines: [lines[0], lines[0]], "`10-100-0000` must be the id of one cut, and is that of two: line 1 of"),
     (lambda lines: [lines[0], lines[1].replace(b'"recording_id": "10', b'"recording_id": "9')],
      "line 2, 10-100-0001: must be of a recording that is there, and 9-100-0001 is not"),
     (lambda lines: [lines[0], b"{\n"], "supervisions_train-clean.jsonl.gz must be a whole SupervisionSet"),
+    (edited(start=-1.0), "line 1, 10-100-0000: lasts from -1.0 to "),  # once left out without a word
+    (edited(duration=50.0), "line 1, 10-100-0000: lasts from 0.0 to 50.0 s and its recording 0.8 s, but must lie in"),
+    (edited(duration="1"), "SupervisionSet (ValueError: line 1: `duration` ('1') must be a float); make it anew"),
+    (edited(channel=5), "line 1, 10-100-0000: is of channel 5 and its recording has [0]; mend the manifests"),
+    (edited(id="a\tb"), "its id must be text without tabs and line breaks; mend the manifests"),
+    (edited(text="A \ud800"), r"10-100-0000: its text ('A \ud800') must be whole characters"),
 ])  # fmt: skip
 def test_compute_fbank_manifests_of_the_user_with_a_fault(tmp_path, capsys, in_this_process, change, said):
     assert main(user_manifests(tmp_path, change)) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fields, said", [
+    ({"sources": []}, "recordings_train-clean.jsonl.gz, line 1, 10-100-0000: must have sources and samples; mend it"),
+    ({"sampling_rate": 0}, "recordings_train-clean.jsonl.gz, line 1, 10-100-0000: must have sources and samples"),
+    ({"id": 7}, "must be a whole RecordingSet (ValueError: line 1: `id` (7) must be a str); make it anew"),
+    ({"sources": [{"type": "no such", "channels": [0], "source": "a"}]},
+     "part `train-clean`: features of one of the 2 cuts from 10-100-0000 on cannot be computed"),
+])  # fmt: skip
+def test_compute_fbank_recordings_of_the_user_with_a_fault(tmp_path, capsys, in_this_process, fields, said):
+    args = user_manifests(tmp_path, lambda lines: lines)
+    path = manifest_path(tmp_path / "data", "recordings", "train-clean")
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join(edited(**fields)(lines))))
+    assert main(args) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_compute_fbank_supervision_as_long_as_its_recording_but_for_rounding(tmp_path, in_this_process):
+    assert main(user_manifests(tmp_path, edited(duration=0.805))) == 0
+    assert len(cuts_of(tmp_path / "data", "train-clean")) == 2
 
 
 def test_compute_fbank_manifests_of_the_user_are_known_by_their_paths(tmp_path, in_this_process):
@@ -281,6 +313,22 @@ def test_compute_fbank_manifests_of_the_user_are_known_by_their_paths(tmp_path, 
     path.write_bytes(gzip.compress(lines))
     main(args)  # of the other parts the audio is gone
     assert storage.stat().st_mtime_ns != before
+
+
+def test_compute_fbank_manifests_of_the_user_with_files_of_one_name(tmp_path, in_this_process):
+    """Once all cuts had the last one's audio."""
+    args = user_manifests(tmp_path, lambda lines: lines)
+    path = manifest_path(tmp_path / "data", "recordings", "train-clean")
+    lines = gzip.decompress(path.read_bytes())
+    wanted = []
+    for file in sorted((tmp_path / "corpus" / "train-clean").rglob("*.flac")):
+        (file.parent / file.stem).mkdir()
+        wanted.append(str(file.rename(file.parent / file.stem / "audio.flac")))
+        lines = lines.replace(str(file).encode(), wanted[-1].encode())
+    path.write_bytes(gzip.compress(lines))
+    assert main(args) == 0
+    cuts = cuts_of(tmp_path / "data", "train-clean")
+    assert [cuts[name].recording.sources[0].source for name in sorted(cuts)] == wanted
 
 
 @pytest.mark.parametrize("program", [main, train_bpe_main])

@@ -146,6 +146,16 @@ def test_run_sh_missing_input_names_the_stage_that_makes_it(tmp_path, stage, mak
     assert not (tmp_path / "e").exists()
 
 
+def test_run_sh_says_that_the_data_were_made_with_other_settings(tmp_path):
+    """Once trained on without a word, e.g. without the copies of corpus.speed_perturb."""
+    marker = tmp_path / "data" / ".stages" / "2.done"
+    marker.parent.mkdir(parents=True)
+    marker.write_text('{"stage": 2, "settings": "0123456789abcdef", "seconds": 1}\n')
+    dirs = ["--data-dir", tmp_path / "data", "--exp-dir", tmp_path / "exp"]
+    result = run("--conf", TINY, *dirs, "--stage", 3, "--stop-stage", 3)
+    assert f"note: {tmp_path / 'data'} was made with other settings of corpus, features or tokens" in result.stdout
+
+
 def test_run_sh_missing_teacher_names_its_stage(tmp_path):
     data = tmp_path / "the user's data"
     (data / ".stages").mkdir(parents=True)  # made by run.sh, so it is not read to be checked

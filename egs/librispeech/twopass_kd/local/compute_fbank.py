@@ -107,15 +107,24 @@ def _store_chunk(
     Both get their names when they are complete, so that it does no harm if another process computes the same chunk.
     """
     with tempfile.TemporaryDirectory(dir=partial, prefix=".tmp-") as tmp:
-        stored = list(
-            CutSet.from_cuts(cuts).compute_and_store_features(  # one by one: benchmarks/features.py shows why
-                extractor=extractor,
-                storage_path=Path(tmp) / f"feats-{index}",
-                storage_type=LilcomChunkyWriter,
-                num_jobs=1,
-                progress_bar=False,
+        try:
+            stored = list(
+                CutSet.from_cuts(cuts).compute_and_store_features(  # one by one: benchmarks/features.py shows why
+                    extractor=extractor,
+                    storage_path=Path(tmp) / f"feats-{index}",
+                    storage_type=LilcomChunkyWriter,
+                    num_jobs=1,
+                    progress_bar=False,
+                )
             )
-        )
+        except OSError:
+            raise
+        except Exception as e:  # what reads audio has errors of many kinds
+            problem = str(e).partition("\n")[0]  # Lhotse goes on with the whole cut
+            raise ValueError(
+                f"part `{name}`: features of one of the {len(cuts)} cuts from {cuts[0].id} on cannot be computed"
+                f" ({type(e).__name__}: {problem}); mend its recording"
+            ) from e
         validate_features(stored, [cut.id for cut in cuts], features, name)
         archive, manifest = f"feats-{index}.lca", _chunk_manifest(Path(tmp), index)
         for cut in stored:
@@ -213,7 +222,7 @@ def _say_where(wanted: FeatureSet) -> None:
             cut = json.loads(line)
             cut["features"]["storage_path"] = str(wanted.folder / Path(cut["features"]["storage_path"]).name)
             for source in cut["recording"]["sources"]:
-                source["source"] = audio[Path(source["source"]).name]
+                source["source"] = audio.get(Path(source["source"]).name, source["source"])
             print(json.dumps(cut, ensure_ascii=False), file=f)
     os.replace(partial, manifest)
 

@@ -5,9 +5,9 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Type, TypeVar
+from typing import Any, Callable, Dict, List, Optional, Sequence, Type, TypeVar
 
-from lhotse import CutSet, RecordingSet, SupervisionSet
+from lhotse import CutSet, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.cut import Cut
 from lhotse.features import FeatureExtractor
 
@@ -20,9 +20,23 @@ from prepare_manifests import (
     musan_manifest_path,
 )
 from twopass_kd.config import Config, ConfigError
-from twopass_kd.cut_checks import UniqueIds
+from twopass_kd.cut_checks import UniqueIds, has_half_characters, is_name
 from twopass_kd.cut_lines import read_lines, without_folders
 from twopass_kd.noise import MAX_SECONDS, MIN_SECONDS, musan_cuts_path
+from twopass_kd.user_files import find_problem
+
+_TOLERANCE = 0.01  # seconds that a supervision may be longer than its recording, which may be rounded
+# What is read of the lines of manifests, as `find_problem` has it; Lhotse takes values of any type.
+_FIELDS = {
+    SupervisionSet: {"id": str, "recording_id": str, "start": float, "duration": float, "channel?": int},
+    RecordingSet: {
+        "id": str,
+        "sources": [{"type": str, "channels": [int], "source": str}],
+        "sampling_rate": int,
+        "num_samples": int,
+        "duration": float,
+    },
+}
 
 Manifest = TypeVar("Manifest", RecordingSet, SupervisionSet)
 
@@ -53,11 +67,11 @@ class UtteranceCuts:
         supervisions, unique = _read_manifest(path, SupervisionSet), UniqueIds()
         for number, supervision in enumerate(supervisions, start=1):
             unique.add(supervision.id, path, number)
-            if supervision.recording_id not in recordings:
-                raise ConfigError(
-                    f"{path}, line {number}, {supervision.id}: must be of a recording that is there, and"
-                    f" {supervision.recording_id} is not; mend the manifests"
-                )
+            problem = _supervision_problem(supervision, recordings)
+            if problem is not None:
+                raise ConfigError(f"{path}, line {number}, {supervision.id}: {problem}; mend the manifests")
+            rest = recordings[supervision.recording_id].duration - supervision.start
+            supervision.duration = min(supervision.duration, rest)
         cuts = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
         self._single: List[Cut] = []
         for cut in cuts.trim_to_supervisions(keep_overlapping=False):
@@ -89,21 +103,45 @@ def musan_cuts(data_dir: Path, sampling_rate: int) -> List[Cut]:
     return cuts
 
 
+def _supervision_problem(supervision: SupervisionSegment, recordings: RecordingSet) -> Optional[str]:
+    """Why a supervision cannot become a cut; Lhotse passes over what is not within the recording."""
+    name, start, end = supervision.recording_id, supervision.start, supervision.start + supervision.duration
+    if not is_name(supervision.id):
+        return "its id must be text without tabs and line breaks"
+    if name not in recordings:
+        return f"must be of a recording that is there, and {name} is not"
+    recording = recordings[name]
+    if not (0 <= start < end <= recording.duration + _TOLERANCE):
+        return f"lasts from {start} to {end} s and its recording {recording.duration} s, but must lie in it"
+    if supervision.channel not in recording.channel_ids:
+        return f"is of channel {supervision.channel} and its recording has {recording.channel_ids}"
+    if has_half_characters(str(supervision.text)):
+        return f"its text ({supervision.text!a}) must be whole characters, not halves of UTF-16"
+    return None
+
+
 def _read_recordings(paths: Sequence[Path], sampling_rate: int) -> RecordingSet:
-    return RecordingSet.from_recordings(
-        r if r.sampling_rate == sampling_rate else r.resample(sampling_rate)
-        for path in paths
-        for r in _read_manifest(path, RecordingSet)
-    )
+    found, unique = [], UniqueIds()
+    for path in paths:
+        for number, recording in enumerate(_read_manifest(path, RecordingSet), start=1):
+            unique.add(recording.id, path, number)
+            if not (recording.sources and min(recording.sampling_rate, recording.num_samples, recording.duration) > 0):
+                raise ConfigError(f"{path}, line {number}, {recording.id}: must have sources and samples; mend it")
+            found.append(recording if recording.sampling_rate == sampling_rate else recording.resample(sampling_rate))
+    return RecordingSet.from_recordings(found)
 
 
 def _read_manifest(path: Path, kind: Type[Manifest]) -> Manifest:
     """A manifest of one kind, read to its end.
 
     Raises:
-      ConfigError: it is not, or cut short.
+      ConfigError: it is not, or cut short, or a field is of another type.
     """
     try:
+        for number, line in enumerate(read_lines(path), start=1):
+            problem = find_problem(json.loads(line), _FIELDS[kind])
+            if problem is not None:
+                raise ValueError(f"line {number}: {problem}")
         return kind.from_file(path).to_eager()
     except Exception as e:  # Lhotse's errors have no common base
         raise ConfigError(f"{path} must be a whole {kind.__name__} ({type(e).__name__}: {e}); make it anew") from e
@@ -143,7 +181,7 @@ class FeatureSet:
         for path in self.manifests:
             if not path.is_file():
                 raise ConfigError(f"`--data-dir` ({path.parents[1]}) must hold {path.name}; run stage 1")
-        known = all(path.is_file() for path in self.checksums)  # else audio is known by nothing but its path
+        known = self._knows_audio()
         for path in self.checksums if known else ():
             digest.update(path.read_bytes())
         for path in self.manifests:
@@ -152,8 +190,14 @@ class FeatureSet:
                 places.update(line)
         return {"digest": digest.hexdigest(), "places": places.hexdigest()}
 
+    def _knows_audio(self) -> bool:
+        """Whether stage 1 made the manifests; else audio is known by nothing but its path."""
+        return all(path.is_file() for path in self.checksums)
+
     def audio_paths(self) -> Dict[str, str]:
-        """Name of each audio file -> its path."""
+        """Name of each audio file -> its path; empty where the cuts have the paths that are in the manifests."""
+        if not self._knows_audio():  # files of a user may have one name, in several folders
+            return {}
         recordings = (json.loads(line) for path in self.manifests for line in read_lines(path))
         sources = (source["source"] for recording in recordings for source in recording.get("sources", []))
         return {Path(path).name: path for path in sources}

@@ -144,6 +144,8 @@ class AsrDataModule:
             return f"{cut.duration:.2f} s is not within {corpus.min_duration} to {corpus.max_duration} s", 0
         tokenizer = self.dataset.tokenizer
         (tokens,) = tokenizer.encode([cut_text(cut)])
+        if not tokens:
+            return f"its text ({cut_text(cut)!a}) has no letter that the tokens know", 0
         special = next((token for token in tokens if token <= tokenizer.sos_id), None)
         if special is not None:
             return f"its text has {tokenizer.pieces[special]}, which is not for texts", 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from twopass_kd.cut_checks import frames_fault
 from twopass_kd.cut_lines import LineCut, whole_cut
 from twopass_kd.noise import NoiseMixer
 from twopass_kd.tokenizer import Tokenizer
@@ -63,13 +64,14 @@ def load_features(cut: Cut) -> Tensor:
     """(T, num_mel_bins) float32.
 
     Raises:
-      ValueError: naming the cut whose features cannot be read, or are not finite.
+      ValueError: naming the cut whose features cannot be read, are not finite or not as long as the cut.
     """
     try:
         features = torch.from_numpy(cut.load_features())
-        if features.isfinite().all():
+        finite = bool(features.isfinite().all())
+        problem = frames_fault(cut, *features.shape) if finite else "they have NaN or infinity"
+        if problem is None:
             return features
-        problem = "they have NaN or infinity"
     except Exception as e:  # each kind of storage has errors of its own
         problem = f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"  # Lhotse goes on with the whole cut
     where = f" in {cut.features.storage_path}" if isinstance(cut, MonoCut) else ""
@@ -92,7 +94,7 @@ class AsrDataset(Dataset):
     def whole(self, cut: Cut) -> Cut:
         """`whole_cut`, its text normalised: what is scored is what can be learnt."""
         if isinstance(cut, LineCut):
-            cut = whole_cut(cut, self.data_dir)
+            cut = whole_cut(cut.line, self.data_dir)
             for supervision in cut.supervisions:
                 if isinstance(supervision.text, str):
                     (supervision.text,) = self.tokenizer.normalize([supervision.text])

@@ -15,15 +15,42 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, List, Sequence, Tuple
 
-from lhotse import MonoCut
+from lhotse import Features, MonoCut
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from lhotse.serialization import deserialize_item
+
+from twopass_kd.user_files import find_problem
 
 # How Lhotse begins the line of a cut; another line is parsed as a whole.
 _BEGINNING = re.compile(rb'\{"id": "([^"\\]+)", "start": [-+.\de]+, "duration": ([-+.\de]+), ')
 # Where features and audio lie: the folders may be others on another disk.
 _FOLDERS = re.compile(rb'("(?:storage_path|source)": ")[^"]*/')
+# What is read of a MonoCut, as `find_problem` has it; Lhotse takes a value of any type.
+_MONO_CUT = {
+    "id": str,
+    "start": float,
+    "duration": float,
+    "channel": int,
+    "supervisions": [{"start": float, "duration": float}],
+    "features?": (None, {
+        "type": str,
+        "num_frames": int,
+        "num_features": int,
+        "frame_shift?": float,
+        "sampling_rate": int,
+        "start": float,
+        "duration": float,
+        "storage_type": str,
+        "storage_path": str,
+    }),
+    "recording?": (None, {
+        "sources": [{"type": str, "channels": [int], "source": str}],
+        "sampling_rate": int,
+        "num_samples": int,
+        "duration": float,
+    }),
+}  # fmt: skip
 
 
 @lru_cache(maxsize=None)
@@ -68,9 +95,15 @@ def parse_line(line: bytes) -> Cut:
       ValueError: it tells of none.
     """
     try:
-        cut = deserialize_item(json.loads(line))
+        content = json.loads(line)
+        is_mono = isinstance(content, dict) and content.get("type") in ("MonoCut", "Cut")
+        problem = find_problem(content, _MONO_CUT) if is_mono else None
+        cut = deserialize_item(content) if problem is None else None
     except Exception as e:  # each kind of manifest has errors of its own
         raise ValueError(f"{line[:80]!r} must be a cut ({type(e).__name__}: {e}); make the manifest anew") from e
+    if problem is not None:
+        whole = problem.replace("`content`", "it")
+        raise ValueError(f"{line[:80]!r} must be a cut, but {whole}; make the manifest anew")
     if not isinstance(cut, Cut):
         raise ValueError(f"{line[:80]!r} must be a cut, not a {type(cut).__name__}; make the manifest anew")
     return cut
@@ -126,20 +159,25 @@ class CutLines:
             yield LineCut(cut_id, start=0.0, duration=duration, channel=0, line=line)
 
 
-def whole_cut(cut: LineCut, data_dir: Path) -> Cut:
-    """What the line of a cut says, with the id there (a sampler renames cuts that it doubles).
+def whole_cut(line: bytes, data_dir: Path) -> Cut:
+    """The cut of a line that was looked at before; with the id there (a sampler renames cuts that it doubles).
 
     Args:
       data_dir: whose manifest the line is from; see `place_files`.
     """
-    return place_files(parse_line(cut.line), data_dir)
+    return place_files(deserialize_item(json.loads(line)), data_dir)
+
+
+def is_in_files(features: Features) -> bool:
+    """Whether features lie in files or folders, not in the manifest or behind a URL."""
+    return not (features.storage_type.startswith("memory") or "://" in features.storage_path)
 
 
 def place_files(cut: Cut, data_dir: Path) -> Cut:
     """The cut of a manifest of `data_dir`, changed so that its features and audio are read where they are."""
     if not isinstance(cut, DataCut):
         return cut
-    if cut.has_features and not cut.features.storage_type.startswith("memory"):
+    if cut.has_features and is_in_files(cut.features):
         cut.features.storage_path = str(features_path(data_dir, cut.features.storage_path))
     for source in cut.recording.sources if cut.has_recording else ():
         if source.type == "file":

@@ -6,7 +6,7 @@ from pathlib import Path
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from twopass_kd.cut_lines import parse_line, place_files, read_lines
+from twopass_kd.cut_lines import read_lines, whole_cut
 
 MIX_PROBABILITY = 0.5
 SNR_DB = (10.0, 20.0)  # evenly distributed between these
@@ -56,6 +56,6 @@ class NoiseMixer:
         if rng.random() >= MIX_PROBABILITY:
             return cut
         enough = min(len(self.lines), 1 + int(cut.duration / MIN_SECONDS))
-        noise = [place_files(parse_line(line), self.data_dir) for line in rng.sample(self.lines, enough)]
+        noise = [whole_cut(line, self.data_dir) for line in rng.sample(self.lines, enough)]
         mixed = CutSet.from_cuts([cut]).mix(CutSet.from_cuts(noise), snr=SNR_DB, preserve_id="left", seed=rng)
         return next(iter(mixed))

@@ -9,6 +9,7 @@ titles=("corpus" "Lhotse manifests" "features and BPE" "teacher RNN-T" "teacher 
 
 declare -A plan  # answers of show_config --plan
 data_checked=false
+settings_noted=false
 pending=() # the stages of the graph that is running
 
 fail() {
@@ -162,8 +163,22 @@ check_data_dir() {
   case "$1" in
     [0-2]) check_data_is_ours ;;
     9) ;;
-    *) check_their_data "$1" ;;
+    *)
+      check_their_data "$1"
+      note_other_settings
+      ;;
   esac
+}
+
+# Stage 2's settings may have changed since it ran, or been another experiment's.
+note_other_settings() {
+  local made
+  made=$(marker_value "$data_dir/.stages/2.done" settings)
+  case " ${pending[*]} " in *" 2 "*) return ;; esac # it will run
+  if $settings_noted || [ -z "$made" ] || [ "$made" = "${plan[fingerprint.2]}" ]; then return; fi
+  echo "note: $data_dir was made with other settings of corpus, features or tokens (corpus.speed_perturb, say) and is" \
+    "used as it is; to have it made with yours start at --stage 0"
+  settings_noted=true
 }
 
 # Stages 0-2 would replace manifests, tokens and features that run.sh did not make.
@@ -253,8 +268,11 @@ write_marker() {
   local file
   file=$(marker "$1")
   mkdir -p "$(dirname "$file")" "$experiment/.stages"
-  printf '{"stage": %d, "title": "%s", "fingerprint": "%s", "seconds": %d, "finished": "%s", "ended": "%s"}\n' \
-    "$1" "${titles[$1]}" "$(stage_fingerprint "$1")" "$2" "$(date +%Y-%m-%dT%H:%M:%S%z)" "$(date +%s.%N)" >"$file.tmp"
+  {
+    printf '{"stage": %d, "title": "%s", "settings": "%s", ' "$1" "${titles[$1]}" "${plan[fingerprint.$1]}"
+    printf '"fingerprint": "%s", "seconds": %d, "finished": "%s", "ended": "%s"}\n' \
+      "$(stage_fingerprint "$1")" "$2" "$(date +%Y-%m-%dT%H:%M:%S%z)" "$(date +%s.%N)"
+  } >"$file.tmp"
   mv "$file.tmp" "$file"
 }
 

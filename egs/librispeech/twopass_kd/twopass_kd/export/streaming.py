@@ -67,7 +67,11 @@ def _load_audio(cut: Cut) -> np.ndarray:
     try:
         samples = cut.load_audio()[0]
     except Exception as e:  # Lhotse's audio backends have no common error
-        raise ValueError(f"the audio of cut {cut.id} cannot be read ({e}); is the corpus still where it was?") from e
+        problem = str(e).partition("\n")[0].removesuffix(". Details:")  # Lhotse goes on with the whole cut
+        raise ValueError(
+            f"the audio of cut {cut.id} cannot be read ({problem}); bring it back, or run stages 0 to 2 again, with"
+            " --corpus-dir where the corpus is now"
+        ) from e
     if not np.isfinite(samples).all():
         raise ValueError(f"the audio of cut {cut.id} must be finite, but has NaN or infinity; write its file again")
     return samples
