@@ -7,7 +7,7 @@ import pytest
 
 from twopass_kd.config import ConfigError
 from twopass_kd.tokens_file import read_pieces, without_disambiguation
-from twopass_kd.user_files import find_problem, no_content, read_json, read_lines
+from twopass_kd.user_files import compile_test, find_problem, no_content, read_json, read_lines
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 SEPARATORS = "\u2028\u2029\u0085\u00a0\u3000\x0b\x0c\x1c\x1d\x1e"
@@ -115,3 +115,15 @@ def test_names_of_files_that_are_not_utf8(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     with pytest.raises(ValueError, match="cannot be read"):
         list(read_lines(path, path, "do this"))
+
+
+def test_compile_test_is_as_strict_as_find_problem():
+    schema = {"a": str, "b?": (None, {"c": [{"d": float}], "e": int}), "f": bool}
+    good = {"a": "x", "b": {"c": [{"d": 1}, {"d": 2.5}], "e": 3, "more": 0}, "f": True}
+    fits = compile_test(schema)
+    for value in (good, {"a": "", "f": False}, {**good, "b": None}, {**good, "b": {"c": [], "e": 0}}):
+        assert fits(value) and find_problem(value, schema) is None
+    inner = [0, {"c": [{"d": True}], "e": 3}, {"c": {}, "e": 3}, {"c": [{}], "e": 3}, {"c": [], "e": 1.0}]
+    odd = [None, [], {}, {**good, "a": 1}, {**good, "f": 1}, *({**good, "b": value} for value in inner)]
+    for value in odd:
+        assert not fits(value) and find_problem(value, schema) is not None, value

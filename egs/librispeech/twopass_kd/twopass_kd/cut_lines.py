@@ -20,7 +20,7 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from lhotse.serialization import deserialize_item
 
-from twopass_kd.user_files import find_problem
+from twopass_kd.user_files import compile_test, find_problem
 
 # How Lhotse begins the line of a cut; another line is parsed as a whole.
 _BEGINNING = re.compile(rb'\{"id": "([^"\\]+)", "start": [-+.\de]+, "duration": ([-+.\de]+), ')
@@ -51,6 +51,7 @@ _MONO_CUT = {
         "duration": float,
     }),
 }  # fmt: skip
+_is_mono_cut = compile_test(_MONO_CUT)
 
 
 @lru_cache(maxsize=None)
@@ -97,7 +98,7 @@ def parse_line(line: bytes) -> Cut:
     try:
         content = json.loads(line)
         is_mono = isinstance(content, dict) and content.get("type") in ("MonoCut", "Cut")
-        problem = find_problem(content, _MONO_CUT) if is_mono else None
+        problem = find_problem(content, _MONO_CUT) if is_mono and not _is_mono_cut(content) else None
         cut = deserialize_item(content) if problem is None else None
     except Exception as e:  # each kind of manifest has errors of its own
         raise ValueError(f"{line[:80]!r} must be a cut ({type(e).__name__}: {e}); make the manifest anew") from e

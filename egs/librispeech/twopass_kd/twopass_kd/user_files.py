@@ -7,7 +7,7 @@ import gzip
 import json
 import zlib
 from pathlib import Path
-from typing import Any, Iterator, Optional, Type
+from typing import Any, Callable, Iterator, Optional, Type
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -144,3 +144,23 @@ def find_problem(value: Any, schema: Any, where: str = "") -> Optional[str]:
         parts = [(f"{where}.{key}".lstrip("."), value[key], s) for key, s in schema.items()]
     problems = (find_problem(item, s, name) for name, item, s in parts)
     return next((p for p in problems if p is not None), None)
+
+
+def compile_test(schema: Any) -> Callable[[Any], bool]:
+    """A fast test, for many values, of what `find_problem` finds nothing in; of its schemas those without [this, that]
+    and {...: value}."""
+    if isinstance(schema, tuple):
+        tests = [compile_test(s) for s in schema]
+        return lambda value: any(test(value) for test in tests)
+    if schema is None or isinstance(schema, type):
+        kinds = {None: (type(None),), float: (int, float)}.get(schema, (schema,))
+        return lambda value: type(value) in kinds
+    if isinstance(schema, list):
+        (test,) = map(compile_test, schema)
+        return lambda value: type(value) is list and all(map(test, value))
+    fields = [(key.removesuffix("?"), key.endswith("?"), compile_test(s)) for key, s in schema.items()]
+
+    def fits(value: Any) -> bool:
+        return type(value) is dict and all(test(value[k]) if k in value else missing for k, missing, test in fields)
+
+    return fits
