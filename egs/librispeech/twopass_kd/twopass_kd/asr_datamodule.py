@@ -20,8 +20,8 @@ from tqdm import tqdm
 from twopass_kd.asr_dataset import AsrDataset, cut_text, load_features
 from twopass_kd.config import Config
 from twopass_kd.cut_checks import UniqueIds, cut_faults
-from twopass_kd.cut_lines import CutLines, read_cuts, read_lines, states_of_files, without_folders
-from twopass_kd.files import write_text_atomically
+from twopass_kd.cut_lines import CutLines, read_cuts, read_lines, without_folders
+from twopass_kd.files import state_of_file, write_text_atomically
 from twopass_kd.noise import NoiseMixer, find_musan
 from twopass_kd.tokenizer import Tokenizer, too_many_tokens
 
@@ -215,9 +215,9 @@ class AsrDataModule:
         corpus = self.cfg.corpus
         return {
             "parts": [corpus.train_parts, corpus.dev_parts],
-            "train": states_of_files(self._paths(corpus.train_parts)),
-            "dev": states_of_files(self._paths(corpus.dev_parts)),
-            "musan": states_of_files([find_musan(self.data_dir)]) if corpus.musan else None,
+            "train": [state_of_file(path) for path in self._paths(corpus.train_parts)],
+            "dev": [state_of_file(path) for path in self._paths(corpus.dev_parts)],
+            "musan": state_of_file(find_musan(self.data_dir)) if corpus.musan else None,
             "durations": [corpus.min_duration, corpus.max_duration],
             "features": asdict(self.cfg.features),
             "tokens": [self.dataset.tokenizer.digest(), self.dataset.tokenizer.normalization],

@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Iterator, List, Sequence, Tuple
+from typing import Iterator, Tuple
 
 from lhotse import Features, MonoCut
 from lhotse.cut import Cut
@@ -121,11 +121,6 @@ def read_cuts(path: Path) -> Iterator[Tuple[bytes, Cut]]:
             yield line, parse_line(line)
         except ValueError as e:
             raise ValueError(f"{path}, line {number}: {e}") from e
-
-
-def states_of_files(paths: Sequence[Path]) -> List[List[int]]:
-    """What tells files from others of the same names: size and time of change (ns)."""
-    return [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 def without_folders(lines: bytes) -> bytes:

@@ -20,7 +20,8 @@ from twopass_kd.asr_datamodule import read_measured
 from twopass_kd.asr_dataset import Batch
 from twopass_kd.checkpoint import build_model
 from twopass_kd.config import EXTERNAL_TEACHER, Config
-from twopass_kd.cut_lines import CutLines, states_of_files
+from twopass_kd.cut_lines import CutLines
+from twopass_kd.files import state_of_file
 from twopass_kd.objective import Objective
 from twopass_kd.trainer import freeze_all_but
 
@@ -109,7 +110,7 @@ def train_manifests(cfg: Config, data_dir: Path) -> List[Path]:
 def _measured_size(path: Path, manifests: List[Path]) -> Optional[CorpusSize]:
     """What `AsrDataModule.measure_train` has kept, unless the manifests have changed since."""
     key, measured = read_measured(path)
-    if key.get("train") != states_of_files(manifests):
+    if key.get("train") != [state_of_file(path) for path in manifests]:
         return None
     return CorpusSize(measured.seconds, measured.num_cuts, str(path))
 

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import List
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -18,6 +19,12 @@ def write_text_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def state_of_file(path: Path) -> List[int]:
+    """What tells a file from another one of the same name: size and time of change (ns)."""
+    found = Path(path).stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _umask() -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from twopass_kd.config import Config, config_to_dict
+from twopass_kd.files import state_of_file
 
 # What the parameters of a trained model depend on; the other keys of these sections are bookkeeping.
 _CORPUS_TRAINED_ON = ("train_parts", "min_duration", "max_duration", "speed_perturb", "musan", "synthesis")
@@ -46,19 +47,16 @@ def fingerprint(cfg: Config, stage: int) -> str:
     keep = {**training_settings(cfg), "teacher": full["teacher"]}
     keep["phases"] = {k: p for k, p in full["phases"].items() if p["stage"] <= stage}
     if stage >= 5:
-        keep["external_teacher_file"] = _state_of_file(cfg.external_teacher.path)
+        keep["external_teacher_file"] = _state(cfg.external_teacher.path)
         keep.update({k: full[k] for k in ("student", "external_teacher", "kd", "min_reduction")})
     if stage >= 8:
-        keep["arpa_file"] = _state_of_file(cfg.decode.arpa)
+        keep["arpa_file"] = _state(cfg.decode.arpa)
         keep.update(decode=full["decode"], sets=[full["corpus"]["dev_parts"], full["corpus"]["test_parts"]])
     if stage >= 10:
         keep.update(export=full["export"])
     return short_hash(keep)
 
 
-def _state_of_file(path: Optional[str]) -> Optional[List[int]]:
-    """What tells a file from another one of the same name: size and time of change; None where there is none."""
-    if path is None or not Path(path).is_file():
-        return None
-    found = Path(path).stat()
-    return [found.st_size, found.st_mtime_ns]
+def _state(path: Optional[str]) -> Optional[List[int]]:
+    """`state_of_file`; None where there is none."""
+    return None if path is None or not Path(path).is_file() else state_of_file(Path(path))
