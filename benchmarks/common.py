@@ -3,8 +3,8 @@
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
 
 from tqdm import tqdm
 
@@ -13,10 +13,10 @@ sys.path.insert(0, str(RECIPE))
 
 import torch  # noqa: E402
 
-from twopass_kd.asr_dataset import Batch  # noqa: E402
-from twopass_kd.config import Config, ConfigError, load_config  # noqa: E402
-from twopass_kd.model import TwoPassModel  # noqa: E402
-from twopass_kd.objective import Objective  # noqa: E402
+from twopass_kd.config.load import Config, ConfigError, load_config  # noqa: E402
+from twopass_kd.data.asr_dataset import Batch  # noqa: E402
+from twopass_kd.models.two_pass import TwoPassModel  # noqa: E402
+from twopass_kd.training.objective import Objective  # noqa: E402
 
 Step = Callable[[], object]
 
@@ -44,9 +44,9 @@ def training_step(model: TwoPassModel, objective: Objective, batch: Batch, clip_
     return step
 
 
-def median_seconds(variants: Dict[str, Step], repeats: int) -> Dict[str, float]:
+def median_seconds(variants: dict[str, Step], repeats: int) -> dict[str, float]:
     """Median wall time of each variant; they take turns, after one round that is not counted."""
-    times: Dict[str, List[float]] = {name: [] for name in variants}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in tqdm(range(repeats + 1), desc="timing", unit="round", file=sys.stderr):
         for name, step in variants.items():
             start = time.perf_counter()

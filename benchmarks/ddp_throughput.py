@@ -12,13 +12,12 @@ import os
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Dict, List, Optional
 
 from common import RECIPE, read_config
 from tqdm import tqdm
 from training_runs import TrainingRun, training_parser
 
-from twopass_kd.environment import describe_environment
+from twopass_kd.config.environment import describe_environment
 
 TARGET = 1.6
 LOG_INTERVAL = 5  # steps
@@ -31,7 +30,7 @@ def throughput(run: TrainingRun) -> float:
     return (last["audio_seconds"] - first["audio_seconds"]) / (last["seconds"] - first["seconds"])
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     args = training_parser(__doc__).parse_args(argv)
     overrides = [f"phases.{args.phase}.{key}" for key in ("num_epochs=1", "average=1", "sort_first_epoch=false")]
     overrides += [f"train.log_interval={LOG_INTERVAL}", *args.overrides]
@@ -53,7 +52,7 @@ def main(argv: Optional[List[str]] = None) -> None:
 
     variants = {"1 rank": (1, 1), "2 ranks": (1, 2), "2 trainings of 1 rank": (2, 1)}
     load = os.getloadavg()[0]
-    found: Dict[str, List[float]] = {name: [] for name in variants}
+    found: dict[str, list[float]] = {name: [] for name in variants}
     for _ in tqdm(range(args.repeats), unit="round"):
         for name, (count, world_size) in variants.items():
             found[name].append(measure(count, world_size))

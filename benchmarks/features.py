@@ -11,7 +11,6 @@ Stage 2 computes one utterance after the other, in as many processes as there ar
 import argparse
 import sys
 from pathlib import Path
-from typing import Dict, List
 
 from common import RECIPE, Step, median_seconds, read_config
 
@@ -23,9 +22,9 @@ import torch  # noqa: E402
 from lhotse.features import FeatureExtractor  # noqa: E402
 
 from compute_fbank import HIGH_FREQ, make_extractor, why_no_kaldifeat  # noqa: E402
-from twopass_kd.config import FeaturesConfig  # noqa: E402
+from twopass_kd.config.load import FeaturesConfig  # noqa: E402
 
-Audio = List[np.ndarray]
+Audio = list[np.ndarray]
 
 
 def make_audio(utterances: int, rate: int) -> Audio:
@@ -60,11 +59,11 @@ def all_native(features: FeaturesConfig, audio: Audio) -> None:
         native(features, samples)
 
 
-def variants(features: FeaturesConfig, audio: Audio, batch_sizes: List[int]) -> Dict[str, Step]:
+def variants(features: FeaturesConfig, audio: Audio, batch_sizes: list[int]) -> dict[str, Step]:
     """What is timed, by name."""
     rate = features.sampling_rate
     lhotse = make_extractor(FeaturesConfig("lhotse", features.num_mel_bins, rate))
-    found: Dict[str, Step] = {
+    found: dict[str, Step] = {
         "Lhotse Fbank": lambda: one_by_one(lhotse, audio, rate),
         "kaldi-native-fbank": lambda: all_native(features, audio),
     }

@@ -10,25 +10,25 @@ medians of the rounds, as real-time factors, their ratio, the wait for the final
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, List
 
 from common import RECIPE, median_seconds
 
 sys.path.insert(0, str(RECIPE / "local"))
 
 from find_utterances import audio_files  # noqa: E402
+from twopass_kd.config.environment import describe_environment  # noqa: E402
 from twopass_kd.device_benchmark.measure import time_utterances  # noqa: E402
 from twopass_kd.device_benchmark.own import OwnRecognizer  # noqa: E402
 from twopass_kd.device_benchmark.sherpa import SherpaRecognizer, pad_for_sherpa  # noqa: E402
-from twopass_kd.environment import describe_environment  # noqa: E402
 from twopass_kd.ondevice.audio import read_chunks  # noqa: E402
 from twopass_kd.ondevice.runtime import OnnxRuntime  # noqa: E402
 
 METHODS = ("greedy_search", "modified_beam_search")
 
 
-def recordings(paths: List[Path]) -> List[Path]:
+def recordings(paths: list[Path]) -> list[Path]:
     found = []
     for path in paths:
         below = audio_files(path, []) if path.is_dir() else [path]

@@ -17,25 +17,26 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 import torch
 from common import RECIPE, peak_extra_bytes, read_config
 from torch.optim import AdamW
 
-from twopass_kd.config import Config
-from twopass_kd.distributed import Ranks
-from twopass_kd.encoder import num_output_frames
-from twopass_kd.environment import describe_environment
-from twopass_kd.estimate import build_objective, random_utterances, step_cost
-from twopass_kd.optimizer_step import OptimizerStep
+from twopass_kd.config.environment import describe_environment
+from twopass_kd.config.load import Config
+from twopass_kd.models.encoder import num_output_frames
+from twopass_kd.training.distributed import Ranks
+from twopass_kd.training.estimate import build_objective, random_utterances, step_cost
+from twopass_kd.training.optimizer_step import OptimizerStep
 
 HEADER = f"{'phase':24s} {'s a step':>9s} {'frames/s':>10s} {'peak GiB':>9s} {'estimate':>9s} {'busy':>6s}"
 
 
-def measure(cfg: Config, phase: str, ranks: Ranks, utterances: int, seconds: float, steps: int) -> Dict[str, Any]:
+def measure(cfg: Config, phase: str, ranks: Ranks, utterances: int, seconds: float, steps: int) -> dict[str, Any]:
     """Take one step that is not timed and `steps` that are; returns seconds, bytes and the GPU's busy share."""
     torch.manual_seed(0)
     objective = build_objective(cfg, phase, ranks.device)
@@ -47,7 +48,7 @@ def measure(cfg: Config, phase: str, ranks: Ranks, utterances: int, seconds: flo
         batch = batch.pin_memory()
     num_frames = int(num_output_frames(batch.feature_lens, model.encoder.subsampling_factor).sum())
     step([batch.to(ranks.device)], num_frames, 0)
-    times: List[float] = []
+    times: list[float] = []
     with busy_percents(ranks.device) as percents:
         for n in range(steps):
             begin = time.perf_counter()
@@ -60,9 +61,9 @@ def measure(cfg: Config, phase: str, ranks: Ranks, utterances: int, seconds: flo
 
 
 @contextmanager
-def busy_percents(device: torch.device) -> Iterator[List[float]]:
+def busy_percents(device: torch.device) -> Iterator[list[float]]:
     """Yields a list that in the end has the samples of nvidia-smi; none on a CPU or where there is no such program."""
-    percents: List[float] = []
+    percents: list[float] = []
     if device.type != "cuda" or shutil.which("nvidia-smi") is None:
         yield percents
         return
@@ -76,11 +77,11 @@ def busy_percents(device: torch.device) -> Iterator[List[float]]:
             percents += [float(word) for word in sampler.communicate()[0].split() if word.isdigit()]
 
 
-def measure_here(cfg: Config, args: argparse.Namespace) -> Dict[str, Any]:
+def measure_here(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     """`measure` of the one phase of `args`, with its peak memory on any device."""
     ranks = Ranks()
     ranks.device = torch.device(args.device)
-    found: Dict[str, Any] = {}
+    found: dict[str, Any] = {}
 
     def work() -> None:
         found.update(measure(cfg, args.phase, ranks, args.utterances, args.seconds, args.steps))
@@ -125,7 +126,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     cfg = read_config(args.conf, args.overrides)
     on_cpu = args.device == "cpu"

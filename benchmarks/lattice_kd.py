@@ -18,18 +18,18 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, Dict, List
 
 import torch
 from common import RECIPE, Step, median_seconds, peak_extra_bytes, read_config, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
-from twopass_kd.asr_dataset import Batch
-from twopass_kd.config import Config
-from twopass_kd.environment import describe_environment
+from twopass_kd.config.environment import describe_environment
+from twopass_kd.config.load import Config
+from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import (
     make_boundary,
@@ -40,8 +40,8 @@ from twopass_kd.losses.transducer import (
     valid_nodes,
 )
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
-from twopass_kd.model import TwoPassModel
-from twopass_kd.objective import Objective
+from twopass_kd.models.two_pass import TwoPassModel
+from twopass_kd.training.objective import Objective
 
 TARGETS = {"time": 1 / 5, "memory": 1 / 4, "step": 1.15}
 
@@ -62,7 +62,7 @@ class Heads:
         self.output_linear = torch.nn.Linear(J, V)
         self.teacher_output_linear = torch.nn.Linear(J, V).requires_grad_(False)
 
-    def variants(self) -> Dict[str, Step]:
+    def variants(self) -> dict[str, Step]:
         """Name -> one forward and backward pass."""
         return {
             "band": lambda: self.band(self._kd),
@@ -133,7 +133,7 @@ class TrainingStep:
         ranges = first.unsqueeze(-1) + torch.arange(cfg.loss.prune_range)
         self.ranges = ranges.expand(args.utterances, -1, -1).contiguous()
 
-    def variants(self) -> Dict[str, Step]:
+    def variants(self) -> dict[str, Step]:
         """Name -> one step."""
         return {
             "student step with KD": self.with_kd,
@@ -150,7 +150,7 @@ class TrainingStep:
         joiner(am, select_band(joiner.decoder_proj(decoder_out), self.ranges), project_input=False)
 
 
-def measure_memory_in_child(name: str, argv: List[str]) -> int:
+def measure_memory_in_child(name: str, argv: list[str]) -> int:
     """`peak_extra_bytes` of one of the heads' variants, in a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, *argv, "--memory-of", name], stdout=subprocess.PIPE, text=True, check=True

@@ -13,19 +13,18 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, Optional
 
 from common import RECIPE, read_config
 from tqdm import tqdm
 from training_runs import TrainingRun, training_parser
 
-from twopass_kd.environment import describe_environment
-from twopass_kd.launch import STOPPED
+from twopass_kd.config.environment import describe_environment
+from twopass_kd.training.launch import STOPPED
 
 TARGET = 10.0  # seconds
 
 
-def one_round(run: TrainingRun, steps: int) -> Dict[str, float]:
+def one_round(run: TrainingRun, steps: int) -> dict[str, float]:
     """Seconds to the first step anew, from the signal to the end, and to the first step resumed."""
     begin = time.perf_counter()
     run.start()
@@ -53,12 +52,12 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     overrides = ["train.log_interval=1", *args.overrides]
     cfg = read_config(args.conf, overrides)
     data_dir = args.data_dir or RECIPE / "data" / cfg.name
-    rounds: List[Dict[str, float]] = []
+    rounds: list[dict[str, float]] = []
     for _ in tqdm(range(args.repeats), unit="round"):
         with tempfile.TemporaryDirectory() as folder:
             run = TrainingRun(args.conf, cfg, args.phase, data_dir, Path(folder), args.world_size, overrides)

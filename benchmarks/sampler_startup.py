@@ -17,17 +17,17 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
 
 from common import RECIPE, peak_extra_bytes, read_config, status_bytes
 
 sys.path.insert(0, str(RECIPE / "local"))
 
 from train_bpe import write_lang  # noqa: E402
-from twopass_kd.asr_datamodule import AsrDataModule  # noqa: E402
-from twopass_kd.tokenizer import open_tokenizer  # noqa: E402
+from twopass_kd.data.asr_datamodule import AsrDataModule  # noqa: E402
+from twopass_kd.data.tokenizer import open_tokenizer  # noqa: E402
 
 HOURS = {"train-clean-100": 100.0, "train-clean-360": 360.0, "train-other-500": 500.0}
 MUSAN_CUTS = 39000  # 109 hours by 10 s
@@ -64,7 +64,7 @@ def line(cut: str, seconds: float, text: str, part: str) -> str:
     return json.dumps({**whole, "type": "MonoCut"}) + "\n"
 
 
-def write_manifest(path: Path, name: str, num_cuts: int, words: List[str], rng: random.Random) -> None:
+def write_manifest(path: Path, name: str, num_cuts: int, words: list[str], rng: random.Random) -> None:
     """Cuts of 2 to 17 s, most of them long, with 2.7 words a second: much as LibriSpeech has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with gzip.open(path, "wt", compresslevel=6) as f:
@@ -104,7 +104,7 @@ def batches_in_epoch(args: argparse.Namespace, data_dir: Path, world_size: int) 
     return sum(1 for _ in data.train_loader(epoch=1).sampler)
 
 
-def measured(args: argparse.Namespace, data_dir: Path, world_size: int, skip: int) -> Tuple[float, float, float]:
+def measured(args: argparse.Namespace, data_dir: Path, world_size: int, skip: int) -> tuple[float, float, float]:
     """Seconds and MB of memory, above what the process had before and in all, of `first_batch`."""
     before, begin = status_bytes("VmRSS"), time.perf_counter()
     extra = peak_extra_bytes(lambda: first_batch(args, data_dir, world_size, skip))
@@ -131,7 +131,7 @@ def main() -> None:
         data_dir = Path(folder) / "data"
         print(f"writing manifests of {args.cuts} cuts", file=sys.stderr)
         write_data(data_dir, args)
-        rows: Dict[str, Tuple[float, float, float]] = {}
+        rows: dict[str, tuple[float, float, float]] = {}
         rows["first time"] = in_new_process(measured, args, data_dir, 1, 0)
         for world_size in args.world_sizes:
             half = in_new_process(batches_in_epoch, args, data_dir, world_size) // 2

@@ -12,19 +12,18 @@ the YAML (`decode`), and key=value changes them; the trivial graph and LG are me
 import argparse
 import tempfile
 from pathlib import Path
-from typing import List
 
 import torch
 from common import RECIPE, median_seconds, read_config
 
-from twopass_kd.asr_datamodule import AsrDataModule
-from twopass_kd.asr_dataset import Batch, cut_text
-from twopass_kd.checkpoint import load_model
-from twopass_kd.config import config_to_dict
-from twopass_kd.environment import describe_environment
+from twopass_kd.config.environment import describe_environment
+from twopass_kd.config.load import config_to_dict
+from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.asr_dataset import Batch, cut_text
+from twopass_kd.data.tokenizer import open_tokenizer
+from twopass_kd.models.checkpoint import load_model
+from twopass_kd.scoring.wer import corpus_wer
 from twopass_kd.search.methods import Search, further_searches, own_searches
-from twopass_kd.tokenizer import open_tokenizer
-from twopass_kd.wer import corpus_wer
 
 GRAPHS = ["decode.searches=[fast_beam_search,fast_beam_search_LG]"]
 
@@ -50,7 +49,7 @@ def main() -> None:
     tokenizer = open_tokenizer(cfg, args.data_dir)
     part = args.part or cfg.corpus.dev_parts[0]
     data = AsrDataModule(cfg, args.data_dir, tokenizer, model.encoder.subsampling_factor)
-    batches: List[Batch] = list(data.decode_loader(part))[-args.limit :]
+    batches: list[Batch] = list(data.decode_loader(part))[-args.limit :]
     refs = [cut_text(cut).split() for batch in batches for cut in batch.cuts]
     seconds = sum(batch.duration for batch in batches)
 
@@ -61,7 +60,7 @@ def main() -> None:
         for scale, search in by_scale.items():
             searches[name if len(by_scale) == 1 else f"{name}, scale {scale:g}"] = search
 
-    def decode(search: Search) -> List[List[int]]:
+    def decode(search: Search) -> list[list[int]]:
         with torch.no_grad():
             outs = [model.encoder(batch.feature, batch.feature_lens)[:2] for batch in batches]
             return [nbest[0].tokens for out, lens in outs for nbest in search(model, out, lens)]

@@ -14,18 +14,17 @@ import re
 import statistics
 import subprocess
 from pathlib import Path
-from typing import Dict, List, Optional
 
 from common import RECIPE
 from tqdm import tqdm
 
-from twopass_kd.environment import describe_environment
+from twopass_kd.config.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = 1.5
 
 
-def step_milliseconds(python: Path, with_path_sh: bool, args: argparse.Namespace) -> Dict[str, float]:
+def step_milliseconds(python: Path, with_path_sh: bool, args: argparse.Namespace) -> dict[str, float]:
     """Phase -> milliseconds of its step, of one run of train_step.py."""
     without = [] if with_path_sh else "env -u MKL_DEBUG_CPU_TYPE -u MALLOC_MMAP_MAX_ -u MALLOC_TRIM_THRESHOLD_".split()
     program = [python, ROOT / "benchmarks/train_step.py", "--steps-only", "--conf", args.conf.resolve()]
@@ -57,13 +56,13 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     k2, torch2 = args.k2_python.absolute(), args.torch2_python.absolute()
     variants = {"k2": (k2, True), "torch2": (torch2, True), "k2 plain": (k2, False),
                 "torch2 plain": (torch2, False)}  # fmt: skip
     load = os.getloadavg()[0]
-    found: Dict[str, List[Dict[str, float]]] = {name: [] for name in variants}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for _ in tqdm(range(args.rounds), unit="round"):
         for name, (python, with_path_sh) in variants.items():
             found[name].append(step_milliseconds(python, with_path_sh, args))

@@ -12,18 +12,17 @@ import argparse
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Dict, Optional
 
 import torch
 from common import RECIPE, Step, median_seconds, read_config, training_step
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from twopass_kd.asr_datamodule import AsrDataModule
-from twopass_kd.asr_dataset import Batch
-from twopass_kd.checkpoint import build_model
-from twopass_kd.config import Config
-from twopass_kd.environment import describe_environment
+from twopass_kd.config.environment import describe_environment
+from twopass_kd.config.load import Config
+from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.asr_dataset import Batch
+from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.ctc import ctc_loss
 from twopass_kd.losses.transducer import (
@@ -34,10 +33,10 @@ from twopass_kd.losses.transducer import (
     simple_transducer_loss,
 )
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
-from twopass_kd.model import TwoPassModel
-from twopass_kd.objective import Objective
-from twopass_kd.tokenizer import open_tokenizer
-from twopass_kd.trainer import freeze_all_but
+from twopass_kd.models.checkpoint import build_model
+from twopass_kd.models.two_pass import TwoPassModel
+from twopass_kd.training.objective import Objective
+from twopass_kd.training.trainer import freeze_all_but
 
 
 def random_batch(cfg: Config, seconds: float, tokens_per_second: float) -> Batch:
@@ -49,7 +48,7 @@ def random_batch(cfg: Config, seconds: float, tokens_per_second: float) -> Batch
     return Batch(feature, torch.full((batch_size,), frames), y, torch.full((batch_size,), symbols), cuts)
 
 
-def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch) -> Dict[str, Step]:
+def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch) -> dict[str, Step]:
     """Each part of a KD step alone: name -> a function that runs it once."""
     encoder_out, lens, _ = model.encoder(batch.feature, batch.feature_lens)
     encoder_out = encoder_out.detach()
@@ -130,7 +129,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[list] = None) -> None:
+def main(argv: list | None = None) -> None:
     args = get_parser().parse_args(argv)
     cfg = read_config(args.conf, args.overrides)
     torch.manual_seed(0)

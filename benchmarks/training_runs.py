@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 from common import RECIPE
 
-from twopass_kd.config import Config
+from twopass_kd.config.load import Config
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
@@ -70,7 +71,7 @@ class TrainingRun:
                 raise RuntimeError(f"{self.command} ended before step {step}:\n{self.process.communicate()[0]}")
             time.sleep(0.01)
 
-    def metrics(self) -> List[Dict[str, Any]]:
+    def metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl so far."""
         path = self.folder / "metrics.jsonl"
         text = path.read_text(encoding="utf-8") if path.is_file() else ""

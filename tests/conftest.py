@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Dict, Iterator, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -38,7 +39,7 @@ class TinyExperiment(NamedTuple):
 
     folder: Path
     args: list  # of both runs, without --exp-dir and --stop-stage
-    interrupted: Dict  # what the first run left
+    interrupted: dict  # what the first run left
     output: str  # of the second
 
 
@@ -87,13 +88,13 @@ def made_once(tmp_path_factory, what: str, make: Callable[[Path], None]) -> Path
     return root
 
 
-def snapshot(*folders: Path) -> Dict[str, tuple]:
+def snapshot(*folders: Path) -> dict[str, tuple]:
     """Size and time of every file."""
     stats = {str(path): path.lstat() for folder in folders for path in folder.rglob("*") if not path.is_dir()}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def interrupt_in_stage_3(args: list, experiment: Path) -> Dict:
+def interrupt_in_stage_3(args: list, experiment: Path) -> dict:
     """Start run.sh, send Ctrl-C after the first epoch; returns what it said and left."""
     phase = experiment / "teacher" / "rnnt"
     process = subprocess.Popen(

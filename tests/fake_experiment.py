@@ -3,11 +3,11 @@
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
 
-from twopass_kd.config import Config
-from twopass_kd.wer import Transcript, write_decoding_results
+from twopass_kd.config.load import Config
+from twopass_kd.scoring.wer import Transcript, write_decoding_results
 
 WORDS = "THE A DOCTOR'S GARDEN RIVER OPENED TWENTY SEVEN LETTERS BEFORE WINTER AND NOBODY SAW HIM LEAVE TOWN".split()
 SYSTEMS = ("teacher", "student_copy", "student_stage1", "student_stage2", "student")
@@ -25,14 +25,14 @@ SIZES = {  # encoder, decoder, joiner, attention_decoder
 }
 
 
-def references(num_utts: int, seed: int) -> List[Tuple[str, List[str]]]:
+def references(num_utts: int, seed: int) -> list[tuple[str, list[str]]]:
     rng = random.Random(seed)
     return [(f"{100 + i % 7}-{i:04d}-0", rng.choices(WORDS, k=rng.randint(1, 12))) for i in range(num_utts)]
 
 
-def hypothesis(ref: Sequence[str], rate: float, rng: random.Random) -> List[str]:
+def hypothesis(ref: Sequence[str], rate: float, rng: random.Random) -> list[str]:
     """`ref` with about `rate` of its words wrong: half substitutions, the rest insertions and deletions."""
-    hyp: List[str] = []
+    hyp: list[str] = []
     for word in ref:
         draw = rng.random()
         if draw < 0.5 * rate:
@@ -46,7 +46,7 @@ def hypothesis(ref: Sequence[str], rate: float, rng: random.Random) -> List[str]
     return hyp
 
 
-def transcripts(num_utts: int, rate: float, seed: int, set_seed: int = 0) -> List[Transcript]:
+def transcripts(num_utts: int, rate: float, seed: int, set_seed: int = 0) -> list[Transcript]:
     rng = random.Random(seed)
     return [(cut_id, ref, hypothesis(ref, rate, rng)) for cut_id, ref in references(num_utts, set_seed)]
 
@@ -80,7 +80,7 @@ def write_fake_experiment(
     return experiment
 
 
-def on_device_measurements(cfg: Config, systems: Sequence[str], phase_of: Dict[str, str]) -> Dict:
+def on_device_measurements(cfg: Config, systems: Sequence[str], phase_of: dict[str, str]) -> dict:
     """What stage 10 measures: int8 smaller, faster and a little worse, sherpa-onnx without a second pass."""
     sets = cfg.corpus.test_parts
     runtimes = ("pytorch", "onnx", "onnx-int8", "sherpa-onnx", "sherpa-onnx-int8")
@@ -130,7 +130,7 @@ def on_device_measurements(cfg: Config, systems: Sequence[str], phase_of: Dict[s
     }
 
 
-def _on_device_row(system: str, runtime: str, identity: str, sets: Sequence[str]) -> Dict:
+def _on_device_row(system: str, runtime: str, identity: str, sets: Sequence[str]) -> dict:
     parts = SIZES["teacher" if system == "teacher" else "student"]
     sherpa, int8 = runtime.startswith("sherpa"), runtime.endswith("int8")
     speed = (2.6 if runtime == "pytorch" else 0.6 if int8 else 1.0) * sum(parts) / 1e9
@@ -169,7 +169,7 @@ def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_u
                 made = transcripts(num_utts, rate, seed=1000 * n + seed + k, set_seed=n)
                 write_decoding_results(folder, set_name, suffix, made)
     parts = ("encoder", "decoder", "joiner", "attention_decoder")
-    params: Dict[str, int] = dict(zip(parts, SIZES["teacher" if system == "teacher" else "student"], strict=True))
+    params: dict[str, int] = dict(zip(parts, SIZES["teacher" if system == "teacher" else "student"], strict=True))
     params["total"] = sum(params.values())
     two_pass = rates["two_pass"] is not None
     scan = [
@@ -234,6 +234,6 @@ def _write_metrics(folder: Path, terms: Sequence[str], num_epochs: int, seed: in
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _write_json(path: Path, content: Dict) -> None:
+def _write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")

@@ -4,14 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import List
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "egs" / "librispeech" / "twopass_kd"
 TINY = ROOT / "tests" / "conf" / "tiny.yaml"
 
 
-def command(*args) -> List[str]:
+def command(*args) -> list[str]:
     return ["bash", str(RECIPE / "run.sh"), *map(str, args)]
 
 

@@ -5,11 +5,12 @@ All arguments are export.py's; `--exp-dir` gets epoch-1.pt and what export.py le
 
 import runpy
 
-import export  # the recipe's
 import k2
 import torch
 import train  # the recipe's
 from icefall.checkpoint import save_checkpoint
+
+import export  # the recipe's
 
 
 def main() -> None:

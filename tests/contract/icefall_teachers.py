@@ -3,9 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Sequence, Tuple
 
 EXPORT_RANDOM = Path(__file__).with_name("export_random.py")
 TEXTS = ["THE OLD CAPTAIN FOUND A GOLDEN MIRROR", "SHE WALKED BEHIND THE CASTLE", "THREE DAYS LATER"]
@@ -23,7 +23,7 @@ CONFORMER = "--jit 1 --num-encoder-layers 2 --dim-feedforward 32 --nhead 2 --enc
 LSTM = "--jit-trace 1 --num-encoder-layers 2 --encoder-dim 32 --rnn-hidden-size 40 --dim-feedforward 32"
 
 # kind: the recipe, the options of its export.py, the file or files that it leaves
-KINDS: Dict[str, Tuple[str, str, str]] = {
+KINDS: dict[str, tuple[str, str, str]] = {
     "zipformer": ("zipformer", ZIPFORMER, "jit_script.pt"),
     "zipformer_streaming": (
         "zipformer",

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.optim import AdamW
 
-from test_trainer import make_data, make_trainer, stop_after
 from tiny import tiny_model
-from twopass_kd.checkpoint import average_checkpoints, load_checkpoint
-from twopass_kd.trainer import Interrupted
+from tiny_training import make_data, make_trainer, stop_after
+from twopass_kd.models.checkpoint import average_checkpoints, load_checkpoint
+from twopass_kd.training.trainer import Interrupted
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 
 from fake_experiment import transcripts
 from icefall_teachers import TEXTS, run_in_recipe
-from twopass_kd.tokenizer import Tokenizer
-from twopass_kd.wer import corpus_wer, read_recogs, write_decoding_results
+from twopass_kd.data.tokenizer import Tokenizer
+from twopass_kd.scoring.wer import corpus_wer, read_recogs, write_decoding_results
 
 ROWS = [*transcripts(60, 0.3, seed=1), ("z-1", ["IT'S", "NAÏVE"], []), ("z-2", ["A"], ["A", 'SAY "X"'])]
 

@@ -13,10 +13,10 @@ from icefall_teachers import run_in_recipe
 from small_corpus import WORDS
 from tiny import PIECES, noise, save_tiny_checkpoint
 from train_bpe import write_lang
-from twopass_kd.config import FeaturesConfig
+from twopass_kd.config.load import FeaturesConfig
+from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.export.torchscript import export_torchscript
 from twopass_kd.search.greedy import greedy_search
-from twopass_kd.tokenizer import Tokenizer
 
 STAND_INS = Path(__file__).with_name("stand_ins")
 SECONDS = (2.0, 3.1, 1.3)

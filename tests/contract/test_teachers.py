@@ -8,14 +8,14 @@ import torch
 
 from icefall_teachers import KINDS
 from tiny import TINY_CONF
-from twopass_kd.asr_dataset import Batch
-from twopass_kd.checkpoint import build_model
-from twopass_kd.config import ConfigError, ExternalTeacherConfig, load_config
-from twopass_kd.objective import Objective
+from twopass_kd.config.load import ConfigError, ExternalTeacherConfig, load_config
+from twopass_kd.data.asr_dataset import Batch
+from twopass_kd.data.tokenizer import Tokenizer
+from twopass_kd.models.checkpoint import build_model
 from twopass_kd.search.greedy import greedy_search
 from twopass_kd.search.modified_beam import modified_beam_search
-from twopass_kd.teacher import check_teacher, load_external_teacher
-from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.teachers.load import check_teacher, load_external_teacher
+from twopass_kd.training.objective import Objective
 
 pytestmark = pytest.mark.slow
 RECIPES = {

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from run_sh import RECIPE, TINY, command, environment, ok
-from twopass_kd.checkpoint import load_checkpoint
+from twopass_kd.models.checkpoint import load_checkpoint
 
 HAS_K2 = importlib.util.find_spec("k2") is not None
 SYSTEMS = ("teacher", "student_copy", "student_stage1", "student_stage2", "student")

@@ -8,9 +8,9 @@ import torch
 
 from run_sh import RECIPE, TINY, environment, error, ok
 from tiny import lively
-from twopass_kd.checkpoint import build_model
-from twopass_kd.config import load_config
+from twopass_kd.config.load import load_config
 from twopass_kd.export.torchscript import export_torchscript
+from twopass_kd.models.checkpoint import build_model
 
 STUDENTS = ("student_copy", "student_stage1", "student_stage2", "student")
 

@@ -7,11 +7,11 @@ import torch
 from torch.optim import AdamW
 
 from run_sh import RECIPE, environment
-from twopass_kd.config import load_config
-from twopass_kd.distributed import Ranks
-from twopass_kd.encoder import num_output_frames
-from twopass_kd.estimate import build_objective, random_utterances
-from twopass_kd.optimizer_step import OptimizerStep
+from twopass_kd.config.load import load_config
+from twopass_kd.models.encoder import num_output_frames
+from twopass_kd.training.distributed import Ranks
+from twopass_kd.training.estimate import build_objective, random_utterances
+from twopass_kd.training.optimizer_step import OptimizerStep
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import pytest
 
 from icefall_data import VOCAB_SIZE, prepare, snapshot
 from run_sh import TINY, error, ok
-from twopass_kd.checkpoint import load_checkpoint
+from twopass_kd.models.checkpoint import load_checkpoint
 
 TOKENS = f"tokens.vocab_size={VOCAB_SIZE}"
 

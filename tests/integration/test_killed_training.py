@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from run_sh import RECIPE, TINY, environment
-from twopass_kd.checkpoint import load_checkpoint
+from twopass_kd.models.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -6,14 +6,13 @@ import shutil
 import subprocess
 from html import escape, unescape
 from pathlib import Path
-from typing import Dict, List
 
 import pytest
 
 from fake_experiment import write_fake_experiment
-from twopass_kd.config import load_config
-from twopass_kd.report import collect, write_reports
-from twopass_kd.results import build_results, write_results
+from twopass_kd.config.load import load_config
+from twopass_kd.report.content import collect, write_reports
+from twopass_kd.scoring.results import build_results, write_results
 
 CONF = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf/mini.yaml"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
@@ -61,11 +60,11 @@ def browse(page: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess
     return done
 
 
-def console(done: subprocess.CompletedProcess) -> List[str]:
+def console(done: subprocess.CompletedProcess) -> list[str]:
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-def requested_by_pages(log: Path) -> List[str]:
+def requested_by_pages(log: Path) -> list[str]:
     """URLs in chromium's network log that a page asked for; the browser's own have no page's origin as initiator."""
     events = [e["params"] for e in json.loads(log.read_text(encoding="utf-8"))["events"] if "params" in e]
     return [p["url"] for p in events if "url" in p and p.get("initiator", "not an origin") != "not an origin"]
@@ -95,7 +94,7 @@ def test_report_is_laid_out(page: Path, tmp_path: Path, width: int):
     probe = tmp_path / "probe.html"
     probe.write_text(PROBE % (width, escape(page.read_text(encoding="utf-8"))), encoding="utf-8")
     dom = browse(probe, tmp_path, "--virtual-time-budget=5000", f"--window-size={max(width, 600)},1000").stdout
-    found: Dict = json.loads(unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, flags=re.S).group(1)))
+    found: dict = json.loads(unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, flags=re.S).group(1)))
     assert found["scroll"] == found["client"] <= width, "the page must not scroll sideways"
     assert [s["id"] for s in found["sections"]] == SECTIONS
     for above, below in zip(found["sections"], found["sections"][1:], strict=False):

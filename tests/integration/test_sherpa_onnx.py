@@ -7,7 +7,7 @@ from tiny import noise
 from twopass_kd.bin.export import export
 from twopass_kd.device_benchmark.sherpa import METHODS, SherpaRecognizer, pad_for_sherpa
 from twopass_kd.ondevice.runtime import OnnxRuntime
-from twopass_kd.stream import StreamingRecognizer
+from twopass_kd.ondevice.stream import StreamingRecognizer
 
 pytest.importorskip("sherpa_onnx")
 

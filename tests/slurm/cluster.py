@@ -7,7 +7,6 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Dict, List, Optional
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -45,7 +44,7 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 """
 
 
-def why_not() -> Optional[str]:
+def why_not() -> str | None:
     """Why no cluster can be started here; None where it can."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if missing:
@@ -53,7 +52,7 @@ def why_not() -> Optional[str]:
     return None if os.geteuid() == 0 else "slurmd must be started by root"
 
 
-def _free_ports(count: int) -> List[int]:
+def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))
@@ -72,8 +71,8 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment: Dict[str, str] = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
-        self._processes: List[subprocess.Popen] = []
+        self.environment: dict[str, str] = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
+        self._processes: list[subprocess.Popen] = []
 
     def __enter__(self) -> "Cluster":
         for name in ("state", "spool-n0", "spool-n1"):

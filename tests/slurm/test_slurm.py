@@ -11,7 +11,7 @@ import pytest
 
 from cluster import Cluster, why_not
 from run_sh import RECIPE, TINY, command, environment
-from twopass_kd.checkpoint import load_checkpoint
+from twopass_kd.models.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from counting import CountingRuntime, write_talk
-from twopass_kd import stream
+from twopass_kd.ondevice import stream
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import gzip
 import os
 import random
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, Optional, Sequence, Tuple
 
 import sentencepiece
 from lhotse import CutSet, Fbank, FbankConfig, LilcomChunkyWriter, RecordingSet
@@ -57,7 +57,7 @@ def fbank() -> FeatureExtractor:
     return Fbank(FbankConfig(num_mel_bins=80))
 
 
-def store_features(cuts: CutSet, part: str, num_jobs: int = 1, extractor: Optional[FeatureExtractor] = None) -> None:
+def store_features(cuts: CutSet, part: str, num_jobs: int = 1, extractor: FeatureExtractor | None = None) -> None:
     """Features and cuts of a part, in the folder that is the current one."""
     with ThreadPoolExecutor(num_jobs) as executor:  # threads leave the same files as processes
         cuts = cuts.compute_and_store_features(
@@ -85,7 +85,7 @@ def write_lang(lang_dir: Path, texts: Sequence[str]) -> None:
     (lang_dir / "tokens.txt").write_text("".join(f"{token} {i}\n" for i, token in enumerate(tokens)))
 
 
-def snapshot(folder: Path) -> Dict[str, Tuple[int, int]]:
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file and folder in it, with size and time of change: equal where nothing was written."""
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in [folder, *folder.rglob("*")]}
 

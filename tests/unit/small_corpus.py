@@ -1,12 +1,11 @@
 """Small LibriSpeech-layout folders and configs for the tests of `local/`."""
 
 from pathlib import Path
-from typing import Dict, Optional
 
 import numpy as np
 import soundfile
 
-from twopass_kd.config import Config, load_config
+from twopass_kd.config.load import Config, load_config
 
 TINY_YAML = Path(__file__).parents[1] / "conf" / "tiny.yaml"
 PARTS = ("train-clean", "dev-clean", "test-clean", "test-other")
@@ -18,7 +17,7 @@ def small_config(*overrides: str) -> Config:
 
 
 def write_utterance(
-    part_dir: Path, name: str, text: Optional[str], seconds: float = 1.0, rate: int = 16000, channels: int = 1
+    part_dir: Path, name: str, text: str | None, seconds: float = 1.0, rate: int = 16000, channels: int = 1
 ) -> Path:
     """Noise as audio, and a line in the transcript of its chapter unless `text` is None."""
     speaker, chapter, _ = name.split("-")
@@ -42,7 +41,7 @@ def write_musan(folder: Path) -> None:
         soundfile.write(folder / part / "fma" / f"{part}-fma-0000.wav", samples, 16000)
 
 
-def write_corpus(root: Path, count: int = 4, seconds: float = 0.8) -> Dict[str, Path]:
+def write_corpus(root: Path, count: int = 4, seconds: float = 0.8) -> dict[str, Path]:
     """`count` good utterances, from `seconds` upwards, in each of the parts of tiny.yaml; returns part -> folder."""
     folders = {}
     for index, part in enumerate(PARTS):

@@ -9,9 +9,9 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from small_corpus import WORDS
 from tiny import PIECES, TINY_CONF, noise, save_tiny_checkpoint
 from train_bpe import write_lang
-from twopass_kd.checkpoint import load_checkpoint, save_checkpoint
-from twopass_kd.config import load_config
-from twopass_kd.tokenizer import Tokenizer
+from twopass_kd.config.load import load_config
+from twopass_kd.data.tokenizer import Tokenizer
+from twopass_kd.models.checkpoint import load_checkpoint, save_checkpoint
 
 SYSTEM, PHASE = "student", "student/deep"
 

@@ -5,9 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from twopass_kd.asr_dataset import Batch
-from twopass_kd.checkpoint import build_model, save_checkpoint, weights_digest
-from twopass_kd.config import (
+from twopass_kd.config.load import (
     AttentionDecoderConfig,
     DecoderConfig,
     EncoderConfig,
@@ -15,7 +13,9 @@ from twopass_kd.config import (
     config_to_dict,
     load_config,
 )
-from twopass_kd.model import TwoPassModel
+from twopass_kd.data.asr_dataset import Batch
+from twopass_kd.models.checkpoint import build_model, save_checkpoint, weights_digest
+from twopass_kd.models.two_pass import TwoPassModel
 
 NUM_FEATURES, VOCAB_SIZE = 16, 12
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from tiny import random_batch, tiny_model
-from twopass_kd.asr_dataset import Batch
-from twopass_kd.config import KdConfig, LossConfig
-from twopass_kd.distributed import Ranks
-from twopass_kd.objective import Objective
-from twopass_kd.optimizer_step import OptimizerStep
-from twopass_kd.trainer import freeze_all_but
+from twopass_kd.config.load import KdConfig, LossConfig
+from twopass_kd.data.asr_dataset import Batch
+from twopass_kd.training.distributed import Ranks
+from twopass_kd.training.objective import Objective
+from twopass_kd.training.optimizer_step import OptimizerStep
+from twopass_kd.training.trainer import freeze_all_but
 
 SCALES = {"simple": 0.5, "pruned": 1.0, "ctc": 0.3, "transducer_kd": 1.0, "attention": 1.0, "attention_kd": 1.0}
 FRAMES, SYMBOLS = (80, 71, 64, 60, 52, 40, 31, 20), (6, 5, 7, 3, 4, 2, 3, 1)

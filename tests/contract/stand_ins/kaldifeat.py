@@ -1,7 +1,5 @@
 """Stands in for kaldifeat where it is not installed: as icefall's jit_pretrained.py calls it."""
 
-from typing import List
-
 import kaldi_native_fbank
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ class Fbank:
     def __init__(self, options: FbankOptions) -> None:
         self.options = options
 
-    def __call__(self, waves: List[torch.Tensor]) -> List[torch.Tensor]:
+    def __call__(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:
         """Waves, each (num_samples,) in [-1, 1], to features, each (num_frames, num_bins)."""
         return [self._features(wave) for wave in waves]
 

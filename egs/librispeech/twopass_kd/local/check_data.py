@@ -11,20 +11,20 @@ written. run.sh calls it before the first stage that reads data; by hand:
 import argparse
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
 from feature_cuts import cuts_path
-from twopass_kd.asr_dataset import load_features
-from twopass_kd.config import Config, ConfigError, load_config
-from twopass_kd.cut_checks import UniqueIds, cut_faults
-from twopass_kd.cut_lines import features_path, is_in_files, parse_line, place_files, read_lines
-from twopass_kd.noise import musan_cuts_path
-from twopass_kd.tokenizer import Tokenizer, open_tokenizer
+from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.data.asr_dataset import load_features
+from twopass_kd.data.cut_checks import UniqueIds, cut_faults
+from twopass_kd.data.cut_lines import features_path, is_in_files, parse_line, place_files, read_lines
+from twopass_kd.data.noise import musan_cuts_path
+from twopass_kd.data.tokenizer import Tokenizer, open_tokenizer
 
 MAX_UNK = 0.01  # share of <unk> among the tokens of a part that is still taken for an accident
 STAGES = range(3, 11)  # that read what stage 2 leaves
@@ -43,11 +43,11 @@ class Sample:
       problem: the first line that is no cut, or id that comes twice; nothing is looked at after it.
     """
 
-    cuts: List[Cut]
-    opened: List[Cut]
+    cuts: list[Cut]
+    opened: list[Cut]
     size: int = 0
     perturbed: int = 0
-    problem: Optional[str] = None
+    problem: str | None = None
 
 
 def read_sample(path: Path, every: bool) -> Sample:
@@ -94,7 +94,7 @@ def storage_problems(cut: DataCut, data_dir: Path) -> Iterator[str]:
         yield str(e)
 
 
-def sample_texts(cuts: Sequence[Cut]) -> List[str]:
+def sample_texts(cuts: Sequence[Cut]) -> list[str]:
     """The texts of those cuts that have one."""
     texts = [cut.supervisions[0].text for cut in cuts if cut.supervisions]
     return [text for text in texts if isinstance(text, str) and text]
@@ -146,10 +146,10 @@ def lang_problems(cfg: Config, data_dir: Path) -> Iterator[str]:
 
 
 def manifest_problems(
-    name: str, path: Path, sample: Sample, cfg: Config, data_dir: Path, tokenizer: Optional[Tokenizer]
+    name: str, path: Path, sample: Sample, cfg: Config, data_dir: Path, tokenizer: Tokenizer | None
 ) -> Iterator[str]:
     """What is wrong with the cuts of a manifest: a line for each kind, with the first cut that has it."""
-    found: Dict[str, List[Tuple[str, str]]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
     faulty = set()
 
     def add(cut: Cut, problem: str) -> None:
@@ -175,7 +175,7 @@ def manifest_problems(
             yield f"{path.name}: {problem}"
 
 
-def parts_read(cfg: Config, stages: Sequence[int]) -> List[str]:
+def parts_read(cfg: Config, stages: Sequence[int]) -> list[str]:
     """The parts of the corpus that stages of run.sh read, and `musan`."""
     trains, decodes = any(3 <= stage <= 7 for stage in stages), any(stage in (8, 10) for stage in stages)
     corpus = cfg.corpus
@@ -183,7 +183,7 @@ def parts_read(cfg: Config, stages: Sequence[int]) -> List[str]:
     return [*dict.fromkeys(parts), *(["musan"] if corpus.musan and trains else [])]
 
 
-def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> List[str]:
+def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> list[str]:
     """All that is wrong with the data of a config; prints what it finds in each manifest.
 
     Args:
@@ -220,7 +220,7 @@ def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> L
     return problems
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", type=Path, required=True, help="experiment YAML")
     parser.add_argument("--data-dir", type=Path, required=True, help="has fbank/ and lang_bpe_<V>/")

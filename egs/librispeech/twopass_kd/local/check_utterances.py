@@ -2,18 +2,19 @@
 
 import re
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
 from find_utterances import OTHER_AUDIO_SUFFIXES, PartFiles, broken_link, utterance_id
-from twopass_kd.config import ConfigError
+from twopass_kd.config.load import ConfigError
 
 SILENCE_RMS = 1e-4  # -80 dB of full scale: nothing that anybody said is as quiet
 # What libsndfile logs of a header that promises more samples than there are; it does not fail for these formats.
@@ -45,12 +46,12 @@ class PartScan:
     """
 
     part: str
-    texts: Dict[str, str] = field(default_factory=dict)
-    audio: Dict[str, Path] = field(default_factory=dict)
-    checksums: Dict[str, int] = field(default_factory=dict)
-    left_out: List[LeftOut] = field(default_factory=list)
-    noted: Dict[str, str] = field(default_factory=dict)
-    remarks: List[Tuple[str, str]] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    audio: dict[str, Path] = field(default_factory=dict)
+    checksums: dict[str, int] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    noted: dict[str, str] = field(default_factory=dict)
+    remarks: list[tuple[str, str]] = field(default_factory=list)
     num_files: int = 0
     num_lines: int = 0
 
@@ -59,7 +60,7 @@ class PartScan:
         self.left_out.append(LeftOut(name, self.part, reason))
 
 
-def why_no_file(path: Path) -> Optional[str]:
+def why_no_file(path: Path) -> str | None:
     """Why a path is not that of a file with something in it, which a manifest can name; None where it is."""
     try:
         str(path).encode()
@@ -84,7 +85,7 @@ def _has_last_page(path: Path) -> bool:
     return len(page) >= 27 and bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
 
 
-def check_audio(path: Path, min_duration: float, max_duration: float, sampling_rate: int) -> Tuple[Optional[str], str]:
+def check_audio(path: Path, min_duration: float, max_duration: float, sampling_rate: int) -> tuple[str | None, str]:
     """Decode a whole file, since a truncated one has a healthy header.
 
     Args:
@@ -132,7 +133,7 @@ def check_audio(path: Path, min_duration: float, max_duration: float, sampling_r
     return None, "; ".join(notes)
 
 
-def _check_job(job: Tuple[Path, float, float, int]) -> Tuple[Optional[str], str, int]:
+def _check_job(job: tuple[Path, float, float, int]) -> tuple[str | None, str, int]:
     """What check_audio says, and the CRC-32 of a usable file's bytes."""
     reason, note = check_audio(*job)
     if reason is not None:

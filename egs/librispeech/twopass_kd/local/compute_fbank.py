@@ -19,9 +19,10 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +32,9 @@ from lhotse.features import FeatureExtractor
 from tqdm import tqdm
 
 from feature_cuts import FeatureSet, feature_sets
-from twopass_kd.config import Config, ConfigError, FeaturesConfig, load_config
-from twopass_kd.cut_lines import read_lines
-from twopass_kd.files import write_text_atomically
+from twopass_kd.config.load import Config, ConfigError, FeaturesConfig, load_config
+from twopass_kd.data.cut_lines import read_lines
+from twopass_kd.files.write import write_text_atomically
 
 HIGH_FREQ = -400.0  # Hz below the Nyquist frequency, as in icefall's recipes
 _CHUNK = 250  # cuts that a process computes and stores in one go
@@ -41,7 +42,7 @@ _RECORD = "source.json"  # in the folder of features: what they were made of
 _SAMPLE = 10  # cuts per chunk whose features are read back
 
 
-def why_no_kaldifeat() -> Optional[str]:
+def why_no_kaldifeat() -> str | None:
     """Why `import kaldifeat` fails, as it does where it was built for another torch; None where it works."""
     try:
         import kaldifeat  # noqa: F401
@@ -95,7 +96,7 @@ def _make_pool(num_jobs: int) -> ProcessPoolExecutor:
 
 
 def _store_chunk(
-    cuts: List[Cut],
+    cuts: list[Cut],
     index: int,
     partial: Path,
     extractor: FeatureExtractor,
@@ -170,7 +171,7 @@ def compute_set(
     features: FeaturesConfig,
     pool: ProcessPoolExecutor,
     num_jobs: int,
-    shard: Optional[Tuple[int, int]] = None,
+    shard: tuple[int, int] | None = None,
 ) -> bool:
     """Features of one set; False where they were there already, made from the same manifests and settings.
 
@@ -205,7 +206,7 @@ def compute_set(
     return not complete
 
 
-def _read_record(wanted: FeatureSet) -> Dict[str, Any]:
+def _read_record(wanted: FeatureSet) -> dict[str, Any]:
     """What the features that are there were made of; empty where there are none."""
     try:
         return dict(json.loads((wanted.folder / _RECORD).read_text(encoding="utf-8")))
@@ -234,14 +235,14 @@ def _compute_chunks(
     features: FeaturesConfig,
     pool: ProcessPoolExecutor,
     num_jobs: int,
-    shard: Tuple[int, int],
+    shard: tuple[int, int],
 ) -> int:
     """Compute the chunks of `shard` that are not there yet; returns the number of all chunks."""
     cuts = wanted.make_cuts()
     num_chunks = -(-len(cuts) // _CHUNK)
     mine = range(shard[0], num_chunks, shard[1])
     to_do = [i for i in mine if not _chunk_manifest(partial, i).is_file()]
-    running: Set = set()
+    running: set = set()
     with tqdm(total=len(mine), initial=len(mine) - len(to_do), desc=f"Features {wanted.name}", unit="chunk") as bar:
         for index in to_do:
             if len(running) == 2 * num_jobs:  # enough to keep the processes busy
@@ -276,7 +277,7 @@ def _put_together(wanted: FeatureSet, partial: Path, num_chunks: int, record: st
         shutil.rmtree(left, ignore_errors=True)
 
 
-def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1, shard: Optional[Tuple[int, int]] = None) -> None:
+def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1, shard: tuple[int, int] | None = None) -> None:
     """Features of all parts of a config, under `<data_dir>/fbank`.
 
     Args:
@@ -294,7 +295,7 @@ def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1, shard: Optiona
             logging.info("%s: %s", wanted.name, "features computed" if made else "features are up to date")
 
 
-def parse_shard(text: str) -> Tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """(k, n) of "k/n".
 
     Raises:
@@ -306,7 +307,7 @@ def parse_shard(text: str) -> Tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; see its `corpus` and `features`")
     parser.add_argument("--data-dir", type=Path, required=True, help="where stage 1 wrote manifests/")

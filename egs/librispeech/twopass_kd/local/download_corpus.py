@@ -17,9 +17,9 @@ import socket
 import sys
 import tarfile
 import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
 
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 from lhotse.utils import resumable_download, safe_extract
@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from find_utterances import find_part, walk
 from prepare_manifests import corpus_parts, musan_dir
-from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.config.load import Config, ConfigError, load_config
 
 BASE_URL = "https://www.openslr.org/resources"
 SECONDS_OF_SILENCE = 60  # of a server, after which the download ends with an error
 COMPLETE, FOUND, MISSING = "already complete", "found there, used as it is", "to be downloaded"
-MD5: Dict[str, str] = {
+MD5: dict[str, str] = {
     "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
     "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
     "test-clean": "32fa31d27d2e1cad72775fee3f4849a9",
@@ -44,7 +44,7 @@ MD5: Dict[str, str] = {
     "train-clean-5": "5df7d4e78065366204ca6845bb08f490",
     "musan": "0c472d4fc0c5141eca47ad1ffeb2a7df",
 }
-UTTERANCES: Dict[str, int] = {
+UTTERANCES: dict[str, int] = {
     "dev-clean": 2703,
     "dev-other": 2864,
     "test-clean": 2620,
@@ -173,7 +173,7 @@ def unpack_archive(path: Path, archive: Archive) -> None:
     shutil.rmtree(partial)
 
 
-def archives_of(cfg: Config, corpus_dir: Path) -> List[Archive]:
+def archives_of(cfg: Config, corpus_dir: Path) -> list[Archive]:
     """The archives that a config needs.
 
     Raises:
@@ -200,7 +200,7 @@ def archives_of(cfg: Config, corpus_dir: Path) -> List[Archive]:
     return archives
 
 
-def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5: Mapping[str, str] = MD5) -> List[str]:
+def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5: Mapping[str, str] = MD5) -> list[str]:
     """Download, check and unpack what is not there yet.
 
     Args:
@@ -245,7 +245,7 @@ def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5
     return [archive.name for archive in wanted]
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; its `corpus` names the parts")
     parser.add_argument("--corpus-dir", type=Path, required=True, help="where the parts go, e.g. download/LibriSpeech")

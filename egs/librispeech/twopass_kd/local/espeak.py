@@ -8,7 +8,6 @@ sources of random numbers: its own (breath; else seeded with the time of day) an
 import ctypes
 import os
 from pathlib import Path
-from typing import List
 
 import numpy as np
 
@@ -23,7 +22,7 @@ _VOLUME_PERCENT = 45  # of 100: at full volume several voices overflow inside th
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
-def voice_variants() -> List[str]:
+def voice_variants() -> list[str]:
     """Names of the voice variants in the wheel (104 in espeakng-loader 0.2.4), sorted."""
     folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
     return sorted(path.name for path in folder.iterdir() if path.is_file())
@@ -44,7 +43,7 @@ class Espeak:
         if rate != SAMPLING_RATE:
             raise RuntimeError(f"espeak-ng did not start from {data}: it answered {rate}; reinstall espeakng-loader")
         self._voice = ""
-        self._pieces: List[bytes] = []
+        self._pieces: list[bytes] = []
         self._callback = _CALLBACK(self._receive)  # kept alive: the library holds only its address
         self._lib.espeak_SetSynthCallback(self._callback)
 

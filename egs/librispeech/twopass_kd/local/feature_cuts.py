@@ -3,9 +3,10 @@
 import hashlib
 import json
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Type, TypeVar
+from typing import Any, TypeVar
 
 from lhotse import CutSet, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.cut import Cut
@@ -19,11 +20,11 @@ from prepare_manifests import (
     manifest_path,
     musan_manifest_path,
 )
-from twopass_kd.config import Config, ConfigError
-from twopass_kd.cut_checks import UniqueIds, has_half_characters, is_name
-from twopass_kd.cut_lines import read_lines, without_folders
-from twopass_kd.noise import MAX_SECONDS, MIN_SECONDS, musan_cuts_path
-from twopass_kd.user_files import find_problem
+from twopass_kd.config.load import Config, ConfigError
+from twopass_kd.data.cut_checks import UniqueIds, has_half_characters, is_name
+from twopass_kd.data.cut_lines import read_lines, without_folders
+from twopass_kd.data.noise import MAX_SECONDS, MIN_SECONDS, musan_cuts_path
+from twopass_kd.files.read import find_problem
 
 _TOLERANCE = 0.01  # seconds that a supervision may be longer than its recording, which may be rounded
 # What is read of the lines of manifests, as `find_problem` has it; Lhotse takes values of any type.
@@ -73,7 +74,7 @@ class UtteranceCuts:
             rest = recordings[supervision.recording_id].duration - supervision.start
             supervision.duration = min(supervision.duration, rest)
         cuts = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
-        self._single: List[Cut] = []
+        self._single: list[Cut] = []
         for cut in cuts.trim_to_supervisions(keep_overlapping=False):
             cut.id = cut.supervisions[0].id
             self._single.append(cut)
@@ -85,13 +86,13 @@ class UtteranceCuts:
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, index: slice) -> List[Cut]:
+    def __getitem__(self, index: slice) -> list[Cut]:
         """The cuts of a slice."""
         chosen = [(factor, self._single[i]) for factor, i in self._order[index]]
         return [cut if factor is None else cut.perturb_speed(factor) for factor, cut in chosen]
 
 
-def musan_cuts(data_dir: Path, sampling_rate: int) -> List[Cut]:
+def musan_cuts(data_dir: Path, sampling_rate: int) -> list[Cut]:
     """MUSAN in windows of 10 s, as icefall has it; what is left of a recording is one too if longer than 5 s."""
     paths = [musan_manifest_path(data_dir, part) for part in MUSAN_PARTS]
     cuts = []
@@ -103,7 +104,7 @@ def musan_cuts(data_dir: Path, sampling_rate: int) -> List[Cut]:
     return cuts
 
 
-def _supervision_problem(supervision: SupervisionSegment, recordings: RecordingSet) -> Optional[str]:
+def _supervision_problem(supervision: SupervisionSegment, recordings: RecordingSet) -> str | None:
     """Why a supervision cannot become a cut; Lhotse passes over what is not within the recording."""
     name, start, end = supervision.recording_id, supervision.start, supervision.start + supervision.duration
     if not is_name(supervision.id):
@@ -131,7 +132,7 @@ def _read_recordings(paths: Sequence[Path], sampling_rate: int) -> RecordingSet:
     return RecordingSet.from_recordings(found)
 
 
-def _read_manifest(path: Path, kind: Type[Manifest]) -> Manifest:
+def _read_manifest(path: Path, kind: type[Manifest]) -> Manifest:
     """A manifest of one kind, read to its end.
 
     Raises:
@@ -164,12 +165,12 @@ class FeatureSet:
     name: str
     folder: Path
     public: Path
-    manifests: List[Path]
-    checksums: List[Path]
-    settings: Dict[str, Any]
+    manifests: list[Path]
+    checksums: list[Path]
+    settings: dict[str, Any]
     make_cuts: Callable[[], Any]
 
-    def digests(self) -> Dict[str, str]:
+    def digests(self) -> dict[str, str]:
         """`digest` changes with the manifests' content, the audio or the settings, and not when a manifest is only
         written again, or data or corpus are moved; `places` when they are.
 
@@ -194,7 +195,7 @@ class FeatureSet:
         """Whether stage 1 made the manifests; else audio is known by nothing but its path."""
         return all(path.is_file() for path in self.checksums)
 
-    def audio_paths(self) -> Dict[str, str]:
+    def audio_paths(self) -> dict[str, str]:
         """Name of each audio file -> its path; empty where the cuts have the paths that are in the manifests."""
         if not self._knows_audio():  # files of a user may have one name, in several folders
             return {}
@@ -203,7 +204,7 @@ class FeatureSet:
         return {Path(path).name: path for path in sources}
 
 
-def feature_sets(cfg: Config, data_dir: Path, extractor: FeatureExtractor) -> List[FeatureSet]:
+def feature_sets(cfg: Config, data_dir: Path, extractor: FeatureExtractor) -> list[FeatureSet]:
     """All parts of a config, and MUSAN if it wants it."""
     data_dir = Path(data_dir).resolve()
     rate = cfg.features.sampling_rate

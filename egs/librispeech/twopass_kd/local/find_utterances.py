@@ -3,11 +3,12 @@
 import os
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
-from twopass_kd.config import ConfigError
+from twopass_kd.config.load import ConfigError
 
 # What both libsndfile and Lhotse read; MP3 and Opus where libsndfile has them.
 AUDIO_SUFFIXES = set(".aif .aifc .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .snd .w64 .wav".split())
@@ -39,11 +40,11 @@ class PartFiles:
     """
 
     folder: Path
-    audio: Dict[str, List[Path]] = field(default_factory=dict)
-    lines: Dict[str, List[Line]] = field(default_factory=dict)
-    unreadable: Dict[str, str] = field(default_factory=dict)
-    others: List[Path] = field(default_factory=list)
-    remarks: List[Tuple[str, str]] = field(default_factory=list)
+    audio: dict[str, list[Path]] = field(default_factory=dict)
+    lines: dict[str, list[Line]] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
+    remarks: list[tuple[str, str]] = field(default_factory=list)
 
     def inside(self, path: Path) -> str:
         """The path as seen from the part's folder, printable."""
@@ -70,7 +71,7 @@ def _raise(error: OSError) -> None:
     raise ConfigError(f"`{error.filename}` must be a folder that can be read ({error.strerror}); mend its permissions")
 
 
-def walk(root: Path, remarks: List[Tuple[str, str]]) -> Iterator[Tuple[Path, List[str], List[str]]]:
+def walk(root: Path, remarks: list[tuple[str, str]]) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Every folder from `root` downwards with the names of its folders and files; linked folders are entered too.
 
     A folder is read once: a link to one that contains the link, or that was read already, gets a line in `remarks`.
@@ -78,7 +79,7 @@ def walk(root: Path, remarks: List[Tuple[str, str]]) -> Iterator[Tuple[Path, Lis
     Raises:
       ConfigError: a folder cannot be read.
     """
-    read: Dict[str, str] = {}  # real path of a folder -> the path that it was read by
+    read: dict[str, str] = {}  # real path of a folder -> the path that it was read by
     links = [str(root)]
     for link in links:  # which grows: folders of the part come before those that are linked
         for folder, folders, files in os.walk(link, onerror=_raise):
@@ -100,12 +101,12 @@ def walk(root: Path, remarks: List[Tuple[str, str]]) -> Iterator[Tuple[Path, Lis
                     links.append(path)
 
 
-def broken_link(path: Path) -> Optional[str]:
+def broken_link(path: Path) -> str | None:
     """What a link to nothing is a link to, as a reason; None where the path is none."""
     return f"broken link: {path} is {path.readlink()}" if path.is_symlink() and not path.exists() else None
 
 
-def audio_files(root: Path, remarks: List[Tuple[str, str]]) -> List[Path]:
+def audio_files(root: Path, remarks: list[tuple[str, str]]) -> list[Path]:
     """All files below a folder whose suffix, in any case, is of an audio format, be it one that is read or not."""
     found = []
     for folder, _, files in walk(root, remarks):
@@ -117,11 +118,11 @@ def audio_files(root: Path, remarks: List[Tuple[str, str]]) -> List[Path]:
     return once(sorted(found), remarks)
 
 
-def once(paths: Sequence[Path], remarks: List[Tuple[str, str]]) -> List[Path]:
+def once(paths: Sequence[Path], remarks: list[tuple[str, str]]) -> list[Path]:
     """The paths without those that are links to a file that is among them already; these get a line in `remarks`."""
     if len(paths) < 2:
         return list(paths)
-    first: Dict[str, Path] = {}
+    first: dict[str, Path] = {}
     for path in paths:
         known = first.setdefault(os.path.realpath(path), path)
         if known is not path:
@@ -186,7 +187,7 @@ def _read_transcript(path: Path, part: PartFiles, normalization: str) -> None:
         part.lines.setdefault(utterance_id(utterance), []).append(Line(place, text, problem))
 
 
-def duplicate_ids(found: Mapping[str, PartFiles]) -> Dict[str, str]:
+def duplicate_ids(found: Mapping[str, PartFiles]) -> dict[str, str]:
     """Ids with more than one transcript line or more than one audio file, over all parts.
 
     Args:
@@ -200,7 +201,7 @@ def duplicate_ids(found: Mapping[str, PartFiles]) -> Dict[str, str]:
             files[name] += [(part, path) for path in paths]
         for name, rows in there.lines.items():
             lines[name] += [(part, row) for row in rows]
-    places: Dict[str, List[str]] = defaultdict(list)
+    places: dict[str, list[str]] = defaultdict(list)
     for name, where in files.items():
         if len(where) > 1:
             places[name].append(_first_two([f"{part}/{found[part].inside(path)}" for part, path in where]))

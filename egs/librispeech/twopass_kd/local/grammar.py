@@ -6,7 +6,7 @@ No two words of a grammar sound the same, so that a perfect recogniser could rea
 """
 
 import random
-from typing import Callable, Dict, List, Sequence, Set, Tuple
+from collections.abc import Callable, Sequence
 
 GRAMMARS = ("phrases", "digits")
 MAX_FRAGMENT_WORDS = 4
@@ -31,7 +31,7 @@ _PRONOUNS = "HE SHE WE THEY".split()
 _DIGITS = "ZERO OH ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
 
 
-def _noun_phrase(rng: random.Random, nouns: Sequence[str], adjective: float = 0.45) -> List[str]:
+def _noun_phrase(rng: random.Random, nouns: Sequence[str], adjective: float = 0.45) -> list[str]:
     words = [rng.choice(_DETERMINERS)]
     if rng.random() < adjective:
         words.append(rng.choice(_ADJECTIVES))
@@ -41,17 +41,17 @@ def _noun_phrase(rng: random.Random, nouns: Sequence[str], adjective: float = 0.
     return words
 
 
-def _time(rng: random.Random) -> List[str]:
+def _time(rng: random.Random) -> list[str]:
     if rng.random() < 0.35:
         return [rng.choice(_NUMBERS), rng.choice(_UNITS), "LATER"]
     return rng.choice(_TIMES).split()
 
 
-def _place(rng: random.Random) -> List[str]:
+def _place(rng: random.Random) -> list[str]:
     return [rng.choice(_PREPOSITIONS), *_noun_phrase(rng, _PLACES, adjective=0.25)]
 
 
-def _clause(rng: random.Random) -> List[str]:
+def _clause(rng: random.Random) -> list[str]:
     if rng.random() < 0.3:
         words = [rng.choice(_PRONOUNS)]
     else:
@@ -63,7 +63,7 @@ def _clause(rng: random.Random) -> List[str]:
     return [*words, rng.choice(_VERBS)]
 
 
-def _phrase_sentence(rng: random.Random) -> List[str]:
+def _phrase_sentence(rng: random.Random) -> list[str]:
     words = _clause(rng)
     if rng.random() < 0.4:
         words += _place(rng)
@@ -74,7 +74,7 @@ def _phrase_sentence(rng: random.Random) -> List[str]:
     return words
 
 
-def _phrase_fragment(rng: random.Random) -> List[str]:
+def _phrase_fragment(rng: random.Random) -> list[str]:
     kind = rng.randrange(5)
     if kind == 0:
         return _noun_phrase(rng, _THINGS + _PEOPLE + _ANIMALS)
@@ -87,22 +87,22 @@ def _phrase_fragment(rng: random.Random) -> List[str]:
     return [rng.choice(_ADJECTIVES), rng.choice(_PLACES + _THINGS)][rng.randrange(2) :]
 
 
-def _digit_sentence(rng: random.Random) -> List[str]:
+def _digit_sentence(rng: random.Random) -> list[str]:
     return [rng.choice(_DIGITS) for _ in range(rng.randint(4, 10))]
 
 
-def _digit_fragment(rng: random.Random) -> List[str]:
+def _digit_fragment(rng: random.Random) -> list[str]:
     return [rng.choice(_DIGITS) for _ in range(rng.randint(1, 4))]
 
 
 # grammar -> (draws a sentence, draws a fragment, fewest and most words of a sentence)
-_RULES: Dict[str, Tuple[Callable, Callable, int, int]] = {
+_RULES: dict[str, tuple[Callable, Callable, int, int]] = {
     "phrases": (_phrase_sentence, _phrase_fragment, 3, 13),
     "digits": (_digit_sentence, _digit_fragment, 4, 10),
 }
 
 
-def draw_texts(grammar: str, num_sentences: int, num_fragments: int, used: Set[str], rng: random.Random) -> List[str]:
+def draw_texts(grammar: str, num_sentences: int, num_fragments: int, used: set[str], rng: random.Random) -> list[str]:
     """Draw distinct sentences, then distinct fragments of 1-4 words.
 
     Args:
@@ -116,7 +116,7 @@ def draw_texts(grammar: str, num_sentences: int, num_fragments: int, used: Set[s
     if grammar not in _RULES:
         raise ValueError(f"`grammar` ({grammar}) must be one of {', '.join(GRAMMARS)}")
     sentence, fragment, low, high = _RULES[grammar]
-    texts: List[str] = []
+    texts: list[str] = []
     wanted = (
         ("sentences", num_sentences, sentence, low, high),
         ("fragments", num_fragments, fragment, 1, MAX_FRAGMENT_WORDS),
@@ -136,7 +136,7 @@ def draw_texts(grammar: str, num_sentences: int, num_fragments: int, used: Set[s
     return texts
 
 
-def vocabulary(grammar: str) -> List[str]:
+def vocabulary(grammar: str) -> list[str]:
     """All words that a grammar uses, sorted."""
     if grammar == "digits":
         return sorted(_DIGITS)

@@ -13,8 +13,8 @@ import logging
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from lhotse import (
     Recording,
@@ -36,14 +36,14 @@ from find_utterances import (
     printable,
     require_transcripts,
 )
-from twopass_kd.config import Config, ConfigError, load_config
-from twopass_kd.files import write_text_atomically
+from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.files.write import write_text_atomically
 
 MANIFEST_PREFIX = "librispeech"
 MUSAN_PARTS = ("music", "speech", "noise")
 
 
-def corpus_parts(cfg: Config) -> List[str]:
+def corpus_parts(cfg: Config) -> list[str]:
     """All parts that a config uses, training first, each once."""
     return list(dict.fromkeys([*cfg.corpus.train_parts, *cfg.corpus.dev_parts, *cfg.corpus.test_parts]))
 
@@ -87,7 +87,7 @@ def write_checksums(path: Path, checksums: Mapping[str, int]) -> None:
     write_text_atomically(path, "".join(f"{name}\t{checksums[name]:08x}\n" for name in sorted(checksums)))
 
 
-def read_left_out(path: Path) -> List[LeftOut]:
+def read_left_out(path: Path) -> list[LeftOut]:
     """The rows of left_out.tsv without its heading; none where there is no such file."""
     if not path.is_file():
         return []
@@ -104,7 +104,7 @@ def account(scan: PartScan) -> str:
     return "\n".join(lines)
 
 
-def tally(what: str, rows: Iterable[Tuple[str, str]]) -> List[str]:
+def tally(what: str, rows: Iterable[tuple[str, str]]) -> list[str]:
     """Lines that say how many of `rows` (kind, example) are of each kind, most frequent first, with an example."""
     rows = list(rows)
     examples = dict(reversed(rows))  # the first of each kind
@@ -112,7 +112,7 @@ def tally(what: str, rows: Iterable[Tuple[str, str]]) -> List[str]:
     return [printable(f"  {what} {count}: {kind} (e.g. {examples[kind]})") for kind, count in counts]
 
 
-def _by_kind(left_out: Iterable[LeftOut]) -> List[Tuple[str, str]]:
+def _by_kind(left_out: Iterable[LeftOut]) -> list[tuple[str, str]]:
     parted = [(row.utterance, *row.reason.partition(": ")) for row in left_out]
     return [(kind, name + colon + detail) for name, kind, colon, detail in parted]
 
@@ -136,7 +136,7 @@ def check_share(scan: PartScan, max_left_out: float, listed: Path) -> None:
         )
 
 
-def build_manifests(scan: PartScan) -> Dict[str, object]:
+def build_manifests(scan: PartScan) -> dict[str, object]:
     """Lhotse's `recordings` and `supervisions` of the usable utterances of a part, as Lhotse's recipe has them."""
     recordings, supervisions = [], []
     for name, text in tqdm(scan.texts.items(), desc=f"Manifest {scan.part}", unit="utt", leave=False):
@@ -159,7 +159,7 @@ def build_manifests(scan: PartScan) -> Dict[str, object]:
     return {"recordings": fixed[0], "supervisions": fixed[1]}
 
 
-def prepare_musan(folder: Path, data_dir: Path) -> List[LeftOut]:
+def prepare_musan(folder: Path, data_dir: Path) -> list[LeftOut]:
     """Manifests of MUSAN's recordings.
 
     Returns:
@@ -167,7 +167,7 @@ def prepare_musan(folder: Path, data_dir: Path) -> List[LeftOut]:
     Raises:
       ConfigError: a part of it is missing, or nothing in it can be used.
     """
-    all_left_out: List[LeftOut] = []
+    all_left_out: list[LeftOut] = []
     for part in MUSAN_PARTS:
         below, remarks = folder.resolve() / part, []
         files = audio_files(below, remarks) if below.is_dir() else []
@@ -176,8 +176,8 @@ def prepare_musan(folder: Path, data_dir: Path) -> List[LeftOut]:
                 f"`{folder}` must hold MUSAN's {part}/**/*.wav, since `corpus.musan` is true; run stage 0, which"
                 " downloads it, or say corpus.musan=false"
             )
-        recordings: Dict[str, Recording] = {}
-        left_out: List[LeftOut] = []
+        recordings: dict[str, Recording] = {}
+        left_out: list[LeftOut] = []
         for path in files:
             recording, reason = _musan_recording(path)
             if recording is not None and recording.id in recordings:
@@ -199,7 +199,7 @@ def prepare_musan(folder: Path, data_dir: Path) -> List[LeftOut]:
     return all_left_out
 
 
-def _musan_recording(path: Path) -> Tuple[Optional[Recording], Optional[str]]:
+def _musan_recording(path: Path) -> tuple[Recording | None, str | None]:
     """The recording of a file, or None and why it cannot be used."""
     if path.suffix.lower() in OTHER_AUDIO_SUFFIXES:
         return None, f"{OTHER_FORMAT}: {path}"
@@ -214,7 +214,7 @@ def _musan_recording(path: Path) -> Tuple[Optional[Recording], Optional[str]]:
     return (recording, None) if recording.num_samples > 0 else (None, "audio without samples")
 
 
-def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: int = 1) -> Dict[str, PartScan]:
+def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: int = 1) -> dict[str, PartScan]:
     """Check the parts of `cfg.corpus` and write their manifests and `left_out.tsv` under `<data_dir>/manifests`.
 
     Args:
@@ -233,7 +233,7 @@ def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: i
     found = find_parts(corpus_dir, corpus_parts(cfg), cfg.tokens.normalization)
     duplicates = duplicate_ids(found)
     corpus, rate = cfg.corpus, cfg.features.sampling_rate
-    scans: Dict[str, PartScan] = {}
+    scans: dict[str, PartScan] = {}
     for part, files in found.items():
         scan = scan_part(part, files, duplicates, corpus.min_duration, corpus.max_duration, rate, num_jobs)
         scans[part] = scan
@@ -253,7 +253,7 @@ def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: i
     return scans
 
 
-def find_parts(corpus_dir: Path, parts: Sequence[str], normalization: str) -> Dict[str, PartFiles]:
+def find_parts(corpus_dir: Path, parts: Sequence[str], normalization: str) -> dict[str, PartFiles]:
     """Part -> what lies in it.
 
     Raises:
@@ -273,7 +273,7 @@ def find_parts(corpus_dir: Path, parts: Sequence[str], normalization: str) -> Di
     return found
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; its `corpus` names the parts")
     parser.add_argument("--corpus-dir", type=Path, required=True, help="folder that contains the parts")

@@ -11,9 +11,9 @@ import multiprocessing
 import random
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
 
 import soundfile
 from tqdm import tqdm
@@ -21,8 +21,8 @@ from tqdm import tqdm
 from espeak import Espeak
 from grammar import draw_texts
 from synthetic_audio import CLEAN_STYLE, NOISY_STYLE, SAMPLING_RATE, TRAIN_STYLE, Style, make_utterance, utterance_rng
-from twopass_kd.config import Config, ConfigError, SynthesisConfig, load_config
-from twopass_kd.user_files import read_json
+from twopass_kd.config.load import Config, ConfigError, SynthesisConfig, load_config
+from twopass_kd.files.read import read_json
 from voices import draw_voices, voice_sex
 
 FORMAT = 2  # goes up when the same parameters would give other audio
@@ -37,7 +37,7 @@ class Parts:
 
     train: str
     dev: str
-    test: Tuple[str, ...]  # the second and later ones are noisier than the first
+    test: tuple[str, ...]  # the second and later ones are noisier than the first
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Chapter:
     language: str
     variant: str
     style: Style
-    texts: Tuple[str, ...]
+    texts: tuple[str, ...]
 
 
-def plan_corpus(synthesis: SynthesisConfig, parts: Parts, seed: int) -> List[Chapter]:
+def plan_corpus(synthesis: SynthesisConfig, parts: Parts, seed: int) -> list[Chapter]:
     """Deal texts and voices out to parts, speakers and chapters.
 
     Raises:
@@ -67,7 +67,7 @@ def plan_corpus(synthesis: SynthesisConfig, parts: Parts, seed: int) -> List[Cha
     counts = [("num_train_voices", synthesis.num_train_voices), ("num_dev_voices", synthesis.num_dev_voices)]
     voices = draw_voices([*counts, *[test_voices for _ in parts.test]], rng)
     used: set = set()
-    chapters: List[Chapter] = []
+    chapters: list[Chapter] = []
     speaker, chapter = 100, 1000
     for index in [*range(1, len(names)), 0]:  # training last: the small parts get their sentences whatever its size
         style = TRAIN_STYLE if index == 0 else CLEAN_STYLE if index <= 2 else NOISY_STYLE
@@ -85,7 +85,7 @@ def plan_corpus(synthesis: SynthesisConfig, parts: Parts, seed: int) -> List[Cha
     return chapters
 
 
-def _make_chapter(job: Tuple[Path, int, Chapter]) -> Tuple[int, float, int]:
+def _make_chapter(job: tuple[Path, int, Chapter]) -> tuple[int, float, int]:
     """Write one chapter; returns its number, its seconds and its number of utterances."""
     root, seed, chapter = job
     folder = root / chapter.part / str(chapter.speaker) / str(chapter.chapter)
@@ -108,9 +108,9 @@ def _make_chapter(job: Tuple[Path, int, Chapter]) -> Tuple[int, float, int]:
     return chapter.chapter, seconds, len(chapter.texts)
 
 
-def _write_tables(root: Path, chapters: Sequence[Chapter], seconds: Dict[int, float]) -> None:
+def _write_tables(root: Path, chapters: Sequence[Chapter], seconds: dict[int, float]) -> None:
     """SPEAKERS.TXT and CHAPTERS.TXT, with the columns of LibriSpeech's."""
-    speakers: Dict[int, List[Chapter]] = {}
+    speakers: dict[int, list[Chapter]] = {}
     for chapter in chapters:
         speakers.setdefault(chapter.speaker, []).append(chapter)
     lines = ["; Synthetic speech by espeak-ng\n", ";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
@@ -129,7 +129,7 @@ def _write_tables(root: Path, chapters: Sequence[Chapter], seconds: Dict[int, fl
     (root / "CHAPTERS.TXT").write_text("".join(lines), encoding="utf-8")
 
 
-def _already_made(out: Path, parameters: Dict) -> bool:
+def _already_made(out: Path, parameters: dict) -> bool:
     if not out.exists() or not any(out.iterdir()):
         return False
     record = out / "corpus.json"
@@ -170,7 +170,7 @@ def synthesize_corpus(out: Path, synthesis: SynthesisConfig, parts: Parts, seed:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     jobs = sorted(((partial, seed, c) for c in chapters), key=lambda job: -len(job[2].texts))
-    seconds: Dict[int, float] = {}
+    seconds: dict[int, float] = {}
     total = sum(len(c.texts) for c in chapters)
     # One fresh process per chapter: espeak-ng's state then depends on nothing but the chapter. See `espeak.py`.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
@@ -211,7 +211,7 @@ def parts_of(cfg: Config) -> Parts:
     return Parts(corpus.train_parts[0], corpus.dev_parts[0], tuple(corpus.test_parts))
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         cfg = load_config(args.conf, args.overrides)

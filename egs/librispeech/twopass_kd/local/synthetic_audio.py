@@ -3,7 +3,6 @@
 import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Tuple
 
 import numpy as np
 from scipy.fft import next_fast_len
@@ -21,10 +20,10 @@ _SILENCE_DB = -45.0  # of a 10 ms frame, relative to the loudest one: espeak-ng'
 class Style:
     """Ranges from which each utterance of a part draws."""
 
-    snr_db: Tuple[float, float]
-    warp: Tuple[float, float] = (1.0, 1.0)  # on the source's sampling rate: formants, pitch and tempo move together
-    rate: Tuple[int, int] = (130, 190)  # words per minute
-    pitch: Tuple[int, int] = (30, 70)  # espeak-ng's 0-99
+    snr_db: tuple[float, float]
+    warp: tuple[float, float] = (1.0, 1.0)  # on the source's sampling rate: formants, pitch and tempo move together
+    rate: tuple[int, int] = (130, 190)  # words per minute
+    pitch: tuple[int, int] = (30, 70)  # espeak-ng's 0-99
 
 
 TRAIN_STYLE = Style(snr_db=(15.0, 30.0), warp=(0.88, 1.14))

@@ -13,17 +13,17 @@ import logging
 import re
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
 
 import sentencepiece
 from tqdm import tqdm
 
 from prepare_manifests import corpus_parts
-from twopass_kd.config import Config, ConfigError, load_config
-from twopass_kd.cut_lines import read_lines
-from twopass_kd.files import write_text_atomically
-from twopass_kd.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, open_tokenizer, too_many_tokens
+from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.data.cut_lines import read_lines
+from twopass_kd.data.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, open_tokenizer, too_many_tokens
+from twopass_kd.files.write import write_text_atomically
 
 TOO_MANY_TOKENS = "more tokens than frames"
 
@@ -79,7 +79,7 @@ def _explain(error: Exception, texts: Sequence[str], vocab_size: int) -> Excepti
     return error
 
 
-def train_texts(data_dir: Path, parts: Sequence[str]) -> List[str]:
+def train_texts(data_dir: Path, parts: Sequence[str]) -> list[str]:
     """Transcripts in the supervision manifests of `parts`, in the manifests' order.
 
     Raises:
@@ -88,7 +88,7 @@ def train_texts(data_dir: Path, parts: Sequence[str]) -> List[str]:
     return [text for part in parts for _, text in part_texts(data_dir, part)]
 
 
-def part_texts(data_dir: Path, part: str) -> Iterator[Tuple[str, str]]:
+def part_texts(data_dir: Path, part: str) -> Iterator[tuple[str, str]]:
     """Id and transcript of each utterance of a part. Raises as `train_texts`."""
     path = Path(data_dir) / "manifests" / f"librispeech_supervisions_{part}.jsonl.gz"
     if not path.is_file():
@@ -136,7 +136,7 @@ def write_lang(lang_dir: Path, texts: Sequence[str], vocab_size: int) -> None:
     partial.rename(lang_dir)
 
 
-def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsampling_factor: int) -> Tuple[int, int]:
+def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsampling_factor: int) -> tuple[int, int]:
     """Leave cuts with more tokens than encoder frames out of a part's public manifest; list them in left_out.tsv.
 
     Always starts from all computed cuts, so that another vocabulary brings back what the last one left out.
@@ -207,7 +207,7 @@ def train_bpe(cfg: Config, data_dir: Path) -> Path:
     return lang_dir
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; see its `tokens`")
     parser.add_argument("--data-dir", type=Path, required=True, help="holds manifests/ and fbank/ of stages 1, 2a")

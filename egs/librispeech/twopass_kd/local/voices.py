@@ -7,8 +7,8 @@ a speaker, are used for training only, so that no test speaker has a twin in the
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Sequence, Tuple
 
 import espeakng_loader
 
@@ -29,7 +29,7 @@ TRAIN_ONLY = frozenset(
 )
 
 
-def draw_voices(counts: Sequence[Tuple[str, int]], rng: random.Random) -> List[List[str]]:
+def draw_voices(counts: Sequence[tuple[str, int]], rng: random.Random) -> list[list[str]]:
     """Draw disjoint sets of voices.
 
     Args:
@@ -44,7 +44,7 @@ def draw_voices(counts: Sequence[Tuple[str, int]], rng: random.Random) -> List[L
     usable = [voice for voice in voice_variants() if voice not in UNINTELLIGIBLE]
     free = [voice for voice in usable if voice not in TRAIN_ONLY]
     rng.shuffle(free)
-    drawn: List[List[str]] = []
+    drawn: list[list[str]] = []
     for key, count in counts[1:]:
         if not 1 <= count <= len(free):
             raise ValueError(f"`{key}` ({count}) must be from 1 to {len(free)}, the voices left for this part")

@@ -32,9 +32,10 @@ import termios
 import time
 import tty
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Deque, Dict, List, Optional, Sequence, Union
+from typing import IO
 
 SEPARATOR = "::"
 BAR = re.compile(r"(.*\d%\|.*\|.*\[[^]]*\])(.*)")  # a state of a tqdm bar, and what was written behind it
@@ -58,8 +59,8 @@ class Spec:
     """
 
     name: str
-    command: List[str]
-    after: List[str]
+    command: list[str]
+    after: list[str]
     cores: int
     threads: int
     log: Path
@@ -75,11 +76,11 @@ class Job:
         self.cores = spec.cores
         self.threads = spec.threads
         self.stream = -1  # our end of its output
-        self.last_lines: Deque[str] = deque(maxlen=SHOWN_ON_FAILURE)
-        self.process: Optional[subprocess.Popen] = None
+        self.last_lines: deque[str] = deque(maxlen=SHOWN_ON_FAILURE)
+        self.process: subprocess.Popen | None = None
         self.started = 0.0  # seconds since the epoch
-        self.ended_at: Optional[float] = None
-        self.gpus: List[str] = []  # that it has to itself
+        self.ended_at: float | None = None
+        self.gpus: list[str] = []  # that it has to itself
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._silent = True
         self._pending = ""
@@ -92,7 +93,7 @@ class Job:
         """What it is doing: its progress bar, or its last line where it has none."""
         return (self._bar or LOG_HEAD.sub("", self.last_lines[-1] if self.last_lines else "")).strip()
 
-    def start(self, env: Dict[str, str], columns: Optional[int]) -> None:
+    def start(self, env: dict[str, str], columns: int | None) -> None:
         """Start the command, writing to a terminal `columns` wide or, where that is None, to a pipe.
 
         Raises:
@@ -188,7 +189,7 @@ class Job:
                 pass
 
     @property
-    def status(self) -> Optional[int]:
+    def status(self) -> int | None:
         """Exit status as a shell gives it (128 + N after signal N); None while it runs."""
         code = None if self.process is None else self.process.poll()
         return code if code is None or code >= 0 else 128 - code
@@ -212,20 +213,20 @@ def _plain(text: str) -> str:
 class Runner:
     """Starts jobs, on at most `max_jobs` cores at a time, and sees them through."""
 
-    def __init__(self, jobs: List[Job], max_jobs: int, gpus: Sequence[str], times: Optional[Path]):
+    def __init__(self, jobs: list[Job], max_jobs: int, gpus: Sequence[str], times: Path | None):
         self.waiting = list(jobs)
-        self.running: List[Job] = []
+        self.running: list[Job] = []
         self.max_jobs = min(max_jobs, len(gpus)) if gpus else max_jobs
         self.times = times
         self._names = {job.name for job in jobs}  # of those that have not ended
         self.gpus = gpus
-        self.failed: Optional[Job] = None
+        self.failed: Job | None = None
         self.signals = 0  # how often we were told to stop
         self._received = dict.fromkeys(STOPPING, 0)
         self._received_at = dict.fromkeys(STOPPING, -math.inf)
         self._parent = os.getppid()
         self._handled = 0
-        self._kill_at: Optional[float] = None
+        self._kill_at: float | None = None
         self._selector = selectors.DefaultSelector()
         self._screen = sys.stderr if sys.stderr.isatty() else None
         self._several = len(jobs) > 1
@@ -251,7 +252,7 @@ class Runner:
             return 130
         return 0 if self.failed is None else (self.failed.status or 1)
 
-    def _next(self) -> Optional[Job]:
+    def _next(self) -> Job | None:
         """The first job that may start now; one that wants more cores than there are gets all of them."""
         free = self.max_jobs - sum(job.cores for job in self.running)
         for job in [] if self._stopping else self.waiting:
@@ -376,19 +377,19 @@ class Runner:
             say("\r\x1b[K", self._screen, end="")
 
 
-def parse_jobs(words: Sequence[str], log: Path) -> List[Spec]:
+def parse_jobs(words: Sequence[str], log: Path) -> list[Spec]:
     """`NAME [options] COMMAND... :: NAME [options] COMMAND...` as a list of jobs; `log` is theirs where they name none.
 
     Raises:
       ValueError: a job without a name or a command, or one that comes after a job that does not come before it.
     """
-    jobs: List[List[str]] = [[]]
+    jobs: list[list[str]] = [[]]
     for word in words:
         if word == SEPARATOR:
             jobs.append([])
         else:
             jobs[-1].append(word)
-    specs: List[Spec] = []
+    specs: list[Spec] = []
     for job in jobs:
         options = {"--after": "", "--cores": "1", "--threads": "1", "--log": str(log)}
         command = job[1:]
@@ -406,7 +407,7 @@ def parse_jobs(words: Sequence[str], log: Path) -> List[Spec]:
     return specs
 
 
-def _positive(option: str, value: Union[str, int]) -> int:
+def _positive(option: str, value: str | int) -> int:
     if not str(value).isdecimal() or int(value) < 1:
         raise ValueError(f"`{option}` ({value}) must be a whole number above 0")
     return int(value)
@@ -416,7 +417,7 @@ def run_jobs(
     specs: Sequence[Spec],
     max_jobs: int = 1,
     gpus: Sequence[str] = (),
-    times: Optional[Path] = None,
+    times: Path | None = None,
 ) -> int:
     """Run jobs, appending their output to their logs; each on one of `gpus`, where there are any.
 
@@ -459,7 +460,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     try:
         _positive("--max-jobs", args.max_jobs)

@@ -17,12 +17,13 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any
 
-from twopass_kd.config import Config, ConfigError, SlurmJobConfig, load_config, phases_of_stage
-from twopass_kd.files import write_text_atomically
-from twopass_kd.user_files import read_json
+from twopass_kd.config.load import Config, ConfigError, SlurmJobConfig, load_config, phases_of_stage
+from twopass_kd.files.read import read_json
+from twopass_kd.files.write import write_text_atomically
 
 GPU_STAGES = range(3, 9)
 TRAINING_STAGES = range(3, 8)
@@ -33,7 +34,7 @@ class SlurmError(ValueError):
     """What Slurm answered, and what to do."""
 
 
-def call(*command: str, script: Optional[str] = None) -> str:
+def call(*command: str, script: str | None = None) -> str:
     """What a command of Slurm prints.
 
     Raises:
@@ -49,7 +50,7 @@ def call(*command: str, script: Optional[str] = None) -> str:
     return done.stdout.strip()
 
 
-def resources(cfg: Config, stage: int, world_size: int, nnodes: int) -> List[str]:
+def resources(cfg: Config, stage: int, world_size: int, nnodes: int) -> list[str]:
     """The options of sbatch that say what a stage needs."""
     job: SlurmJobConfig = cfg.slurm.gpu if stage in GPU_STAGES else cfg.slurm.cpu
     ranks, nodes = (world_size, nnodes) if stage in TRAINING_STAGES else (1, 1)
@@ -67,7 +68,7 @@ def resources(cfg: Config, stage: int, world_size: int, nnodes: int) -> List[str
     return options + list(job.options)
 
 
-def sbatch_command(name: str, log: Path, options: Sequence[str], after: Optional[str]) -> List[str]:
+def sbatch_command(name: str, log: Path, options: Sequence[str], after: str | None) -> list[str]:
     """The command that submits a job, whose script it reads; the first one of a chain is held."""
     dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else ["--hold"]
     return [
@@ -106,7 +107,7 @@ def chain_path(experiment: Path) -> Path:
     return experiment / ".stages" / "slurm.json"
 
 
-def read_chain(experiment: Path) -> List[Dict[str, Any]]:
+def read_chain(experiment: Path) -> list[dict[str, Any]]:
     """The jobs that were submitted last: name, stage, job_id, log (of an array with %a)."""
     path = chain_path(experiment)
     if not path.is_file():
@@ -115,7 +116,7 @@ def read_chain(experiment: Path) -> List[Dict[str, Any]]:
     return read_json(path, [fields], "remove it; `squeue` shows the jobs", SlurmError)
 
 
-def queued(job_ids: Sequence[str]) -> Dict[str, Dict[str, str]]:
+def queued(job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
     """State, elapsed time and reason of those jobs that Slurm still has, by id."""
     wanted, found = set(job_ids), {}
     for line in call("squeue", "--noheader", "--all", "--format=%F|%T|%M|%r").splitlines():
@@ -125,7 +126,7 @@ def queued(job_ids: Sequence[str]) -> Dict[str, Dict[str, str]]:
     return found
 
 
-def plan_jobs(args: argparse.Namespace, cfg: Config) -> Iterator[Dict[str, Any]]:
+def plan_jobs(args: argparse.Namespace, cfg: Config) -> Iterator[dict[str, Any]]:
     """The jobs of the chain: name, stage, log (with sbatch's %j or %A_%a), options of sbatch, script."""
     log_dir = args.experiment.resolve() / "log"
     for stage in range(args.stage, args.stop_stage + 1):
@@ -153,7 +154,7 @@ def plan_jobs(args: argparse.Namespace, cfg: Config) -> Iterator[Dict[str, Any]]
 def submit(args: argparse.Namespace) -> int:
     """Submit the chain. Held until the whole of it is there, so that a failure in the middle leaves nothing behind."""
     cfg = load_config(args.conf, args.overrides)
-    jobs: List[Dict[str, Any]] = []
+    jobs: list[dict[str, Any]] = []
     show_status = shlex.join([args.command[0], "--status", *args.command[1:]])
     if args.dry_run:
         for job in plan_jobs(args, cfg):
@@ -194,7 +195,7 @@ def submit(args: argparse.Namespace) -> int:
     return 0
 
 
-def script_of(job: Dict[str, Any]) -> str:
+def script_of(job: dict[str, Any]) -> str:
     return f"#!/usr/bin/env bash\ncd {shlex.quote(str(Path.cwd()))} || exit 1\n{job['script']}"
 
 
@@ -215,7 +216,7 @@ def status(args: argparse.Namespace) -> int:
     except SlurmError as e:
         print(f"Slurm cannot be asked, so that jobs in its queue are not shown: {e}", file=sys.stderr)
         states = {}
-    jobs: Dict[int, List[Dict[str, Any]]] = {}
+    jobs: dict[int, list[dict[str, Any]]] = {}
     for job in chain:
         jobs.setdefault(job["stage"], []).append(job)
     rows = [["stage", "", "job", "state", "time", ""]]
@@ -268,7 +269,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     try:
         return submit(args) if args.what == "submit" else status(args)

@@ -9,10 +9,11 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import platform
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence
 
 # module -> the name pip knows it by
 MODULES = {
@@ -41,7 +42,7 @@ class EnvironmentProblem(RuntimeError):
     """What is wrong with the environment, and the fix."""
 
 
-def torch_version_k2_was_built_for() -> Optional[str]:
+def torch_version_k2_was_built_for() -> str | None:
     """The torch version recorded in the installed k2, e.g. `1.13.1`, read without importing k2; None without k2."""
     spec = importlib.util.find_spec("k2")
     if spec is None or not spec.submodule_search_locations:
@@ -55,7 +56,7 @@ def torch_version_k2_was_built_for() -> Optional[str]:
     return None
 
 
-def check_environment() -> List[str]:
+def check_environment() -> list[str]:
     """Import all that the recipe needs.
 
     Returns:
@@ -73,7 +74,7 @@ def check_environment() -> List[str]:
     for module, package in MODULES.items():
         _import(module, package)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", backend, "lhotse", "numpy")]
-    return ["python %d.%d.%d" % sys.version_info[:3], *versions]
+    return [f"python {platform.python_version()}", *versions]
 
 
 def _loss_backend(torch_version: str) -> str:
@@ -90,7 +91,7 @@ def _loss_backend(torch_version: str) -> str:
     )
 
 
-def _k2_problem(torch_version: str) -> Optional[str]:
+def _k2_problem(torch_version: str) -> str | None:
     if importlib.util.find_spec("k2") is None:
         return "k2 is not installed"
     built_for = torch_version_k2_was_built_for()
@@ -102,7 +103,7 @@ def _k2_problem(torch_version: str) -> Optional[str]:
     try:
         importlib.import_module("k2")
     except Exception as e:  # a wrong wheel fails in many ways
-        python = "%d.%d" % sys.version_info[:2]
+        python = ".".join(platform.python_version_tuple()[:2])
         return (
             f"`import k2` failed ({type(e).__name__}: {e}): with \"No module named '_k2'\" it is the wheel of another "
             f"Python than this {python}: do `pip install --force-reinstall --no-deps -r requirements/k2.txt`"
@@ -110,7 +111,7 @@ def _k2_problem(torch_version: str) -> Optional[str]:
     return None
 
 
-def _fast_rnnt_problem(torch_version: str) -> Optional[str]:
+def _fast_rnnt_problem(torch_version: str) -> str | None:
     if importlib.util.find_spec("fast_rnnt") is None:
         return "fast_rnnt is not installed (`tools/build_fast_rnnt.sh` builds it for torch 2)"
     try:
@@ -133,7 +134,7 @@ def _import(module: str, package: str):
         ) from e
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     description = __doc__.split("\n\n")[0]
     argparse.ArgumentParser(prog="check_env", description=description).parse_args(argv)
     try:

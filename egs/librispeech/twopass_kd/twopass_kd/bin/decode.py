@@ -11,28 +11,29 @@ import logging
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from twopass_kd.asr_datamodule import AsrDataModule
-from twopass_kd.asr_dataset import cut_text
-from twopass_kd.cli import exit_status, experiment_parser
-from twopass_kd.config import Config, load_config, searched_systems
-from twopass_kd.encoder import Conv2dSubsampling
-from twopass_kd.environment import log_environment, log_to_file, setup_logging
-from twopass_kd.files import write_text_atomically
-from twopass_kd.model import TwoPassModel
+from twopass_kd.config.cli import exit_status, experiment_parser
+from twopass_kd.config.environment import log_environment, log_to_file, setup_logging
+from twopass_kd.config.load import Config, load_config, searched_systems
+from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.asr_dataset import cut_text
+from twopass_kd.data.tokenizer import Tokenizer
+from twopass_kd.files.write import write_text_atomically
+from twopass_kd.models.encoder import Conv2dSubsampling
+from twopass_kd.models.two_pass import TwoPassModel
+from twopass_kd.scoring.wer import Transcript, corpus_wer, write_decoding_results
 from twopass_kd.search.methods import Search, further_searches, own_searches, why_no_further_searches
 from twopass_kd.search.nbest import NBest
 from twopass_kd.search.rescoring import attention_log_probs, rescore_with_attention_decoder
-from twopass_kd.systems import load_system
-from twopass_kd.tokenizer import Tokenizer
-from twopass_kd.wer import Transcript, corpus_wer, write_decoding_results
+from twopass_kd.teachers.systems import load_system
 
 SEARCH_SETTINGS = ("fast_beam", "max_contexts", "max_states", "arpa", "lm_order", "hotwords", "hotword_score")
 
@@ -41,14 +42,14 @@ SEARCH_SETTINGS = ("fast_beam", "max_contexts", "max_states", "arpa", "lm_order"
 class Decoded:
     """One set, decoded: per utterance, in the order of `cut_ids`; n-best lists and their second pass by search."""
 
-    cut_ids: List[str] = field(default_factory=list)
-    refs: List[List[str]] = field(default_factory=list)
-    nbests: Dict[str, List[NBest]] = field(default_factory=lambda: defaultdict(list))
-    attention: Dict[str, List[List[float]]] = field(default_factory=lambda: defaultdict(list))
+    cut_ids: list[str] = field(default_factory=list)
+    refs: list[list[str]] = field(default_factory=list)
+    nbests: dict[str, list[NBest]] = field(default_factory=lambda: defaultdict(list))
+    attention: dict[str, list[list[float]]] = field(default_factory=lambda: defaultdict(list))
     audio_seconds: float = 0.0
-    seconds: Dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by step
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by step
 
-    def real_time_factors(self, search: str) -> Tuple[float, Optional[float]]:
+    def real_time_factors(self, search: str) -> tuple[float, float | None]:
         """Seconds of computing per second of audio, from features to tokens: first pass, and both passes."""
         first = self.seconds["encoder"] + self.seconds[search]
         both = first + self.seconds[f"{search}, attention"] if search in self.attention else None
@@ -59,7 +60,7 @@ def decode_set(
     model: TwoPassModel,
     data: AsrDataModule,
     part: str,
-    searches: Dict[str, Search],
+    searches: dict[str, Search],
     tokenizer: Tokenizer,
     second_pass: Sequence[str] = (),
 ) -> Decoded:
@@ -99,23 +100,23 @@ def decode_set(
     return out
 
 
-def transcripts(decoded: Decoded, tokens: List[List[int]], tokenizer: Tokenizer) -> List[Transcript]:
+def transcripts(decoded: Decoded, tokens: list[list[int]], tokenizer: Tokenizer) -> list[Transcript]:
     hyps = [text.split() for text in tokenizer.decode(tokens)]
     return list(zip(decoded.cut_ids, decoded.refs, hyps))
 
 
-def first_pass_tokens(decoded: Decoded, search: str) -> List[List[int]]:
+def first_pass_tokens(decoded: Decoded, search: str) -> list[list[int]]:
     return [nbest[0].tokens for nbest in decoded.nbests[search]]
 
 
-def second_pass_tokens(decoded: Decoded, search: str, weight: float, length_reward: float) -> List[List[int]]:
+def second_pass_tokens(decoded: Decoded, search: str, weight: float, length_reward: float) -> list[list[int]]:
     return [
         rescore_with_attention_decoder(nbest, attention, weight, length_reward).tokens
         for nbest, attention in zip(decoded.nbests[search], decoded.attention[search])
     ]
 
 
-def middle_of_best(scan: List[Dict[str, float]]) -> Dict[str, float]:
+def middle_of_best(scan: list[dict[str, float]]) -> dict[str, float]:
     """The entry with the lowest `wer`; of several the middle one."""
     lowest = min(entry["wer"] for entry in scan)
     best = [entry for entry in scan if entry["wer"] == lowest]
@@ -123,8 +124,8 @@ def middle_of_best(scan: List[Dict[str, float]]) -> Dict[str, float]:
 
 
 def choose_weights(
-    dev: List[Decoded], search: str, cfg: Config, tokenizer: Tokenizer
-) -> Tuple[float, float, List[Dict[str, float]]]:
+    dev: list[Decoded], search: str, cfg: Config, tokenizer: Tokenizer
+) -> tuple[float, float, list[dict[str, float]]]:
     """Scan interpolation weights and length rewards on the dev sets.
 
     Returns:
@@ -141,15 +142,15 @@ def choose_weights(
 
 
 def choose_scales(
-    model: TwoPassModel, data: AsrDataModule, cfg: Config, tokenizer: Tokenizer, made: Dict[str, Dict[float, Search]]
-) -> Tuple[Dict[str, float], Dict[str, List[Dict[str, float]]]]:
+    model: TwoPassModel, data: AsrDataModule, cfg: Config, tokenizer: Tokenizer, made: dict[str, dict[float, Search]]
+) -> tuple[dict[str, float], dict[str, list[dict[str, float]]]]:
     """Of each search the scale whose first pass is best on the dev sets.
 
     Returns:
       The scales by name of the search, and the scans, empty where there was nothing to choose.
     """
     chosen = {name: next(iter(by_scale)) for name, by_scale in made.items()}
-    scans: Dict[str, List[Dict[str, float]]] = {name: [] for name in made}
+    scans: dict[str, list[dict[str, float]]] = {name: [] for name in made}
     for name, by_scale in made.items():
         if len(by_scale) == 1:
             continue
@@ -162,19 +163,19 @@ def choose_scales(
     return chosen, scans
 
 
-def own_rtf(decoded: Decoded) -> Dict[str, Optional[float]]:
+def own_rtf(decoded: Decoded) -> dict[str, float | None]:
     first, both = decoded.real_time_factors("first_pass")
     return {"greedy_search": decoded.real_time_factors("greedy_search")[0], "first_pass": first, "two_pass": both}
 
 
 def describe_search(
     name: str,
-    decoded: Dict[str, Decoded],
-    wer: Dict[str, Dict[str, float]],
-    weights: Optional[Tuple[float, float, List[Dict[str, float]]]],
+    decoded: dict[str, Decoded],
+    wer: dict[str, dict[str, float]],
+    weights: tuple[float, float, list[dict[str, float]]] | None,
     scale: float,
-    scale_scan: List[Dict[str, float]],
-) -> Dict[str, Any]:
+    scale_scan: list[dict[str, float]],
+) -> dict[str, Any]:
     """What decode.json says of a further search: WERs (percent) and real-time factors by set, and what dev chose."""
     weight, length_reward, scan = weights or (None, None, [])
     passes = ("first_pass", "two_pass")
@@ -220,7 +221,7 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         weights[name] = choose_weights(dev, name, cfg, tokenizer)
         chosen = weights[name][:2]
         logging.info("%s: weight of the second pass, chosen on dev: %.2f (length reward %.2f)", name, *chosen)
-    wer: Dict[str, Dict[str, float]] = defaultdict(dict)
+    wer: dict[str, dict[str, float]] = defaultdict(dict)
     for part, result in decoded.items():
         passes = {name: first_pass_tokens(result, name) for name in (*searches, *further)}
         for name in rescored:
@@ -266,9 +267,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> int:
     args = get_parser().parse_args()
     setup_logging()
-    return exit_status(
-        lambda: decode(load_config(args.conf, args.overrides), args.system, args.data_dir, args.exp_dir)
-    )
+    return exit_status(lambda: decode(load_config(args.conf, args.overrides), args.system, args.data_dir, args.exp_dir))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
 """Print what the trainings of an experiment will cost: steps, memory, work, GPU hours; and how that was computed.
 
-    python3 -m twopass_kd.bin.estimate --conf conf/librispeech_960h.yaml --world-size 8
+python3 -m twopass_kd.bin.estimate --conf conf/librispeech_960h.yaml --world-size 8
 """
 
 import argparse
 import sys
 import textwrap
-from typing import List, Optional
 
 from twopass_kd.bin.show_config import BASELINE, system_of
-from twopass_kd.cli import exit_status, experiment_parser
-from twopass_kd.config import Config, ConfigError, load_config
-from twopass_kd.environment import setup_logging
-from twopass_kd.estimate import (
+from twopass_kd.config.cli import exit_status, experiment_parser
+from twopass_kd.config.environment import setup_logging
+from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.training.estimate import (
     ASSUMED_TFLOPS,
     TEMPORARIES,
     TOKENS_PER_SECOND,
@@ -27,7 +26,7 @@ from twopass_kd.estimate import (
 HEADER = ["phase", "learns", "teacher", "epochs", "steps", "GiB a rank", "TFLOP a step", "GPU hours"]
 
 
-def phase_row(cfg: Config, name: str, cost: StepCost, size: Optional[CorpusSize], ranks: int) -> List[str]:
+def phase_row(cfg: Config, name: str, cost: StepCost, size: CorpusSize | None, ranks: int) -> list[str]:
     """The words of a phase's line under `HEADER`."""
     epochs = cfg.phases[name].num_epochs
     steps = "-" if size is None else f"{epochs * steps_per_epoch(cfg, size, ranks):,}"
@@ -50,7 +49,7 @@ def gpu_hours(cfg: Config, name: str, cost: StepCost, size: CorpusSize) -> float
     return cost.flops * size.seconds * cfg.phases[name].num_epochs / (ASSUMED_TFLOPS[cfg.train.precision] * 1e12) / 3600
 
 
-def table(rows: List[List[str]]) -> str:
+def table(rows: list[list[str]]) -> str:
     """Columns under their titles: the first to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [[row[0].ljust(widths[0]), *(word.rjust(w) for word, w in zip(row[1:], widths[1:]))] for row in rows]

@@ -12,27 +12,27 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 from lhotse import CutSet
 
-from twopass_kd.asr_datamodule import AsrDataModule
-from twopass_kd.cli import exit_status, experiment_parser
-from twopass_kd.config import Config, load_config
-from twopass_kd.environment import log_environment, setup_logging
+from twopass_kd.config.cli import exit_status, experiment_parser
+from twopass_kd.config.environment import log_environment, setup_logging
+from twopass_kd.config.fingerprint import short_hash
+from twopass_kd.config.load import Config, load_config
+from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.export.onnx_files import check_finite, chunk_metadata, export_onnx
 from twopass_kd.export.quantization import quantize
 from twopass_kd.export.scan import DevDecoder, choose_layers, log_choice
 from twopass_kd.export.streaming import MAX_SECONDS, check_streaming, load_utterances
 from twopass_kd.export.torchscript import export_torchscript
 from twopass_kd.export.weights import export_weights
-from twopass_kd.fingerprint import short_hash
-from twopass_kd.model import TwoPassModel
+from twopass_kd.files.read import read_json
+from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.ondevice.runtime import OnnxRuntime
-from twopass_kd.schemas import DECODING
-from twopass_kd.systems import load_system
-from twopass_kd.tokenizer import Tokenizer
-from twopass_kd.user_files import read_json
+from twopass_kd.scoring.schemas import DECODING
+from twopass_kd.teachers.systems import load_system
 
 
 def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path, reuse: bool = False) -> Path:
@@ -99,7 +99,7 @@ def _replace(final: Path, partial: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_decode_json(path: Path, identity: str) -> Dict[str, Any]:
+def _read_decode_json(path: Path, identity: str) -> dict[str, Any]:
     """What stage 8 chose for the checkpoint of that identity."""
     remedy = "stage 8 makes it: ./run.sh --stage 8 --stop-stage 8"
     if not path.is_file():
@@ -115,11 +115,11 @@ def _fill(
     folder: Path,
     cfg: Config,
     model: TwoPassModel,
-    content: Dict[str, Any],
-    settings: Dict[str, Any],
+    content: dict[str, Any],
+    settings: dict[str, Any],
     tokenizer: Tokenizer,
-    cuts: Dict[str, CutSet],
-) -> Dict[str, Any]:
+    cuts: dict[str, CutSet],
+) -> dict[str, Any]:
     """Write and check all files of an export; returns what export.json says of them."""
     tokens = "".join(f"{piece} {i}\n" for i, piece in enumerate(tokenizer.pieces)).encode()
     (folder / "tokens.txt").write_bytes(tokens)
@@ -138,7 +138,7 @@ def _fill(
         "joiner": common,
         "attention_decoder": {**rescoring, **common},
     }
-    checks: Dict[str, float] = export_onnx(model, second_pass, folder, metadata)
+    checks: dict[str, float] = export_onnx(model, second_pass, folder, metadata)
     checks["cpu_jit.pt"] = export_torchscript(model, folder / "cpu_jit.pt")
     export_weights(model, content, folder)
     checks["weights.safetensors"] = 0.0

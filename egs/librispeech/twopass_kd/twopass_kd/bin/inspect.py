@@ -1,7 +1,7 @@
 """Print what checkpoints are: phase, progress, sizes, results, and where, when and how they were made.
 
-    python3 -m twopass_kd.bin.inspect exp/mini/student/deep/final.pt
-    python3 -m twopass_kd.bin.inspect --config exp/mini/student/deep/final.pt     the whole config, as YAML
+python3 -m twopass_kd.bin.inspect exp/mini/student/deep/final.pt
+python3 -m twopass_kd.bin.inspect --config exp/mini/student/deep/final.pt     the whole config, as YAML
 """
 
 import argparse
@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import List
 
 if __name__ == "inspect":
     # A program of this folder was run by its path, so that this file is found instead of Python's own `inspect`.
@@ -20,21 +19,25 @@ if __name__ == "inspect":
 else:
     import yaml
 
-    from twopass_kd.checkpoint import CheckpointError, load_checkpoint
-    from twopass_kd.cli import exit_status
-    from twopass_kd.describe import describe
-    from twopass_kd.environment import setup_logging
+    from twopass_kd.config.cli import exit_status
+    from twopass_kd.config.environment import setup_logging
+    from twopass_kd.models.checkpoint import CheckpointError, load_checkpoint
+    from twopass_kd.training.describe_checkpoint import describe_checkpoint
 
 
-def show(paths: List[Path], whole_config: bool) -> None:
+def show(paths: list[Path], whole_config: bool) -> None:
     """Print all `paths`; those that cannot be read or described are told at the end."""
-    errors: List[str] = []
+    errors: list[str] = []
     for path in paths:
         try:
             if whole_config:
                 print(yaml.safe_dump(load_checkpoint(path)["config"], sort_keys=False), end="")
             else:
-                print("\n".join([str(path), *(f"  {title:12s} {text}" for title, text in describe(path).items())]))
+                print(
+                    "\n".join(
+                        [str(path), *(f"  {title:12s} {text}" for title, text in describe_checkpoint(path).items())]
+                    )
+                )
         except ValueError as e:
             errors.append(str(e))
     for error in errors[:-1]:

@@ -9,32 +9,33 @@ import importlib.util
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
-from twopass_kd.asr_datamodule import AsrDataModule
-from twopass_kd.asr_dataset import cut_text
-from twopass_kd.cli import exit_status, experiment_parser
-from twopass_kd.config import Config, ConfigError, load_config
+from twopass_kd.config.cli import exit_status, experiment_parser
+from twopass_kd.config.environment import log_environment, setup_logging
+from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.asr_dataset import cut_text
+from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure_all, read_exports
 from twopass_kd.device_benchmark.utterances import Utterance, write_utterances
-from twopass_kd.environment import log_environment, setup_logging
-from twopass_kd.files import write_text_atomically
-from twopass_kd.tokenizer import open_tokenizer
-from twopass_kd.wer import Transcript, paired_bootstrap, write_decoding_results
+from twopass_kd.files.write import write_text_atomically
+from twopass_kd.scoring.wer import Transcript, paired_bootstrap, write_decoding_results
 
 PASSES = ("greedy_search", "first_pass", "two_pass")
 MINUTES = (1, 30)  # lengths of the long recordings
 
 
-def list_utterances(cfg: Config, data_dir: Path) -> List[Utterance]:
+def list_utterances(cfg: Config, data_dir: Path) -> list[Utterance]:
     """The utterances of the test parts; of a part longer than `export.decoded_seconds` evenly spaced ones.
 
     Raises:
       FileNotFoundError: if cuts are missing, or naming the cut whose audio file is.
     """
     data = AsrDataModule(cfg, data_dir, open_tokenizer(cfg, data_dir), cfg.student.encoder.subsampling_factor)
-    found: List[Utterance] = []
+    found: list[Utterance] = []
     for part in cfg.corpus.test_parts:
         utterances = []
         for cut in data.cuts([part]):
@@ -52,7 +53,7 @@ def list_utterances(cfg: Config, data_dir: Path) -> List[Utterance]:
     return found
 
 
-def _evenly_spaced(utterances: List[Utterance], max_seconds: float) -> List[Utterance]:
+def _evenly_spaced(utterances: list[Utterance], max_seconds: float) -> list[Utterance]:
     share = max_seconds / sum(u.duration for u in utterances)
     if share >= 1:
         return utterances
@@ -110,8 +111,8 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path) -> Path:
 
 
 def _transcripts(
-    utterances: Sequence[Utterance], texts: Dict[str, Dict[str, Dict[str, str]]]
-) -> Dict[str, Dict[str, List[Transcript]]]:
+    utterances: Sequence[Utterance], texts: dict[str, dict[str, dict[str, str]]]
+) -> dict[str, dict[str, list[Transcript]]]:
     """set -> pass -> transcripts."""
     by_id = {(u.set, u.id): u.text.split() for u in utterances}
     return {
@@ -124,8 +125,8 @@ def _transcripts(
 
 
 def _row(
-    job: Job, measured: Dict[str, Any], transcripts: Dict[str, Dict[str, List[Transcript]]], folder: Path
-) -> Dict[str, Any]:
+    job: Job, measured: dict[str, Any], transcripts: dict[str, dict[str, list[Transcript]]], folder: Path
+) -> dict[str, Any]:
     wer = {
         name: {p: write_decoding_results(folder, name, p, passes[p]).wer if p in passes else None for p in PASSES}
         for name, passes in transcripts.items()
@@ -142,12 +143,12 @@ def _row(
     return row
 
 
-def _agreement(texts: Dict[str, Dict[str, Any]], system: str) -> Dict[str, Dict[str, Dict[str, Any]]]:
+def _agreement(texts: dict[str, dict[str, Any]], system: str) -> dict[str, dict[str, dict[str, Any]]]:
     """How many utterances of the test sets sherpa-onnx recognises as our search on onnxruntime does.
 
     Both decode the same audio, padded as sherpa-onnx needs it.
     """
-    result: Dict[str, Dict[str, Dict[str, Any]]] = {}
+    result: dict[str, dict[str, dict[str, Any]]] = {}
     for precision, suffix in (("fp32", ""), ("int8", "-int8")):
         ours = texts[f"{system}-onnx{suffix}"]["padded_texts"]
         theirs = texts[f"{system}-sherpa-onnx{suffix}"]["texts"]
@@ -166,11 +167,11 @@ def _agreement(texts: Dict[str, Dict[str, Any]], system: str) -> Dict[str, Dict[
 
 
 def _int8(
-    cfg: Config, system: str, jobs: Dict[str, Job], transcripts: Dict[str, Dict[str, Dict[str, List[Transcript]]]]
-) -> Dict[str, Any]:
+    cfg: Config, system: str, jobs: dict[str, Job], transcripts: dict[str, dict[str, dict[str, list[Transcript]]]]
+) -> dict[str, Any]:
     """Bytes of int8 over those of the teacher in float32 (null without a teacher), and what int8 does to the WER."""
     teacher = jobs.get("teacher-onnx")
-    result: Dict[str, Any] = {"size_ratio": jobs[f"{system}-onnx-int8"].bytes() / teacher.bytes() if teacher else None}
+    result: dict[str, Any] = {"size_ratio": jobs[f"{system}-onnx-int8"].bytes() / teacher.bytes() if teacher else None}
     full, small = transcripts[f"{system}-onnx"], transcripts[f"{system}-onnx-int8"]
     for name, passes in full.items():
         result[name] = {

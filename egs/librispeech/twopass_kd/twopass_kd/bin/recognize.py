@@ -4,8 +4,8 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Optional, Sequence
 
 PROG = "twopass-recognize"
 STDIN = "-"
@@ -87,7 +87,7 @@ def _whole_number(most: int) -> Callable[[str], int]:
     return parse
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
     if args.chunk_ms and not args.stream:
@@ -123,8 +123,8 @@ def _recognize(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         from twopass_kd.ondevice.endpoint import EndpointRules
         from twopass_kd.ondevice.features import FRAME_SHIFT
         from twopass_kd.ondevice.printing import make_printer
+        from twopass_kd.ondevice.stream import StreamingRecognizer, open_runtime
         from twopass_kd.ondevice.transcriber import Transcriber
-        from twopass_kd.stream import StreamingRecognizer, open_runtime
 
         runtime = open_runtime(args.model, args.int8, args.num_threads)
     except (ValueError, OSError) as e:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from twopass_kd.config import load_config
-from twopass_kd.report import collect, write_reports
+from twopass_kd.config.load import load_config
+from twopass_kd.report.content import collect, write_reports
 
 
 def get_parser() -> argparse.ArgumentParser:

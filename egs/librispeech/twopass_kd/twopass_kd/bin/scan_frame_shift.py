@@ -15,19 +15,18 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict
 
 import torch
 from tqdm import tqdm
 
-from twopass_kd.asr_datamodule import AsrDataModule
-from twopass_kd.checkpoint import load_model
-from twopass_kd.cli import exit_status, experiment_parser
-from twopass_kd.config import Config, ConfigError, load_config
-from twopass_kd.environment import setup_logging
-from twopass_kd.objective import Objective
-from twopass_kd.teacher import check_teacher, open_teacher
-from twopass_kd.tokenizer import open_tokenizer
+from twopass_kd.config.cli import exit_status, experiment_parser
+from twopass_kd.config.environment import setup_logging
+from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.tokenizer import open_tokenizer
+from twopass_kd.models.checkpoint import load_model
+from twopass_kd.teachers.load import check_teacher, open_teacher
+from twopass_kd.training.objective import Objective
 
 SCALES = {"simple": 1.0, "transducer_kd": 1.0}
 
@@ -35,7 +34,7 @@ SCALES = {"simple": 1.0, "transducer_kd": 1.0}
 @torch.no_grad()
 def scan_frame_shift(
     cfg: Config, phase_name: str, student_path: Path, data_dir: Path, exp_dir: Path, max_shift: int
-) -> Dict[int, float]:
+) -> dict[int, float]:
     """Shift -> KD loss per frame of the dev sets in nats, for shifts from -`max_shift` to `max_shift`.
 
     Args:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from twopass_kd.config import load_config
-from twopass_kd.results import build_results, ignored_systems, summary_text, write_results
+from twopass_kd.config.load import load_config
+from twopass_kd.scoring.results import build_results, ignored_systems, summary_text, write_results
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -8,10 +8,11 @@ key=value words behind it replace settings of the file.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence
 
-from twopass_kd.config import (
+from twopass_kd.config.fingerprint import fingerprint
+from twopass_kd.config.load import (
     Config,
     ConfigError,
     config_to_yaml,
@@ -20,23 +21,20 @@ from twopass_kd.config import (
     phases_of_stage,
     reported_systems,
 )
-from twopass_kd.fingerprint import fingerprint
 
 BASELINE = "student_copy"
 STAGES = range(11)
 
 
-def phases_to_train(cfg: Config, stage: int, baseline: bool = True) -> List[str]:
+def phases_to_train(cfg: Config, stage: int, baseline: bool = True) -> list[str]:
     """The phases that a stage of run.sh trains, without those of the baseline where `baseline` is false."""
     return [p for p in phases_of_stage(cfg, stage) if baseline or system_of(p) != BASELINE]
 
 
-def systems(cfg: Config, baseline: bool = True) -> List[List[str]]:
+def systems(cfg: Config, baseline: bool = True) -> list[list[str]]:
     """`[name, phase]` of every system that stages 8 and 9 report."""
     return [
-        [system, phase]
-        for system, phase in reported_systems(cfg).items()
-        if baseline or system_of(phase) != BASELINE
+        [system, phase] for system, phase in reported_systems(cfg).items() if baseline or system_of(phase) != BASELINE
     ]
 
 
@@ -45,7 +43,7 @@ def system_of(phase_name: str) -> str:
     return phase_name.split("/")[0]
 
 
-def plan(cfg: Config, baseline: bool = True) -> List[List[str]]:
+def plan(cfg: Config, baseline: bool = True) -> list[list[str]]:
     """All that run.sh needs to know, as rows of a key and its value (lists joined by spaces).
 
     Keys: name, kind, vocab_size, musan (true or false), parts, train_parts, dev_parts, test_parts, systems,
@@ -116,7 +114,7 @@ def answer(args: argparse.Namespace) -> str:
     return config_to_yaml(cfg).rstrip()
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(answer(get_parser().parse_args(argv)))
     except ConfigError as e:

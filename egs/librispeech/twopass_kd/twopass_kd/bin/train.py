@@ -12,27 +12,23 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from tqdm import tqdm
 
-from twopass_kd.asr_datamodule import AsrDataModule, TrainCuts
-from twopass_kd.checkpoint import build_model, final_checkpoint, find_latest, load_checkpoint, load_weights
-from twopass_kd.cli import lost_worker, no_memory, without_traceback
-from twopass_kd.config import Config, ConfigError, config_to_dict, load_config, save_config
-from twopass_kd.distributed import Ranks, started_by_torchrun
-from twopass_kd.environment import environment_record, log_environment, log_to_file, setup_logging
-from twopass_kd.files import write_text_atomically
-from twopass_kd.fingerprint import short_hash, training_settings
-from twopass_kd.gpu_memory import largest_batch
-from twopass_kd.launch import STOPPED, launch_ranks, rank_log
-from twopass_kd.model import TwoPassModel
-from twopass_kd.objective import Objective
-from twopass_kd.optimizer_step import OutOfMemory
-from twopass_kd.teacher import (
+from twopass_kd.config.cli import lost_worker, no_memory, without_traceback
+from twopass_kd.config.environment import log_environment, log_to_file, setup_logging
+from twopass_kd.config.fingerprint import short_hash, training_settings
+from twopass_kd.config.load import Config, ConfigError, config_to_dict, load_config, save_config
+from twopass_kd.data.asr_datamodule import AsrDataModule, TrainCuts
+from twopass_kd.data.tokenizer import open_tokenizer
+from twopass_kd.files.write import write_text_atomically
+from twopass_kd.models.checkpoint import build_model, final_checkpoint, find_latest, load_checkpoint, load_weights
+from twopass_kd.models.two_pass import TwoPassModel
+from twopass_kd.teachers.load import (
     Teacher,
     check_sizes,
     check_teacher,
@@ -40,15 +36,20 @@ from twopass_kd.teacher import (
     open_teacher,
     without_attention_kd,
 )
-from twopass_kd.tokenizer import open_tokenizer
-from twopass_kd.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
+from twopass_kd.training.distributed import Ranks, started_by_torchrun
+from twopass_kd.training.gpu_memory import largest_batch
+from twopass_kd.training.launch import STOPPED, launch_ranks, rank_log
+from twopass_kd.training.objective import Objective
+from twopass_kd.training.optimizer_step import OutOfMemory
+from twopass_kd.training.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
+from twopass_kd.training.training_log import environment_record
 
 _BOOKKEEPING = ("stage", "report_as", "cpu_ranks")  # keys of a phase that do not change what is learnt
 
 
 def identities(
-    cfg: Config, phase: str, tokens_digest: str, data_digest: str, parents: Dict[str, str]
-) -> Dict[str, str]:
+    cfg: Config, phase: str, tokens_digest: str, data_digest: str, parents: dict[str, str]
+) -> dict[str, str]:
     """`identity`, a hash of all that a phase's result depends on, and `resume_identity`, by which a run goes on.
 
     The latter leaves out how large batches are: who runs out of memory halfway does not have to start anew.
@@ -83,8 +84,8 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     check_sizes(cfg, tokenizer.vocab_size)
 
     parents = {}
-    teacher: Optional[Teacher] = None
-    before: Dict = {"trained_parts": [], "train_seconds": 0.0}
+    teacher: Teacher | None = None
+    before: dict = {"trained_parts": [], "train_seconds": 0.0}
     if phase.teacher is not None:
         teacher = open_teacher(cfg, phase, exp_dir, tokenizer.vocab_size)
         parents["teacher"] = teacher.digest
@@ -97,9 +98,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     if teacher is not None:
         phase = replace(phase, loss_scales=without_attention_kd(phase, teacher))
         check_teacher(teacher, model, cfg, phase, tokenizer)
-    data = AsrDataModule(
-        cfg, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size
-    )
+    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size)
     final = Path(exp_dir) / cfg.name / phase_name / "final.pt"
     measured = _measure(data, final.parents[2], ranks)
 
@@ -187,7 +186,7 @@ def _measure(data: AsrDataModule, experiment: Path, ranks: Ranks) -> TrainCuts:
     return measured
 
 
-def _set_aside_other_run(phase_dir: Path, run_identities: Dict[str, str]) -> None:
+def _set_aside_other_run(phase_dir: Path, run_identities: dict[str, str]) -> None:
     """A folder that another config, corpus or parent made is renamed, never resumed and never deleted."""
     if (phase_dir / "final.pt").is_file():
         key, content = "identity", load_checkpoint(phase_dir / "final.pt")
@@ -203,7 +202,7 @@ def _set_aside_other_run(phase_dir: Path, run_identities: Dict[str, str]) -> Non
 
 
 def _initialise(
-    cfg: Config, exp_dir: Path, name: str, model: TwoPassModel, teacher: Optional[Teacher], data: AsrDataModule
+    cfg: Config, exp_dir: Path, name: str, model: TwoPassModel, teacher: Teacher | None, data: AsrDataModule
 ) -> None:
     phase = cfg.phases[name]
     if phase.init_from is not None:
@@ -251,7 +250,7 @@ def check_no_other_ranks(args: argparse.Namespace) -> None:
         )
 
 
-def default_ranks(cfg: Config, args: argparse.Namespace) -> Tuple[int, List[str]]:
+def default_ranks(cfg: Config, args: argparse.Namespace) -> tuple[int, list[str]]:
     """The ranks of a training that was not told how many, and the options by which they share a batch."""
     if args.nnodes > 1 or torch.cuda.is_available() or args.phase not in cfg.phases:
         return 1, []

@@ -3,21 +3,21 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
-from twopass_kd.cli import exit_status
+from twopass_kd.config.cli import exit_status
 from twopass_kd.device_benchmark.runtimes import open_recognizers, runtime_parser
 from twopass_kd.device_benchmark.sherpa import pad_for_sherpa
 from twopass_kd.device_benchmark.utterances import Utterance, read_audio, read_utterances
-from twopass_kd.files import write_text_atomically
+from twopass_kd.files.write import write_text_atomically
 
 _BATCH = 16  # utterances decoded side by side in float32
 
-Texts = Dict[str, Dict[str, Dict[str, str]]]  # set -> pass -> utterance id -> text
+Texts = dict[str, dict[str, dict[str, str]]]  # set -> pass -> utterance id -> text
 
 
 def decode_sets(
@@ -25,8 +25,8 @@ def decode_sets(
     runtime: str,
     utterances: Sequence[Utterance],
     padded_sets: Sequence[str] = (),
-    chunk_size: Optional[int] = None,
-) -> Dict[str, Texts]:
+    chunk_size: int | None = None,
+) -> dict[str, Texts]:
     """Decode all utterances.
 
     Args:
@@ -61,7 +61,7 @@ def decode_sets(
     return {"texts": texts, "padded_texts": padded}
 
 
-def _batches(utterances: Sequence[Utterance], size: int) -> Iterator[Tuple[str, List[Utterance]]]:
+def _batches(utterances: Sequence[Utterance], size: int) -> Iterator[tuple[str, list[Utterance]]]:
     """Of one set each, and of similar lengths, so that little is padded."""
     ordered = sorted(utterances, key=lambda u: (u.set, u.duration))
     for name, group in groupby(ordered, key=lambda u: u.set):

@@ -6,22 +6,23 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Set, Tuple
+from typing import Any
 
 from tqdm import tqdm
 
 import twopass_kd
-from twopass_kd.config import Config, ConfigError, exported_systems, reported_systems
+from twopass_kd.config.environment import describe_environment
+from twopass_kd.config.load import Config, ConfigError, exported_systems, reported_systems
 from twopass_kd.device_benchmark.runtimes import RUNTIMES
-from twopass_kd.environment import describe_environment
-from twopass_kd.files import write_text_atomically
-from twopass_kd.schemas import DECODING, EXPORT
-from twopass_kd.user_files import read_json
+from twopass_kd.files.read import read_json
+from twopass_kd.files.write import write_text_atomically
+from twopass_kd.scoring.schemas import DECODING, EXPORT
 
-_running: Set[subprocess.Popen] = set()
+_running: set[subprocess.Popen] = set()
 _PACKAGE = Path(twopass_kd.__file__).parent
 
 
@@ -45,13 +46,13 @@ class Job:
     identity: str
     model: Path
     files: Sequence[Path]
-    settings: Dict[str, Any]
+    settings: dict[str, Any]
 
     @property
     def name(self) -> str:
         return f"{self.system}-{self.runtime}"
 
-    def arguments(self, utterances: Path) -> List[str]:
+    def arguments(self, utterances: Path) -> list[str]:
         """Of the measuring processes."""
         args = [str(self.model), "--runtime", self.runtime, "--utterances", str(utterances)]
         return [*args, "--chunk-size", str(self.settings["chunk_size"])] if self.runtime == "pytorch" else args
@@ -60,7 +61,7 @@ class Job:
         return sum(path.stat().st_size for path in self.files)
 
 
-def read_exports(cfg: Config, exp_dir: Path) -> Dict[str, Dict[str, Any]]:
+def read_exports(cfg: Config, exp_dir: Path) -> dict[str, dict[str, Any]]:
     """The export.json of each system of the config.
 
     Raises:
@@ -79,9 +80,7 @@ def read_exports(cfg: Config, exp_dir: Path) -> Dict[str, Dict[str, Any]]:
         # Without the file (a checkpoint brought from elsewhere) there is nothing to compare with.
         marker = trained / "identity"
         if marker.is_file() and marker.read_text("utf-8", "replace").strip() != exports[system]["identity"]:
-            raise ConfigError(
-                f"{path.parent} must be of the checkpoint in {trained}, which was trained anew; {remedy}"
-            )
+            raise ConfigError(f"{path.parent} must be of the checkpoint in {trained}, which was trained anew; {remedy}")
         decoded = read_json(
             experiment / "decode" / system / "decode.json", DECODING, "decode again (stage 8)", ConfigError
         )
@@ -91,7 +90,7 @@ def read_exports(cfg: Config, exp_dir: Path) -> Dict[str, Dict[str, Any]]:
     return exports
 
 
-def find_jobs(cfg: Config, exp_dir: Path, exports: Dict[str, Dict[str, Any]]) -> List[Job]:
+def find_jobs(cfg: Config, exp_dir: Path, exports: dict[str, dict[str, Any]]) -> list[Job]:
     """All exported systems (`read_exports`) on all runtimes."""
     experiment, jobs = Path(exp_dir) / cfg.name, []
     for system, exported in exports.items():
@@ -103,7 +102,7 @@ def find_jobs(cfg: Config, exp_dir: Path, exports: Dict[str, Dict[str, Any]]) ->
     return jobs
 
 
-def _files(model: Path, runtime: str) -> List[Path]:
+def _files(model: Path, runtime: str) -> list[Path]:
     if runtime == "pytorch":
         return [model]
     suffix = ".int8.onnx" if runtime.endswith("int8") else ".onnx"
@@ -121,7 +120,7 @@ def digest_of(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def run_kept(module: str, args: Sequence[str], out: Path, depends_on: Dict[str, Any], quiet: bool = False) -> Dict:
+def run_kept(module: str, args: Sequence[str], out: Path, depends_on: dict[str, Any], quiet: bool = False) -> dict:
     """The JSON that `python -m <module> <args> --out FILE` writes, from a fresh process or kept from an earlier run.
 
     Args:
@@ -165,7 +164,7 @@ def _with_package(path: Any) -> str:
     return os.pathsep.join(filter(None, [str(_PACKAGE.parent), path]))
 
 
-def measure_all(jobs: Sequence[Job], utterances: Path, timed: int, out_dir: Path) -> Dict[str, Dict[str, Any]]:
+def measure_all(jobs: Sequence[Job], utterances: Path, timed: int, out_dir: Path) -> dict[str, dict[str, Any]]:
     """Speed, latency and memory of each job by its name, one process after the other so that none disturbs another."""
     found = {}
     for job in jobs:
@@ -183,7 +182,7 @@ def decode_all(
     streamed: Job,
     minutes: Sequence[float],
     out_dir: Path,
-) -> Tuple[Dict[str, Dict[str, Any]], Dict[str, List[float]]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
     """What does not measure time, as many processes side by side as there are processors.
 
     Returns:
@@ -191,7 +190,7 @@ def decode_all(
       {"minutes", "peak_mb"}.
     """
 
-    def decode(job: Job) -> Dict[str, Any]:
+    def decode(job: Job) -> dict[str, Any]:
         args = job.arguments(utterances)
         if job.runtime.startswith("onnx"):
             args += ["--padded", *padded_sets]
@@ -221,7 +220,7 @@ def decode_all(
     return {job.name: found for job, found in zip(jobs, texts)}, long_audio
 
 
-def _depends_on(job: Job, utterances: Path) -> Dict[str, Any]:
+def _depends_on(job: Job, utterances: Path) -> dict[str, Any]:
     machine = {key: value for key, value in describe_environment().items() if key != "git_commit"}
     content = {"files": digest_of(job.files), "utterances": digest_of([utterances])}
     return {"identity": job.identity, "settings": job.settings, "machine": machine, **content}

@@ -7,19 +7,20 @@ rules cut it into utterances; each gets its second pass.
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Dict, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from twopass_kd.cli import exit_status
+from twopass_kd.config.cli import exit_status
 from twopass_kd.device_benchmark.measure import peak_memory_mb
 from twopass_kd.device_benchmark.utterances import Utterance, read_audio, read_utterances
-from twopass_kd.files import write_text_atomically
+from twopass_kd.files.write import write_text_atomically
 from twopass_kd.ondevice.endpoint import EndpointRules
-from twopass_kd.stream import StreamingRecognizer, open_runtime
+from twopass_kd.ondevice.stream import StreamingRecognizer, open_runtime
 
 _CHUNK_SECONDS = 0.2
 _PAUSE_SECONDS = 1.5  # longer than the rule for silence after speech
@@ -37,7 +38,7 @@ def long_recording(utterances: Sequence[Utterance], seconds: float, sampling_rat
                 return
 
 
-def stream_long(model: Path, int8: bool, utterances: Sequence[Utterance], minutes: float) -> Dict[str, Any]:
+def stream_long(model: Path, int8: bool, utterances: Sequence[Utterance], minutes: float) -> dict[str, Any]:
     """Stream `minutes` of audio through an export; to be called in a fresh process.
 
     Returns:

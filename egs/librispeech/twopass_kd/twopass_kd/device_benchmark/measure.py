@@ -8,18 +8,19 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from twopass_kd.cli import exit_status
+from twopass_kd.config.cli import exit_status
 from twopass_kd.device_benchmark.runtimes import METHODS, open_recognizers, runtime_parser
 from twopass_kd.device_benchmark.sherpa import SherpaRecognizer, padding_for_sherpa
 from twopass_kd.device_benchmark.utterances import Utterance, read_audio, read_utterances
-from twopass_kd.files import write_text_atomically
+from twopass_kd.files.write import write_text_atomically
 
 _ROUNDS = 3  # the utterances are decoded so many times; the fastest counts, as what else runs can only slow it down
 
@@ -30,8 +31,8 @@ class Timing:
 
     audio: float = 0.0  # decoded; with sherpa-onnx's padding
     computing: float = 0.0
-    chunks: List[float] = field(default_factory=list)  # from a chunk's arrival to the partial text after it
-    finals: List[float] = field(default_factory=list)  # from the end of speech to the final text
+    chunks: list[float] = field(default_factory=list)  # from a chunk's arrival to the partial text after it
+    finals: list[float] = field(default_factory=list)  # from the end of speech to the final text
 
     @property
     def rtf(self) -> float:
@@ -80,8 +81,8 @@ def peak_memory_mb() -> float:
 
 
 def measure(
-    model: Path, runtime: str, utterances: Sequence[Utterance], chunk_size: Optional[int] = None
-) -> Dict[str, Any]:
+    model: Path, runtime: str, utterances: Sequence[Utterance], chunk_size: int | None = None
+) -> dict[str, Any]:
     """Time `utterances` on one runtime; to be called in a fresh process, for the memory.
 
     Args:
@@ -94,8 +95,8 @@ def measure(
     """
     factories = open_recognizers(model, runtime, chunk_size)
     deployed = next(iter(factories))
-    recognizers: Dict[str, Any] = {}
-    timings: Dict[str, List[Timing]] = {name: [] for name in factories}
+    recognizers: dict[str, Any] = {}
+    timings: dict[str, list[Timing]] = {name: [] for name in factories}
     peak = None
     rounds = [name for _ in range(_ROUNDS) for name in factories]
     for name in tqdm(rounds, desc=f"{runtime}, timing", unit="pass", disable=None):
@@ -123,7 +124,7 @@ def measure(
     }
 
 
-def _percentiles(seconds: Sequence[float]) -> Dict[str, float]:
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """In milliseconds."""
     if not seconds:
         raise ValueError("the timed utterances must be longer than two chunks; take longer ones")

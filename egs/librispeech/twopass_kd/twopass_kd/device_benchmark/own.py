@@ -3,13 +3,14 @@
 import copy
 import dataclasses
 import time
-from typing import Any, Callable, List, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from twopass_kd.ondevice.features import OnlineFeatures
 from twopass_kd.ondevice.runtime import Runtime
-from twopass_kd.stream import Stream, StreamingRecognizer
+from twopass_kd.ondevice.stream import Stream, StreamingRecognizer
 
 
 class OwnRecognizer:
@@ -72,7 +73,7 @@ class OwnRecognizer:
         features.input_finished()
         return features.read(0, features.num_ready)
 
-    def decode(self, prepared: Sequence[np.ndarray]) -> List[Tuple[str, str]]:
+    def decode(self, prepared: Sequence[np.ndarray]) -> list[tuple[str, str]]:
         """Decode whole utterances side by side: of each the first pass's text and the final one."""
         streams = [self.create_stream() for _ in prepared]
         for stream, frames in zip(streams, prepared):

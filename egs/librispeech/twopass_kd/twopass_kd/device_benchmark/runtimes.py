@@ -2,11 +2,12 @@
 
 import argparse
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Optional
+from typing import Any
 
 from twopass_kd.device_benchmark.sherpa import SherpaRecognizer
 
@@ -25,9 +26,7 @@ def runtime_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def open_recognizers(
-    model: Path, runtime: str, chunk_size: Optional[int] = None
-) -> Dict[str, Callable[[], Any]]:
+def open_recognizers(model: Path, runtime: str, chunk_size: int | None = None) -> dict[str, Callable[[], Any]]:
     """How to make the recognizer of each pass that `model` has on `runtime`; the first one is what would be deployed.
 
     Args:
@@ -52,7 +51,7 @@ def open_recognizers(
         wanted = "a checkpoint (final.pt)" if runtime == "pytorch" else "an export folder"
         raise ValueError(f"`MODEL` ({model}) must be {wanted} for the runtime {runtime}")
     if runtime == "pytorch":
-        from twopass_kd.torch_runtime import TorchRuntime
+        from twopass_kd.ondevice.torch_runtime import TorchRuntime
 
         loaded = TorchRuntime(model, chunk_size=chunk_size)
     else:
@@ -63,7 +62,7 @@ def open_recognizers(
     return {name: lambda name=name: OwnRecognizer(loaded, METHODS[name], name == "two_pass") for name in passes}
 
 
-def _read_info(model: Path, int8: bool) -> Dict[str, Any]:
+def _read_info(model: Path, int8: bool) -> dict[str, Any]:
     from twopass_kd.ondevice.runtime import OnnxRuntime
 
     return asdict(OnnxRuntime(model, int8).info)

@@ -9,8 +9,9 @@ exact ties can fall either way. And it calls the joiner for one frame of the bea
 float32, but an int8 layer scales its input by the largest value in the call, so near ties of int8 models can change.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Sequence, Tuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -101,7 +102,7 @@ class SherpaRecognizer:
         """The best hypothesis so far."""
         return " ".join(self._recognizer.get_result(stream).split())
 
-    def tokens(self, stream: "sherpa_onnx.OnlineStream") -> List[str]:
+    def tokens(self, stream: "sherpa_onnx.OnlineStream") -> list[str]:
         """The pieces of the best hypothesis so far, with a space where ours have U+2581."""
         return self._recognizer.tokens(stream)
 
@@ -116,12 +117,12 @@ class SherpaRecognizer:
         """What `decode` takes of a whole utterance (num_samples,): the samples, padded."""
         return pad_for_sherpa(samples, self.info)
 
-    def decode(self, prepared: Sequence[np.ndarray]) -> List[Tuple[str, str]]:
+    def decode(self, prepared: Sequence[np.ndarray]) -> list[tuple[str, str]]:
         """Decode whole utterances side by side: of each its text, as the first pass's and as the final one."""
         texts = [self.text(s) for s in self.decode_streams(prepared)]
         return list(zip(texts, texts))
 
-    def decode_streams(self, prepared: Sequence[np.ndarray]) -> List["sherpa_onnx.OnlineStream"]:
+    def decode_streams(self, prepared: Sequence[np.ndarray]) -> list["sherpa_onnx.OnlineStream"]:
         """The same; returns the streams, from which to take text or tokens."""
         streams = [self.create_stream() for _ in prepared]
         for stream, samples in zip(streams, prepared):

@@ -2,16 +2,16 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import List, Sequence
 
 import numpy as np
 import soundfile
 import soxr
 
-from twopass_kd.files import write_text_atomically
-from twopass_kd.user_files import read_lines
+from twopass_kd.files.read import read_lines
+from twopass_kd.files.write import write_text_atomically
 
 _MISSING = 0.01  # seconds of audio that may lack at an utterance's end, by rounding
 
@@ -36,7 +36,7 @@ def write_utterances(utterances: Sequence[Utterance], path: Path) -> None:
     write_text_atomically(path, "".join(lines))
 
 
-def read_utterances(path: Path) -> List[Utterance]:
+def read_utterances(path: Path) -> list[Utterance]:
     """The inverse of `write_utterances`.
 
     Raises:

@@ -7,7 +7,7 @@ OnlineLstmTransducerModel reads; it ignores the encoder's fourth output, `memory
 import inspect
 import warnings
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twopass_kd.attention_decoder import AttentionDecoder
-from twopass_kd.config import ConfigError
-from twopass_kd.decoder import StatelessDecoder
-from twopass_kd.encoder import Conv2dSubsampling
+from twopass_kd.config.load import ConfigError
 from twopass_kd.export import ExportError
-from twopass_kd.model import TwoPassModel
-from twopass_kd.torch_runtime import chunk_sizes
+from twopass_kd.models.attention_decoder import AttentionDecoder
+from twopass_kd.models.decoder import StatelessDecoder
+from twopass_kd.models.encoder import Conv2dSubsampling
+from twopass_kd.models.two_pass import TwoPassModel
+from twopass_kd.ondevice.torch_runtime import chunk_sizes
 
 OPSET = 13
 TOLERANCE = 1e-4
@@ -45,7 +45,7 @@ class OnnxEncoder(nn.Module):
         self.encoder = model.encoder
         self.encoder_proj = model.joiner.encoder_proj
 
-    def forward(self, x: Tensor, state0: Tensor, state1: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, state0: Tensor, state1: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         lens = torch.zeros(x.size(0), dtype=torch.int64)  # no frame is padding; the lengths are dropped
         memory, _, (next_state0, next_state1) = self.encoder(x, lens, (state0, state1))
         return self.encoder_proj(memory), next_state0, next_state1, memory
@@ -129,7 +129,7 @@ def _linear(weight: Tensor, bias: Any) -> nn.Linear:
     return linear
 
 
-def wrappers(model: TwoPassModel, second_pass: bool) -> Dict[str, nn.Module]:
+def wrappers(model: TwoPassModel, second_pass: bool) -> dict[str, nn.Module]:
     """The modules that the ONNX files are made of, by file name without suffix; in eval mode.
 
     Raises:
@@ -140,7 +140,7 @@ def wrappers(model: TwoPassModel, second_pass: bool) -> Dict[str, nn.Module]:
             "`decoder.kind` (lstm) must be stateless to be exported: the streaming runtimes give the decoder the last "
             "tokens and keep no state of it; train a model with decoder.kind=stateless"
         )
-    parts: Dict[str, nn.Module] = {
+    parts: dict[str, nn.Module] = {
         "encoder": OnnxEncoder(model),
         "decoder": OnnxDecoder(model),
         "joiner": OnnxJoiner(model),
@@ -150,7 +150,7 @@ def wrappers(model: TwoPassModel, second_pass: bool) -> Dict[str, nn.Module]:
     return {name: module.eval() for name, module in parts.items()}
 
 
-def chunk_metadata(model: TwoPassModel, chunk_size: int, sampling_rate: int) -> Dict[str, str]:
+def chunk_metadata(model: TwoPassModel, chunk_size: int, sampling_rate: int) -> dict[str, str]:
     """The encoder's metadata for calls of `chunk_size` encoder frames: sherpa-onnx's keys, then ours."""
     chunk_frames, chunk_shift = chunk_sizes(model.encoder, chunk_size)
     values = {
@@ -170,8 +170,8 @@ def chunk_metadata(model: TwoPassModel, chunk_size: int, sampling_rate: int) -> 
 
 
 def export_onnx(
-    model: TwoPassModel, second_pass: bool, folder: Path, metadata: Dict[str, Dict[str, str]]
-) -> Dict[str, float]:
+    model: TwoPassModel, second_pass: bool, folder: Path, metadata: dict[str, dict[str, str]]
+) -> dict[str, float]:
     """Write the ONNX files and run each against the PyTorch model.
 
     Args:
@@ -201,13 +201,13 @@ def export_onnx(
     return differences
 
 
-_NAMES: Dict[str, Tuple[List[str], List[str]]] = {
+_NAMES: dict[str, tuple[list[str], list[str]]] = {
     "encoder": (["x", "state0", "state1"], ["encoder_out", "next_state0", "next_state1", "memory"]),
     "decoder": (["y"], ["decoder_out"]),
     "joiner": (["encoder_out", "decoder_out"], ["logit"]),
     "attention_decoder": (["memory", "inputs", "targets"], ["log_prob"]),
 }
-_AXES: Dict[str, Dict[str, Dict[int, str]]] = {
+_AXES: dict[str, dict[str, dict[int, str]]] = {
     "encoder": {
         "x": {0: "N", 1: "T"},
         "state0": {1: "N"},
@@ -228,7 +228,7 @@ _AXES: Dict[str, Dict[str, Dict[int, str]]] = {
 }
 
 
-def _write(module: nn.Module, name: str, inputs: Tuple[Tensor, ...], path: Path) -> None:
+def _write(module: nn.Module, name: str, inputs: tuple[Tensor, ...], path: Path) -> None:
     # Newer torch has a second exporter, which this model does not need, and takes it unless told.
     legacy = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with warnings.catch_warnings():
@@ -246,7 +246,7 @@ def _write(module: nn.Module, name: str, inputs: Tuple[Tensor, ...], path: Path)
         )
 
 
-def set_metadata(path: Path, entries: Dict[str, str]) -> None:
+def set_metadata(path: Path, entries: dict[str, str]) -> None:
     """Add entries to the metadata of an ONNX file, or replace those of the same name."""
     proto = onnx.load(str(path))
     kept = {prop.key: prop.value for prop in proto.metadata_props}
@@ -257,7 +257,7 @@ def set_metadata(path: Path, entries: Dict[str, str]) -> None:
     onnx.save(proto, str(path))
 
 
-def _inputs(model: TwoPassModel, name: str, batch: int, length: int) -> Tuple[Tensor, ...]:
+def _inputs(model: TwoPassModel, name: str, batch: int, length: int) -> tuple[Tensor, ...]:
     """Random inputs of an ONNX file; `length` counts encoder frames, or tokens."""
     dim, joiner_dim = model.encoder.dim, model.joiner.output_linear.in_features
     if name == "encoder":
@@ -312,7 +312,7 @@ def check_finite(model: TwoPassModel, path: Path) -> None:
                 raise ExportError(f"{path.name} must give finite numbers, but does not; leave its layers out of int8")
 
 
-def run_onnx(path: Path, inputs: Tuple[Tensor, ...]) -> List[np.ndarray]:
+def run_onnx(path: Path, inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
     """The outputs of an ONNX file of this recipe, on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

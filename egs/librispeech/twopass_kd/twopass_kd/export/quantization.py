@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import shutil
+from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import AbstractSet, Dict, Iterator, List
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -16,7 +16,7 @@ from twopass_kd.export.onnx_files import set_metadata
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "LSTM": 1, "Gather": 0}
 
 
-def quantizable_layers(path: Path) -> Dict[str, List[str]]:
+def quantizable_layers(path: Path) -> dict[str, list[str]]:
     """The layers of an ONNX file that the quantizer can take.
 
     Returns:
@@ -25,7 +25,7 @@ def quantizable_layers(path: Path) -> Dict[str, List[str]]:
     proto = onnx.load(str(path))
     part = path.name.split(".")[0]
     weights = {tensor.name for tensor in proto.graph.initializer}
-    layers: Dict[str, List[str]] = {}
+    layers: dict[str, list[str]] = {}
     for node in proto.graph.node:
         if node.op_type in _WEIGHT_INPUT and node.input[_WEIGHT_INPUT[node.op_type]] in weights:
             scope = ".".join(node.name.strip("/").split("/")[:-1])
@@ -33,7 +33,7 @@ def quantizable_layers(path: Path) -> Dict[str, List[str]]:
     return layers
 
 
-def quantize(source: Path, target: Path, keep: AbstractSet[str]) -> None:
+def quantize(source: Path, target: Path, keep: Set[str]) -> None:
     """Write the int8 version of an ONNX file: weights int8, one scale per output channel; activations uint8, ranges
     measured at each call.
 

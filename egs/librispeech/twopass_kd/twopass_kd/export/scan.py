@@ -2,18 +2,19 @@
 
 import logging
 import shutil
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
-from typing import AbstractSet, Any, Callable, Dict, FrozenSet, List, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
-from twopass_kd.detokenize import detokenize
+from twopass_kd.data.detokenize import detokenize
 from twopass_kd.export.quantization import quantizable_layers, quantize
 from twopass_kd.export.streaming import Utterance, encode_utterance, search_utterance
 from twopass_kd.ondevice.runtime import PARTS, ModelInfo, OnnxRuntime
 from twopass_kd.ondevice.search import StreamingSearch
+from twopass_kd.scoring.wer import Transcript, corpus_wer, paired_bootstrap
 from twopass_kd.search.nbest import NBest, two_pass_scores
-from twopass_kd.wer import Transcript, corpus_wer, paired_bootstrap
 
 # int8 layers lose words where the dev WER is above float32's by more than this share of it and a paired bootstrap gives
 # a p below this one. Not 0.05: on a few hundred utterances that lets losses pass which the test sets then show.
@@ -39,10 +40,10 @@ class DevDecoder:
         shutil.copyfile(folder / "tokens.txt", work / "tokens.txt")
         self._parts = [part for part in PARTS if (folder / f"{part}.onnx").is_file()]
         self.layers = [layer for part in self._parts for layer in quantizable_layers(folder / f"{part}.onnx")]
-        self._written: Dict[str, FrozenSet[str]] = {}
-        self._results: Dict[Tuple[FrozenSet[str], ...], Any] = {}
+        self._written: dict[str, frozenset[str]] = {}
+        self._results: dict[tuple[frozenset[str], ...], Any] = {}
 
-    def __call__(self, int8_layers: AbstractSet[str]) -> List[Transcript]:
+    def __call__(self, int8_layers: Set[str]) -> list[Transcript]:
         """Transcripts of the second pass, or of the first where there is no second."""
         chosen = {part: frozenset(k for k in int8_layers if k.startswith(part + "/")) for part in PARTS}
         for part in self._parts:
@@ -63,16 +64,16 @@ class DevDecoder:
             scores.append(two_pass_scores(nbest, attention, runtime.info.rescore_weight, runtime.info.length_reward))
         return self._transcripts(runtime.info, nbests, scores)
 
-    def _once(self, key: Tuple[FrozenSet[str], ...], compute: Callable[[], Any]) -> Any:
+    def _once(self, key: tuple[frozenset[str], ...], compute: Callable[[], Any]) -> Any:
         if key not in self._results:
             self._results[key] = compute()
         return self._results[key]
 
-    def _search(self, runtime: OnnxRuntime, encoder_outs: Sequence[np.ndarray]) -> List[NBest]:
+    def _search(self, runtime: OnnxRuntime, encoder_outs: Sequence[np.ndarray]) -> list[NBest]:
         search = StreamingSearch(runtime, runtime.info.beam)
         return [search_utterance(search, runtime.info, out).nbest(runtime.info.nbest) for out in encoder_outs]
 
-    def _transcripts(self, info: ModelInfo, nbests: List[NBest], scores: Sequence[Sequence[float]]) -> List[Transcript]:
+    def _transcripts(self, info: ModelInfo, nbests: list[NBest], scores: Sequence[Sequence[float]]) -> list[Transcript]:
         out = []
         for utterance, nbest, score in zip(self._utterances, nbests, scores):
             best = nbest[int(np.argmax(score))]
@@ -80,9 +81,7 @@ class DevDecoder:
         return out
 
 
-def choose_layers(
-    layers: Sequence[str], decode: Callable[[AbstractSet[str]], List[Transcript]], seed: int
-) -> Dict[str, Any]:
+def choose_layers(layers: Sequence[str], decode: Callable[[Set[str]], list[Transcript]], seed: int) -> dict[str, Any]:
     """Choose the layers to leave in float32, by their word errors on dev.
 
     All layers start as int8. Only where that loses words against float32 (by more than 1% of its WER, and in so many of
@@ -100,9 +99,9 @@ def choose_layers(
     """
     reference = decode(frozenset())
     base = corpus_wer(reference)
-    scan: List[Dict[str, Any]] = []
-    steps: List[Dict[str, Any]] = []
-    left_out: List[str] = []
+    scan: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
+    left_out: list[str] = []
     while True:
         test = paired_bootstrap(reference, decode(frozenset(layers) - set(left_out)), _BOOTSTRAP_SAMPLES, seed)
         steps.append({"left_out": left_out, "wer": base.wer + test["delta_wer"], "p": test["p"]})
@@ -126,7 +125,7 @@ def choose_layers(
     }
 
 
-def log_choice(choice: Dict[str, Any]) -> None:
+def log_choice(choice: dict[str, Any]) -> None:
     """The scan as a table in the log."""
     wer = choice["wer"]
     logging.info("int8, WER of %d dev utterances: float32 %.2f%%, all layers int8 %.2f%%", choice["utterances"],

@@ -1,18 +1,19 @@
 """Utterances through the streaming path as a device takes them: one stream, chunk by chunk."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from twopass_kd.asr_dataset import cut_text
+from twopass_kd.data.asr_dataset import cut_text
 from twopass_kd.export import ExportError
 from twopass_kd.export.onnx_files import TOLERANCE
-from twopass_kd.model import TwoPassModel
+from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.ondevice.features import OnlineFeatures
 from twopass_kd.ondevice.runtime import ModelInfo, Runtime
 from twopass_kd.ondevice.search import SearchState, StreamingSearch
@@ -27,11 +28,11 @@ class Utterance:
     """`features`: (T, num_features) float32, as a device computes them."""
 
     id: str
-    words: List[str]
+    words: list[str]
     features: np.ndarray
 
 
-def load_utterances(cuts: CutSet, info: ModelInfo, max_seconds: float = MAX_SECONDS) -> List[Utterance]:
+def load_utterances(cuts: CutSet, info: ModelInfo, max_seconds: float = MAX_SECONDS) -> list[Utterance]:
     """Features of the audio of cuts: all of it, or as many utterances, drawn at random, as `max_seconds` hold.
 
     Raises:
@@ -77,7 +78,7 @@ def _load_audio(cut: Cut) -> np.ndarray:
     return samples
 
 
-def encode_utterance(runtime: Runtime, features: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def encode_utterance(runtime: Runtime, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The encoder's two outputs for an utterance, chunk by chunk, each (T', dim of it); the last chunk is padded."""
     info, states = runtime.info, runtime.init_states(1)
     outs, memories, begin = [], [], 0
@@ -105,7 +106,7 @@ def search_utterance(search: StreamingSearch, info: ModelInfo, encoder_out: np.n
 
 
 @torch.no_grad()
-def check_streaming(model: TwoPassModel, runtime: Runtime, utterances: Sequence[Utterance]) -> Dict[str, Any]:
+def check_streaming(model: TwoPassModel, runtime: Runtime, utterances: Sequence[Utterance]) -> dict[str, Any]:
     """The exported model, chunk by chunk, against the PyTorch model on whole utterances.
 
     Returns:

@@ -5,15 +5,14 @@ call its `encoder`, `decoder` and `joiner` on whole utterances.
 """
 
 from pathlib import Path
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twopass_kd.encoder import Conv2dSubsampling, Encoder
 from twopass_kd.export import ExportError
-from twopass_kd.model import TwoPassModel
+from twopass_kd.models.encoder import Conv2dSubsampling, Encoder
+from twopass_kd.models.two_pass import TwoPassModel
 
 TOLERANCE = 1e-4
 
@@ -32,11 +31,11 @@ class ScriptedEncoder(nn.Module):
 
     def forward(
         self,
-        x: Optional[Tensor] = None,
-        x_lens: Optional[Tensor] = None,
-        features: Optional[Tensor] = None,
-        feature_lengths: Optional[Tensor] = None,
-    ) -> Tuple[Tensor, Tensor]:
+        x: Tensor | None = None,
+        x_lens: Tensor | None = None,
+        features: Tensor | None = None,
+        feature_lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Encode a batch.
 
         Args:

@@ -1,21 +1,21 @@
 """The whole model as `weights.safetensors` and `config.yaml`: no pickle, readable without this recipe."""
 
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from twopass_kd.checkpoint import build_model, weights_digest
-from twopass_kd.config import config_from_dict, load_config, save_config
+from twopass_kd.config.load import config_from_dict, load_config, save_config
 from twopass_kd.export import ExportError
-from twopass_kd.model import TwoPassModel
+from twopass_kd.models.checkpoint import build_model, weights_digest
+from twopass_kd.models.two_pass import TwoPassModel
 
 _INFO = ("phase", "vocab_size", "identity", "tokens_digest", "weights_digest")
 
 
-def export_weights(model: TwoPassModel, content: Dict[str, Any], folder: Path) -> None:
+def export_weights(model: TwoPassModel, content: dict[str, Any], folder: Path) -> None:
     """Write `weights.safetensors` and `config.yaml`, and read them back.
 
     Args:
@@ -36,7 +36,7 @@ def export_weights(model: TwoPassModel, content: Dict[str, Any], folder: Path) -
             raise ExportError(f"weights.safetensors must hold the model's weights, but `{name}` differs")
 
 
-def load_exported_weights(folder: Path) -> Tuple[TwoPassModel, Dict[str, Any]]:
+def load_exported_weights(folder: Path) -> tuple[TwoPassModel, dict[str, Any]]:
     """The inverse of `export_weights`.
 
     Returns:
@@ -51,7 +51,7 @@ def load_exported_weights(folder: Path) -> Tuple[TwoPassModel, Dict[str, Any]]:
         raise ExportError(f"{path} must exist; export the model again (stage 10)")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as f:
-            info: Dict[str, Any] = dict(f.metadata() or {})
+            info: dict[str, Any] = dict(f.metadata() or {})
             weights = {name: f.get_tensor(name) for name in f.keys()}
     except SafetensorError as e:
         raise ExportError(f"{path} is cut short or no safetensors file ({e}); export the model again") from e

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twopass_kd.precision import at_least_float32, autocast_off
+from twopass_kd.losses.precision import at_least_float32, autocast_off
 
 IGNORE_ID = -1  # pads targets
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from twopass_kd.precision import at_least_float32, autocast_off
+from twopass_kd.losses.precision import at_least_float32, autocast_off
 
 
 def ctc_loss(log_probs: Tensor, x_lens: Tensor, y: Tensor, y_lens: Tensor, blank_id: int = 0) -> Tensor:

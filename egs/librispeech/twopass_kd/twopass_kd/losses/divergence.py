@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from twopass_kd.precision import at_least_float32, autocast_off
+from twopass_kd.losses.precision import at_least_float32, autocast_off
 
 
 def weighted_kl(

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from twopass_kd.losses.precision import at_least_float32, autocast_off
 from twopass_kd.losses.rnnt_backend import (
     get_rnnt_logprobs_pruned,
     get_rnnt_prune_ranges,
     mutual_information_recursion,
 )
-from twopass_kd.precision import at_least_float32, autocast_off
 
 
 def make_boundary(x_lens: Tensor, y_lens: Tensor) -> Tensor:

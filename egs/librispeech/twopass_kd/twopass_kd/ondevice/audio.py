@@ -5,7 +5,8 @@ import re
 import shlex
 import stat
 import time
-from typing import BinaryIO, Callable, Iterator, Optional, Tuple
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -28,7 +29,7 @@ class AudioError(ValueError):
     """A recording cannot be read: names it and says what to do."""
 
 
-def read_chunks(path: str, sampling_rate: int, chunk_seconds: float, note: Optional[Note] = None) -> Chunks:
+def read_chunks(path: str, sampling_rate: int, chunk_seconds: float, note: Note | None = None) -> Chunks:
     """Read the first channel of a sound file, resampled (soxr's streaming resampler, high quality).
 
     Args:
@@ -59,7 +60,7 @@ def read_chunks(path: str, sampling_rate: int, chunk_seconds: float, note: Optio
         yield from _regroup(samples, _chunk_size(chunk_seconds, sampling_rate))
 
 
-def read_raw_chunks(stream: BinaryIO, sampling_rate: int, chunk_seconds: float, note: Optional[Note] = None) -> Chunks:
+def read_raw_chunks(stream: BinaryIO, sampling_rate: int, chunk_seconds: float, note: Note | None = None) -> Chunks:
     """Read raw 16-bit little-endian mono samples at the model's rate as they arrive, e.g. from a microphone.
 
     Args:
@@ -180,7 +181,7 @@ def _first_channel(f: soundfile.SoundFile, path: str, note: Note) -> Iterator[np
         note(f"louder than full scale (peak {peak[0]:.6g}): divide the samples so that they lie in [-1, 1]")
 
 
-def _claimed_frames(f: soundfile.SoundFile) -> Tuple[int, bool]:
+def _claimed_frames(f: soundfile.SoundFile) -> tuple[int, bool]:
     """Frames of which the header speaks, and whether that is exact.
 
     libsndfile corrects the length of a wav or au file that ends early, and leaves a remark like "data : 160000 (should

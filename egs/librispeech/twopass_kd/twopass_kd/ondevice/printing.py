@@ -5,9 +5,9 @@ import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any
 
-from twopass_kd.stream import Result
+from twopass_kd.ondevice.stream import Result
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Transcript:
     file: str
     heard: float = 0.0
     num_segments: int = 0
-    segments: List[Result] = field(default_factory=list)
+    segments: list[Result] = field(default_factory=list)
 
     @property
     def shown_file(self) -> str:
@@ -46,7 +46,7 @@ class Printer:
     wants_partials = False
     keeps_segments = False  # live audio has no end, and what it says is printed at once
 
-    def __init__(self, nbest: Optional[int] = None) -> None:
+    def __init__(self, nbest: int | None = None) -> None:
         self.nbest = nbest
 
     def partial(self, transcript: Transcript, text: str) -> None:
@@ -123,7 +123,7 @@ class EventPrinter(Printer):
         _print_json({**self._event("final", transcript), **_result_fields(result, self.nbest)})
 
     @staticmethod
-    def _event(kind: str, transcript: Transcript) -> Dict[str, Any]:
+    def _event(kind: str, transcript: Transcript) -> dict[str, Any]:
         where = {"file": transcript.file, "segment": transcript.num_segments, "time": round(transcript.heard, 3)}
         return {"event": kind, **where}
 
@@ -137,10 +137,10 @@ class TerminalPrinter(Printer):
 
     wants_partials = True
 
-    def __init__(self, nbest: Optional[int] = None, show_files: bool = False) -> None:
+    def __init__(self, nbest: int | None = None, show_files: bool = False) -> None:
         super().__init__(nbest)
         self._show_files = show_files
-        self._file: Optional[str] = None
+        self._file: str | None = None
         self._width = 0  # columns in use on the line that is rewritten
 
     def partial(self, transcript: Transcript, text: str) -> None:
@@ -175,7 +175,7 @@ class TerminalPrinter(Printer):
             self._width = 0
 
 
-def make_printer(stream: bool, as_json: bool, nbest: Optional[int], several_files: bool) -> Printer:
+def make_printer(stream: bool, as_json: bool, nbest: int | None, several_files: bool) -> Printer:
     """The printer for these options; whether standard output is a terminal decides how `stream` is shown."""
     if not stream:
         return JsonPrinter(nbest) if as_json else LinePrinter(nbest)
@@ -194,7 +194,7 @@ def _span(result: Result) -> str:
     return f"[{result.start:.2f} - {result.end:.2f}]"
 
 
-def _result_fields(result: Result, nbest: Optional[int]) -> Dict[str, Any]:
+def _result_fields(result: Result, nbest: int | None) -> dict[str, Any]:
     return {
         "text": result.text,
         "start": round(result.start, 3),
@@ -206,5 +206,5 @@ def _result_fields(result: Result, nbest: Optional[int]) -> Dict[str, Any]:
     }
 
 
-def _print_json(value: Dict[str, Any]) -> None:
+def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, default=float), flush=True)

@@ -2,16 +2,17 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Dict, Protocol, Sequence, Tuple
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
 
-from twopass_kd.tokens_file import read_pieces
+from twopass_kd.data.tokens_file import read_pieces
 
-States = Tuple[np.ndarray, np.ndarray]
+States = tuple[np.ndarray, np.ndarray]
 
 SOS_EOS = 1
 IGNORE_ID = -1  # pads the second pass's targets
@@ -43,7 +44,7 @@ class ModelInfo:
     chunk_shift: int
     context_size: int
     vocab_size: int
-    tokens: Tuple[str, ...]
+    tokens: tuple[str, ...]
     second_pass: bool
     rescore_weight: float
     length_reward: float
@@ -64,7 +65,7 @@ class Runtime(Protocol):
     def init_states(self, batch: int) -> States:
         """Hidden and cell states of new streams, two zero arrays (L, batch, dim)."""
 
-    def encode(self, x: np.ndarray, states: States) -> Tuple[np.ndarray, np.ndarray, States]:
+    def encode(self, x: np.ndarray, states: States) -> tuple[np.ndarray, np.ndarray, States]:
         """The next chunk of each stream: features (N, T, num_features) and states to the encoder's output for the
         joiner, (N, T', joiner_dim), projected; that for the second pass, (N, T', dim); and the new states."""
 
@@ -120,7 +121,7 @@ class OnnxRuntime:
         hidden, cell = (np.zeros((layers, batch, dim), np.float32) for layers, dim in self._state_shapes)
         return hidden, cell
 
-    def encode(self, x: np.ndarray, states: States) -> Tuple[np.ndarray, np.ndarray, States]:
+    def encode(self, x: np.ndarray, states: States) -> tuple[np.ndarray, np.ndarray, States]:
         feed = {"x": x, "state0": states[0], "state1": states[1]}
         names = ["encoder_out", "memory", "next_state0", "next_state1"]
         encoder_out, memory, hidden, cell = self._sessions["encoder"].run(names, feed)
@@ -138,7 +139,7 @@ class OnnxRuntime:
         return self._sessions["attention_decoder"].run(["log_prob"], feed)[0]
 
 
-def attention_inputs(hyps: Sequence[Sequence[int]]) -> Tuple[np.ndarray, np.ndarray]:
+def attention_inputs(hyps: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """What the attention decoder reads (sos, tokens) and must say (tokens, eos): two (N, longest + 1) int64.
 
     Inputs are padded with eos, targets with -1, as `losses.attention.make_attention_targets` has them.
@@ -153,7 +154,7 @@ def attention_inputs(hyps: Sequence[Sequence[int]]) -> Tuple[np.ndarray, np.ndar
     return inputs, targets
 
 
-def read_tokens(path: Path) -> Tuple[str, ...]:
+def read_tokens(path: Path) -> tuple[str, ...]:
     """The pieces of a tokens.txt (lines of piece, space, id), by id.
 
     Raises:
@@ -171,12 +172,12 @@ def _open_session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntim
         raise ModelError(f"{path} is cut short or no ONNX model ({type(e).__name__}: {e}); export it again") from e
 
 
-def _metadata(session: onnxruntime.InferenceSession) -> Dict[str, str]:
+def _metadata(session: onnxruntime.InferenceSession) -> dict[str, str]:
     return session.get_modelmeta().custom_metadata_map
 
 
 def _check_info(
-    info: ModelInfo, state_shapes: Sequence[Tuple[int, int]], encoder: onnxruntime.InferenceSession
+    info: ModelInfo, state_shapes: Sequence[tuple[int, int]], encoder: onnxruntime.InferenceSession
 ) -> None:
     """Raises ValueError where what the metadata say cannot be true of the encoder."""
     for name, value in asdict(info).items():
@@ -191,7 +192,7 @@ def _check_info(
         raise ValueError(f"features and states {(info.num_features, *state_shapes)}, the model has {found}")
 
 
-def _read_info(folder: Path, suffix: str, metadata: Dict[str, Dict[str, str]]) -> ModelInfo:
+def _read_info(folder: Path, suffix: str, metadata: dict[str, dict[str, str]]) -> ModelInfo:
     def get(part: str, key: str) -> str:
         if key not in metadata[part]:
             raise ModelError(

@@ -5,8 +5,8 @@ counts as blank), which takes whole utterances on torch. A beam of 1 is greedy s
 """
 
 import math
+from collections.abc import Sequence
 from operator import itemgetter
-from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from twopass_kd.search.nbest import Hypothesis, NBest, best_first
 BLANK, UNK = 0, 2
 _MAX_CACHED_CONTEXTS = 4096  # decoder outputs kept; a stateless decoder sees the same few contexts again and again
 
-Context = Tuple[int, ...]
-Row = Tuple[Sequence[int], Sequence[float]]  # tokens and their log-probs
+Context = tuple[int, ...]
+Row = tuple[Sequence[int], Sequence[float]]  # tokens and their log-probs
 
 
 class _Path:
@@ -25,7 +25,7 @@ class _Path:
 
     __slots__ = ("log_prob", "context", "spelling", "last")
 
-    def __init__(self, log_prob: float, context: Context, spelling: int, last: Optional[tuple]) -> None:
+    def __init__(self, log_prob: float, context: Context, spelling: int, last: tuple | None) -> None:
         self.log_prob = log_prob
         self.context = context  # its last tokens
         self.spelling = spelling  # hash of all its tokens
@@ -71,7 +71,7 @@ class StreamingSearch:
             raise ValueError(f"`beam` ({beam}) must be at least 1")
         self._runtime = runtime
         self._beam = beam
-        self._decoder_out: Dict[Context, np.ndarray] = {}
+        self._decoder_out: dict[Context, np.ndarray] = {}
 
     def start(self) -> SearchState:
         """The state of a stream before its first frame."""
@@ -87,7 +87,7 @@ class StreamingSearch:
           states: one for each stream; changed in place.
           encoder_outs: for each stream its new frames, (num_frames, joiner_dim) float32, projected; any number each.
         """
-        scores: List[Dict[Context, List[Row]]] = [{} for _ in states]  # context -> a row for each frame
+        scores: list[dict[Context, list[Row]]] = [{} for _ in states]  # context -> a row for each frame
         for t in range(max(map(len, encoder_outs))):
             active = [i for i, frames in enumerate(encoder_outs) if t < len(frames)]
             new = [(i, c) for i in active for c in {p.context for p in states[i].paths} if c not in scores[i]]
@@ -98,10 +98,10 @@ class StreamingSearch:
 
     def _score(
         self,
-        new: Sequence[Tuple[int, Context]],
+        new: Sequence[tuple[int, Context]],
         encoder_outs: Sequence[np.ndarray],
         t: int,
-        scores: List[Dict[Context, List[Row]]],
+        scores: list[dict[Context, list[Row]]],
     ) -> None:
         """Rows of new (stream, context) pairs for frames `t` and later, all in one call of the joiner."""
         counts = [len(encoder_outs[i]) - t for i, _ in new]
@@ -114,7 +114,7 @@ class StreamingSearch:
             scores[i][context] = [((), ())] * t + rows[begin : begin + count]
             begin += count
 
-    def _best_tokens(self, logits: np.ndarray) -> List[Row]:
+    def _best_tokens(self, logits: np.ndarray) -> list[Row]:
         """The `beam` best tokens of each row and their log-probs: no other can be among the best of the whole beam."""
         if self._beam == 1:
             tokens = logits.argmax(axis=1)[:, None]
@@ -139,7 +139,7 @@ class StreamingSearch:
             cache.update(zip(missing, self._runtime.decode(np.array(missing, dtype=np.int64))))
         return np.stack([cache[c] for c in contexts])
 
-    def _step(self, state: SearchState, scores: Dict[Context, List[Row]], t: int) -> None:
+    def _step(self, state: SearchState, scores: dict[Context, list[Row]], t: int) -> None:
         """One frame of one stream: extend all paths, keep the best, merge those of equal spelling."""
         candidates = [
             (path.log_prob + log_prob, token, path)
@@ -147,7 +147,7 @@ class StreamingSearch:
             for token, log_prob in zip(*scores[path.context][t])
         ]
         candidates.sort(key=_log_prob, reverse=True)
-        survivors: Dict[int, _Path] = {}
+        survivors: dict[int, _Path] = {}
         for log_prob, token, path in candidates[: self._beam]:
             if token == BLANK or token == UNK:
                 spelling, context, last = path.spelling, path.context, path.last

@@ -1,15 +1,15 @@
 """Recognises files with a streaming recogniser: reads, decodes, ends utterances, hands all to a printer."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 
 from twopass_kd.ondevice.audio import AudioError, Chunks, Note
 from twopass_kd.ondevice.features import FRAME_SHIFT
 from twopass_kd.ondevice.printing import Printer, Transcript
-from twopass_kd.stream import Result, Stream, StreamingRecognizer
+from twopass_kd.ondevice.stream import Result, Stream, StreamingRecognizer
 
 
 @dataclass
@@ -29,7 +29,7 @@ class _Job:
         self.transcript = transcript
         self.stream = stream
         self.pieces = pieces
-        self.piece: Optional[_Piece] = None  # the one decoded in this step; None: the audio has ended
+        self.piece: _Piece | None = None  # the one decoded in this step; None: the audio has ended
         self.shown = ""  # the latest partial hypothesis
         self.is_silent = True  # whether all samples of this segment were zero
 
@@ -66,8 +66,8 @@ class Transcriber:
         self._recognizer = recognizer
         self._printer = printer
         self._open_chunks = open_chunks
-        self._jobs: List[_Job] = []
-        self._ended: Dict[int, Optional[Transcript]] = {}  # not printed yet: an earlier file is still being decoded
+        self._jobs: list[_Job] = []
+        self._ended: dict[int, Transcript | None] = {}  # not printed yet: an earlier file is still being decoded
         self._next_to_print = 0
         self._failures = 0
 
@@ -160,7 +160,7 @@ class Transcriber:
             self._printer.segment(transcript, replace(result, start=0.0, nbest=[]))
         self._close(job, transcript)
 
-    def _close(self, job: _Job, transcript: Optional[Transcript]) -> None:
+    def _close(self, job: _Job, transcript: Transcript | None) -> None:
         """Done with a file; None: it failed and nothing is printed of it."""
         self._jobs.remove(job)
         self._ended[job.index] = transcript

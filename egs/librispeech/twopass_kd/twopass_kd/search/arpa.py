@@ -6,10 +6,9 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Dict, List, Optional, Set
 
-from twopass_kd.config import ConfigError
-from twopass_kd.user_files import read_lines
+from twopass_kd.config.load import ConfigError
+from twopass_kd.files.read import read_lines
 
 BACKOFF = "#0"  # label of the back-off arcs
 _RESERVED = {"<eps>", BACKOFF}
@@ -23,14 +22,14 @@ class _Reader:
     def __init__(self, what: str) -> None:
         self.what = what
         self.order = -1  # of the section; 0: the counts, -1: before them
-        self.declared: Dict[int, int] = {}
-        self.counts: List[int] = []
-        self.unigrams: Set[str] = set()
+        self.declared: dict[int, int] = {}
+        self.counts: list[int] = []
+        self.unigrams: set[str] = set()
         self.ended = False
         self.skipped = 0  # n-grams with a word that stands for something else in the graph
-        self._seen: Set[int] = set()  # hashes of the section's n-grams
+        self._seen: set[int] = set()  # hashes of the section's n-grams
 
-    def read(self, line: str) -> Optional[str]:
+    def read(self, line: str) -> str | None:
         """The line to write, None where there is none. Raises ValueError with what it must be."""
         if self.order < 0:
             self.order = 0 if line == "\\data\\" else -1
@@ -67,7 +66,7 @@ class _Reader:
         self.counts[0] += 1
         return f"{_ZERO}\t<s>\n"
 
-    def _ngram(self, line: str) -> Optional[str]:
+    def _ngram(self, line: str) -> str | None:
         log_prob, *rest = re.split("[ \t]+", line)  # other spaces may be part of a word
         words, backoff = rest[: self.order], rest[self.order :]
         if len(words) < self.order or len(backoff) > 1:

@@ -3,14 +3,12 @@
 The graphs are made in graphs.py. Only these two modules of the searches need k2.
 """
 
-from typing import List
-
 import torch
 from torch import Tensor
 
-from twopass_kd.config import ConfigError
-from twopass_kd.decoder import StatelessDecoder
-from twopass_kd.model import TwoPassModel
+from twopass_kd.config.load import ConfigError
+from twopass_kd.models.decoder import StatelessDecoder
+from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.graphs import DecodingGraph, import_k2
 from twopass_kd.search.lattice import nbest_of_lattice
 from twopass_kd.search.nbest import NBest, best_first
@@ -29,7 +27,7 @@ def fast_beam_search(
     max_contexts: int = 4,
     max_states: int = 24,
     nbest: int = 4,
-) -> List[NBest]:
+) -> list[NBest]:
     """Beam search with at most one symbol a frame, restricted and weighted by a graph (icefall's `fast_beam_search`).
 
     k2 keeps the contexts and graph states near the best one and gives a lattice of all their alignments; the n-best

@@ -4,12 +4,13 @@ All are acceptors over tokens. A sentence ends with an arc of the end label (the
 which carries the final score: k2's search leaves out the scores of its own final arcs.
 """
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Arc = Tuple[int, int, int, float]  # source state, destination, label, score
+Arc = tuple[int, int, int, float]  # source state, destination, label, score
 
 
 def import_k2(what: str) -> Any:
@@ -33,7 +34,7 @@ class DecodingGraph:
       is_deterministic: whether a token sequence has no more than one path.
     """
 
-    def __init__(self, arcs: Tensor, scale: float = 1.0, device: Optional[torch.device] = None) -> None:
+    def __init__(self, arcs: Tensor, scale: float = 1.0, device: torch.device | None = None) -> None:
         self.is_deterministic = len(arcs[:, [0, 2]].unique(dim=0)) == len(arcs)
         scores = arcs[:, 3].contiguous().view(torch.float32) * scale
         arcs = torch.cat([arcs[:, :3], scores.view(torch.int32).unsqueeze(1)], dim=1)  # k2 keeps and changes its arcs
@@ -81,7 +82,7 @@ def hotword_graph(phrases: Sequence[Sequence[int]], score: float, vocab_size: in
       score: nats for each token.
       vocab_size, end: as for `trivial_graph`.
     """
-    children: List[Dict[int, int]] = [{}]
+    children: list[dict[int, int]] = [{}]
     depth, reward = [0], [0.0]
     for phrase in phrases:
         node = 0
@@ -94,7 +95,7 @@ def hotword_graph(phrases: Sequence[Sequence[int]], score: float, vocab_size: in
             node = children[node][token]
         reward[node] = score * len(phrase)
     # Breadth first, so that what a node falls back to, the longest suffix of it that begins a phrase, is complete.
-    follow: List[Dict[int, int]] = [{} for _ in children]
+    follow: list[dict[int, int]] = [{} for _ in children]
     fallback = [0] * len(children)
     queue = [0]
     for node in queue:
@@ -110,7 +111,7 @@ def hotword_graph(phrases: Sequence[Sequence[int]], score: float, vocab_size: in
                 queue.append(child)
     begun = [score * d if c else 0.0 for d, c in zip(depth, children)]
     final = len(children)
-    arcs: List[Arc] = []
+    arcs: list[Arc] = []
     for node, targets in enumerate(follow):
         arcs += [
             (node, to, token, begun[to] - begun[node] + reward[to]) for token, to in targets.items() if token != end

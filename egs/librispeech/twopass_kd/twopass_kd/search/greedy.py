@@ -1,16 +1,14 @@
 """Batched greedy search."""
 
-from typing import List
-
 import torch
 from torch import Tensor
 
-from twopass_kd.model import TwoPassModel
+from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.nbest import Hypothesis, NBest
 
 
 @torch.no_grad()
-def greedy_search(model: TwoPassModel, encoder_out: Tensor, encoder_out_lens: Tensor) -> List[NBest]:
+def greedy_search(model: TwoPassModel, encoder_out: Tensor, encoder_out_lens: Tensor) -> list[NBest]:
     """The most probable token at each frame, at most one symbol a frame (as icefall's `greedy_search_batch`).
 
     `<unk>` counts as blank, as it does there.

@@ -1,6 +1,7 @@
 """N-best lists off a lattice of k2. Imports no k2: a lattice brings its own methods."""
 
-from typing import Any, Callable, List, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +23,11 @@ class _Arcs(NamedTuple):
     score: Tensor
     entering: Tensor
     degree: Tensor
-    frames: List[int]
+    frames: list[int]
     final: Tensor
 
 
-def nbest_of_lattice(
-    lattice: Any, num_frames: Tensor, end: int, width: int, several_paths: bool = True
-) -> List[NBest]:
+def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int, several_paths: bool = True) -> list[NBest]:
     """The most probable token sequences of a lattice whose arcs take a frame each.
 
     Goes through the frames of all utterances at once. A state keeps its `width` best token sequences, each with the

@@ -14,16 +14,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor
 
-from twopass_kd.config import ConfigError
+from twopass_kd.config.load import ConfigError
+from twopass_kd.data.tokenizer import Tokenizer
+from twopass_kd.files.read import read_lines
 from twopass_kd.search.arpa import BACKOFF, normalise_arpa
 from twopass_kd.search.graphs import end_with, import_k2, pack_arcs
-from twopass_kd.tokenizer import Tokenizer
-from twopass_kd.user_files import read_lines
 
 _MARKS = ("<eps>", "<s>", "</s>", BACKOFF)  # words of the graph's own
 _NO_WORDS = (*_MARKS, "<unk>", "<UNK>")
@@ -58,14 +57,14 @@ def train_arpa(texts: Path, order: int, arpa: Path, tokenizer: Tokenizer) -> Non
             counts.print_as_arpa(fout=f)
 
 
-def spell(words: Dict[str, int], tokenizer: Tokenizer) -> Dict[int, List[int]]:
+def spell(words: dict[str, int], tokenizer: Tokenizer) -> dict[int, list[int]]:
     """The lexicon: number of a word -> its tokens. Words with letters that the tokens do not have are left out."""
     names = [word for word in words if word not in _NO_WORDS]
     spelt = dict(zip(names, tokenizer.encode(names)))
     left_out = [word for word, tokens in spelt.items() if tokenizer.unk_id in tokens]
     if left_out:
         logging.warning("LG: %d of %d words cannot be spelt, e.g. %s", len(left_out), len(names), left_out[0])
-    first: Dict[tuple, int] = {}
+    first: dict[tuple, int] = {}
     for word, tokens in spelt.items():
         if tokenizer.unk_id not in tokens:
             first.setdefault(tuple(tokens), words[word])  # of words that are spelt alike, one is enough
@@ -122,7 +121,7 @@ def compile_lg(arpa: Path, tokenizer: Tokenizer) -> Tensor:
     return end_with(graph.arcs.values(), tokenizer.unk_id)
 
 
-def load_lg(graph_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: int) -> Tensor:
+def load_lg(graph_dir: Path, tokenizer: Tokenizer, arpa: Path | None, order: int) -> Tensor:
     """The arcs of LG, from `graph_dir` where they are there and still right, else made and kept there.
 
     Args:
@@ -160,7 +159,7 @@ def load_lg(graph_dir: Path, tokenizer: Tokenizer, arpa: Optional[Path], order: 
     return arcs
 
 
-def _read_kept(path: Path, key: List[object]) -> Optional[Tensor]:
+def _read_kept(path: Path, key: list[object]) -> Tensor | None:
     """The arcs that were kept; None where there are none, they are of something else or cut short."""
     try:
         kept = torch.load(path, weights_only=True)

@@ -1,32 +1,32 @@
 """The searches of stage 8 by their names, ready to be called."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor
 
-from twopass_kd.config import Config, ConfigError
-from twopass_kd.model import TwoPassModel
+from twopass_kd.config.load import Config, ConfigError
+from twopass_kd.data.tokenizer import Tokenizer
+from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.fast_beam import fast_beam_search
 from twopass_kd.search.graphs import DecodingGraph, hotword_graph, import_k2, trivial_graph
 from twopass_kd.search.greedy import greedy_search
 from twopass_kd.search.lm_graph import load_lg
 from twopass_kd.search.modified_beam import modified_beam_search
 from twopass_kd.search.nbest import NBest
-from twopass_kd.tokenizer import Tokenizer
 
-Search = Callable[[TwoPassModel, Tensor, Tensor], List[NBest]]  # model, encoder_out (B, T, C), encoder_out_lens (B,)
+Search = Callable[[TwoPassModel, Tensor, Tensor], list[NBest]]  # model, encoder_out (B, T, C), encoder_out_lens (B,)
 
 
-def own_searches(cfg: Config) -> Dict[str, Search]:
+def own_searches(cfg: Config) -> dict[str, Search]:
     """The two searches that every system is decoded with, by the names of their results."""
     beam = partial(modified_beam_search, beam=cfg.decode.beam, nbest=cfg.decode.nbest)
     return {"greedy_search": greedy_search, "first_pass": beam}
 
 
-def why_no_further_searches() -> Optional[str]:
+def why_no_further_searches() -> str | None:
     """Why `decode.searches` cannot run on this machine; None where they can."""
     try:
         import_k2("fast_beam_search")
@@ -37,7 +37,7 @@ def why_no_further_searches() -> Optional[str]:
 
 def further_searches(
     cfg: Config, tokenizer: Tokenizer, graph_dir: Path, device: torch.device
-) -> Dict[str, Dict[float, Search]]:
+) -> dict[str, dict[float, Search]]:
     """`decode.searches`: name -> scale of the graph's scores -> search. Where there are several, dev has to choose.
 
     Args:
@@ -46,7 +46,7 @@ def further_searches(
       ConfigError: if a graph cannot be made of what the config names.
     """
     decode = cfg.decode
-    made: Dict[str, Dict[float, Search]] = {}
+    made: dict[str, dict[float, Search]] = {}
     for name in decode.searches:
         scales = [1.0]
         if name == "fast_beam_search_LG":

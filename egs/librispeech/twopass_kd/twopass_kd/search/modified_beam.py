@@ -1,11 +1,9 @@
 """Batched modified beam search: all utterances and all hypotheses of a frame in one call, no loop per hypothesis."""
 
-from typing import List
-
 import torch
 from torch import Tensor
 
-from twopass_kd.model import TwoPassModel
+from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.nbest import Hypothesis, NBest, best_first
 
 # Hypotheses with the same tokens are found by a rolling hash of them (int64, wraps around).
@@ -15,7 +13,7 @@ HASH_FACTOR = 6364136223846793005
 @torch.no_grad()
 def modified_beam_search(
     model: TwoPassModel, encoder_out: Tensor, encoder_out_lens: Tensor, beam: int = 4, nbest: int = 4
-) -> List[NBest]:
+) -> list[NBest]:
     """Beam search with at most one symbol a frame (the search of icefall's function of that name).
 
     At each frame the `beam` most probable extensions over all hypotheses survive; those that spell the same tokens are
@@ -88,7 +86,7 @@ def merge(log_prob: Tensor, spelling: Tensor) -> Tensor:
     return summed.masked_fill((same & earlier).any(2), float("-inf"))
 
 
-def _read_off(parents: Tensor, emitted: Tensor, log_prob: Tensor, blank: int) -> List[List[Hypothesis]]:
+def _read_off(parents: Tensor, emitted: Tensor, log_prob: Tensor, blank: int) -> list[list[Hypothesis]]:
     """Follow the back-pointers of what is in the beams. parents, emitted: (T, B, K); log_prob: (B, K)."""
     score, slot = log_prob.sort(dim=1, descending=True)
     path = []

@@ -1,7 +1,7 @@
 """The n-best type that every search returns and the second pass takes. Imports no torch: devices use it too."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import List, Sequence
 
 
 @dataclass
@@ -16,13 +16,13 @@ class Hypothesis:
         (nats). 0 where a search has no such graph.
     """
 
-    tokens: List[int]
+    tokens: list[int]
     log_prob: float
-    frames: List[int]
+    frames: list[int]
     graph_score: float = 0.0
 
 
-NBest = List[Hypothesis]  # best first
+NBest = list[Hypothesis]  # best first
 
 
 def best_first(hyps: Sequence[Hypothesis], context_size: int) -> NBest:
@@ -37,9 +37,7 @@ def best_first(hyps: Sequence[Hypothesis], context_size: int) -> NBest:
     return sorted(hyps, key=lambda hyp: -(hyp.log_prob + hyp.graph_score) / (context_size + len(hyp.tokens)))
 
 
-def two_pass_scores(
-    nbest: NBest, attention: Sequence[float], weight: float, length_reward: float = 0.0
-) -> List[float]:
+def two_pass_scores(nbest: NBest, attention: Sequence[float], weight: float, length_reward: float = 0.0) -> list[float]:
     """(1 - weight) log P_rnnt + weight log P_att + length_reward * number of tokens + graph_score of every hypothesis.
 
     Args:

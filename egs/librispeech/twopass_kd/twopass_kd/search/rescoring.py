@@ -1,13 +1,11 @@
 """The second pass: the attention decoder rescores the first pass's n-best lists."""
 
-from typing import List
-
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
-from twopass_kd.model import TwoPassModel
+from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.nbest import Hypothesis, NBest, two_pass_scores
 
 
@@ -16,10 +14,10 @@ def attention_log_probs(
     model: TwoPassModel,
     encoder_out: Tensor,
     encoder_out_lens: Tensor,
-    nbests: List[NBest],
+    nbests: list[NBest],
     sos_id: int,
     eos_id: int,
-) -> List[List[float]]:
+) -> list[list[float]]:
     """log P_att(tokens, eos | audio) of every hypothesis, all lists of the batch in one call.
 
     Args:
@@ -40,7 +38,7 @@ def attention_log_probs(
 
 
 def rescore_with_attention_decoder(
-    nbest: NBest, attention: List[float], weight: float, length_reward: float = 0.0
+    nbest: NBest, attention: list[float], weight: float, length_reward: float = 0.0
 ) -> Hypothesis:
     """The hypothesis with the best of the `two_pass_scores`; ties go to the earlier one.
 

@@ -1,0 +1,1 @@
+"""Batches out of cuts, and tokens out of texts."""

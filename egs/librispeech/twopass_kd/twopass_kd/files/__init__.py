@@ -1,0 +1,1 @@
+"""Files: written whole, read with errors that say what to do, laid out in one place."""

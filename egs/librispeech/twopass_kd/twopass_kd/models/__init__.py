@@ -1,0 +1,1 @@
+"""The two-pass model, its parts and its checkpoints."""

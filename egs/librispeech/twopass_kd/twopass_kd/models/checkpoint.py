@@ -1,0 +1,226 @@
+"""Checkpoints: written whole or not at all, read without running code, found again after a crash."""
+
+import errno
+import hashlib
+import io
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twopass_kd.config.load import Config, config_from_dict
+from twopass_kd.files.read import find_problem, no_content
+from twopass_kd.models.two_pass import TwoPassModel
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read, and what to do."""
+
+
+def save_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write `content` to a temporary file, then rename, so that an older `path` survives any failure.
+
+    Raises:
+      CheckpointError: if the disk is full or not writable; no partial file is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb", buffering=0) as f:
+            writer = _Writer(f)
+            torch.save(_pack_floats(content), writer)
+            if writer.error is not None:
+                raise writer.error
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path} ({e}); older checkpoints are intact. Free disk space, then run the same command again"
+        ) from e
+
+
+def _pack_floats(x: Any) -> Any:
+    """Floats become 0-dim float64 tensors: the `weights_only` reader of torch 1.13 knows no floats."""
+    if isinstance(x, float):
+        return torch.tensor(x, dtype=torch.float64)
+    if isinstance(x, dict):
+        return type(x)((k, _pack_floats(v)) for k, v in x.items())
+    return [_pack_floats(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+
+def _unpack_floats(x: Any) -> Any:
+    if isinstance(x, Tensor) and x.dtype == torch.float64 and x.dim() == 0:
+        return float(x)
+    if isinstance(x, dict):
+        return {k: _unpack_floats(v) for k, v in x.items()}
+    return [_unpack_floats(v) for v in x] if isinstance(x, list) else x
+
+
+class _Writer(io.RawIOBase):
+    """Keeps the first error of a file for later: an exception inside torch's zip writer aborts the whole process."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while self.error is None and done < len(view):
+            try:
+                done += self.file.write(view[done:])
+            except OSError as e:
+                self.error = e
+        return len(view)
+
+
+def load_checkpoint(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a checkpoint on the CPU with `weights_only`, so that a file from outside cannot run code.
+
+    Args:
+      needed: entries that it must have beside `model` and `config`.
+    Raises:
+      CheckpointError: if the file is missing, cut short or no checkpoint of this recipe.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint ({path}) must be a file, not a folder, e.g. {path / 'final.pt'}")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint ({path}) must exist; train its phase first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # zipfile, pickle and torch errors have no common base
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # which a reader raises that seeks before the file
+            raise CheckpointError(f"{path} cannot be read ({e.strerror or e}); make it readable") from e
+        problem = no_content(path)
+        why = f": it {problem}" if problem else f" ({type(e).__name__})"
+        raise CheckpointError(f"{path} is cut short or not a checkpoint{why}") from e
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("model", "config")):
+        raise CheckpointError(f"{path} must be a checkpoint of this recipe, with at least `model` and `config`")
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise CheckpointError(
+            f"{path} must be a checkpoint of this version of the recipe, but has no {', '.join(missing)}; train again"
+        )
+    weights = content.pop("model")
+    return {"model": weights, **_unpack_floats(content)}
+
+
+def find_latest(exp_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The readable checkpoint with the most steps among `epoch-N.pt` and `checkpoint-N.pt`.
+
+    An unreadable one is logged by name and the one before is tried.
+    """
+    best: tuple[Path, dict[str, Any]] | None = None
+    for kind in ("checkpoint", "epoch"):
+        for path in _newest_first(exp_dir, kind):
+            try:
+                content = load_checkpoint(path, ["step"])
+            except CheckpointError as e:
+                logging.warning("%s; falling back to the checkpoint before it", e)
+                continue
+            if best is None or content["step"] >= best[1]["step"]:  # an epoch's end comes after its last step
+                best = (path, content)
+            break
+    return best
+
+
+def remove_old(exp_dir: Path, kind: str, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints of a kind ("checkpoint", within epochs, or "epoch")."""
+    for path in _newest_first(exp_dir, kind)[keep:]:
+        path.unlink()
+
+
+def _newest_first(exp_dir: Path, kind: str) -> list[Path]:
+    """The checkpoints of a kind by their numbers; files with other names, such as `epoch-3-mine.pt`, are not ours."""
+    numbers = {path: re.fullmatch(rf"{kind}-([0-9]+)", path.stem) for path in exp_dir.glob(f"{kind}-*.pt")}
+    return sorted((path for path, n in numbers.items() if n), key=lambda path: int(numbers[path][1]), reverse=True)
+
+
+def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The arithmetic mean of the `model` entries of `paths`; integer tensors are taken from the last one."""
+    mean: dict[str, Tensor] = {}
+    for i, path in enumerate(paths):
+        model: dict[str, Tensor] = load_checkpoint(path)["model"]
+        for name, value in model.items():
+            if i == 0 or not value.is_floating_point():
+                mean[name] = value
+            else:
+                mean[name] = mean[name] + (value - mean[name]) / (i + 1)
+    return mean
+
+
+def build_model(cfg: Config, which: str, vocab_size: int) -> TwoPassModel:
+    """The model that `which` (teacher | student) names in the config, with fresh weights."""
+    return TwoPassModel(getattr(cfg, which), cfg.features.num_mel_bins, vocab_size)
+
+
+def load_model(path: Path) -> tuple[TwoPassModel, dict[str, Any]]:
+    """Rebuild a model from a checkpoint alone: the architecture is read from it.
+
+    Returns:
+      The model in eval mode, and the checkpoint's other entries.
+    Raises:
+      CheckpointError: as `load_checkpoint`; if its weights are not of its architecture.
+    """
+    content = load_checkpoint(path, ["phase", "vocab_size", "identity", "tokens_digest", "trained_parts"])
+    problem = find_problem(content, {"trained_parts": [str], "tokens?": [str]})
+    if problem is not None:
+        raise CheckpointError(f"{path} must be as this recipe wrote it: {problem}; train its phase again")
+    weights = content.pop("model")
+    try:
+        cfg = config_from_dict(content["config"])
+        model = build_model(cfg, cfg.phases[content["phase"]].model, content["vocab_size"])
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as e:
+        raise CheckpointError(f"{path} must be a model that this version of the recipe trained ({e!r})") from e
+    return model.eval(), content
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """16 hexadecimal digits that identify the parameters of a model, bit for bit."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def final_checkpoint(cfg: Config, exp_dir: Path, phase: str) -> Path:
+    """Where the finished model of a phase is.
+
+    Raises:
+      FileNotFoundError: naming the stage that makes it.
+    """
+    path = Path(exp_dir) / cfg.name / phase / "final.pt"
+    if not path.is_file():
+        stage = cfg.phases[phase].stage
+        raise FileNotFoundError(
+            f"{path} is missing; stage {stage} makes it: ./run.sh --stage {stage} --stop-stage {stage}"
+        )
+    return path
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> dict[str, Any]:
+    """Load all weights of a checkpoint into `model`, which must have the same architecture."""
+    content = load_checkpoint(path)
+    try:
+        model.load_state_dict(content.pop("model"))
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{path} does not fit this model: {e}") from e
+    return content
+
+
+def epoch_paths(exp_dir: Path, last: int, count: int) -> list[Path]:
+    """`epoch-N.pt` for the `count` epochs that end with epoch `last`."""
+    return [exp_dir / f"epoch-{n}.pt" for n in range(last - count + 1, last + 1)]

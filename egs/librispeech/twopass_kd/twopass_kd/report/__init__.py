@@ -1,0 +1,1 @@
+"""Pages out of results; nothing here imports torch."""

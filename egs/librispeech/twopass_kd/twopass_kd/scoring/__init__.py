@@ -1,0 +1,1 @@
+"""Results out of transcripts; nothing here imports torch."""

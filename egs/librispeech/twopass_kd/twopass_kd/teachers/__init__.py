@@ -1,0 +1,1 @@
+"""Trained models: our checkpoints and icefall's."""

@@ -1,0 +1,367 @@
+"""One training loop for every phase. It minimises whatever `Objective` it is given, and survives interruption.
+
+Every random draw of a step (dropout, SpecAugment) comes from a seed made of the run's seed, the step's number and the
+rank, and the order of the batches from the seed and the epoch. So a run that is stopped and resumed at any step ends
+with the same parameters, bit for bit, as one that was not (on CPUs, with the same number of ranks).
+"""
+
+import logging
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lhotse.dataset import SpecAugment
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from twopass_kd.config.load import PhaseConfig, TrainConfig
+from twopass_kd.data.asr_dataset import Batch
+from twopass_kd.files.write import write_text_atomically
+from twopass_kd.losses.precision import autocast
+from twopass_kd.models.checkpoint import (
+    average_checkpoints,
+    epoch_paths,
+    find_latest,
+    load_checkpoint,
+    remove_old,
+    save_checkpoint,
+    weights_digest,
+)
+from twopass_kd.models.encoder import num_output_frames
+from twopass_kd.training.distributed import Ranks
+from twopass_kd.training.gpu_memory import scan_largest_batches
+from twopass_kd.training.objective import Objective
+from twopass_kd.training.optimizer_step import OptimizerStep
+from twopass_kd.training.training_log import Means, TrainingLog
+
+# What of a trainer's state is saved in each checkpoint, beside model and optimizer.
+PROGRESS = ("epoch", "batch", "step", "consumed", "train_seconds", "best_valid", "best_epoch")
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived and the state was saved."""
+
+
+@dataclass
+class Data:
+    """What a trainer needs of the data.
+
+    Attributes:
+      train_loader: (epoch from 1, batches to skip) -> the epoch's batches in its one order.
+      valid_loader: () -> the dev batches.
+      train_seconds: seconds of audio in one epoch, by which progress is measured.
+      largest_batches: the batches that take the most memory, tried first on a GPU.
+    """
+
+    train_loader: Callable[[int, int], Iterable[Batch]]
+    valid_loader: Callable[[], Iterable[Batch]]
+    train_seconds: float
+    largest_batches: list[Batch] = field(default_factory=list)
+
+
+def learning_rate(progress: float, base_lr: float, warmup_fraction: float) -> float:
+    """Linear warm-up, then linear decay to zero; `progress` in [0, 1] is the share of all audio seen."""
+    if progress < warmup_fraction:
+        return base_lr * progress / warmup_fraction
+    return base_lr * max(0.0, 1 - progress) / max(1e-8, 1 - warmup_fraction)
+
+
+class Trainer:
+    """Trains one phase and leaves `epoch-N.pt`, `best-valid-loss.pt`, `final.pt`, `metrics.jsonl`, `tensorboard/`.
+
+    Args:
+      model: on the device of `ranks`; its parameters with `requires_grad` learn; modules without any stay in eval mode.
+      objective: gives the loss terms of a batch.
+      phase, train: settings of this phase, and those shared by all.
+      exp_dir: where the files go; all ranks must see it.
+      seed: of the batch order and all random draws.
+      metadata: entries copied into every checkpoint (config, phase, tokens_digest, environment, ...).
+      ranks: among which each step is shared; rank 0 writes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        phase: PhaseConfig,
+        train: TrainConfig,
+        exp_dir: Path,
+        seed: int,
+        metadata: dict[str, Any],
+        ranks: Ranks,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.phase = phase
+        self.cfg = train
+        self.exp_dir = Path(exp_dir)
+        self.seed = seed
+        self.metadata = metadata
+        self.ranks = ranks
+        self.optimizer = AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=phase.base_lr,
+            betas=tuple(train.betas),
+            weight_decay=train.weight_decay,
+        )
+        self.optimizer_step = OptimizerStep(
+            model, objective, self.optimizer, train.precision, train.clip_grad_norm, ranks
+        )
+        self.spec_augment = (
+            SpecAugment(num_frame_masks=2, max_frames_mask_fraction=0.15) if phase.spec_augment else None
+        )
+        self.epoch = 1  # the epoch that is being trained
+        self.batch = 0  # batches of it that each rank has done
+        self.step = 0
+        self.consumed = 0.0  # seconds of audio seen by all ranks
+        self.train_seconds = 0.0  # wall time spent, over all resumptions
+        self.best_valid = float("inf")
+        self.best_epoch = 0
+        self._stop_signal: int | None = None
+        self._stopped_at = 0.0
+
+    def run(self, data: Data) -> Path:
+        """Train from the newest checkpoint in `exp_dir`, or from the start, to the end of the phase.
+
+        Returns:
+          The path of `final.pt`: the average of the last epochs, without optimizer state.
+        Raises:
+          Interrupted: after SIGINT or SIGTERM to any rank, once the state is saved.
+          FloatingPointError: if a loss is not finite, with the utterances of the batch.
+          OutOfMemory: if a batch does not fit, with its utterances.
+          CheckpointError: if a checkpoint cannot be written.
+        """
+        self._resume()
+        if self.ranks.device.type == "cuda":
+            self._set_train_mode()
+            scan_largest_batches(self.optimizer_step, data.largest_batches, self.cfg.max_duration)
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        total = data.train_seconds * self.phase.num_epochs
+        self.log = TrainingLog(self.exp_dir, self.metadata["phase"], total, self.ranks)
+        self.log.open(self.epoch, self.step, self.consumed, {k: self.metadata[k] for k in ("config", "environment")})
+        try:
+            while self.epoch <= self.phase.num_epochs:
+                self._train_epoch(data)
+                self._validate(data)
+                self.epoch, self.batch = self.epoch + 1, 0
+                self._save(self.exp_dir / f"epoch-{self.epoch - 1}.pt")
+                self._keep_best(self.epoch - 1)
+                self._remove_old(self.cfg.keep_last_k)
+        finally:
+            self.log.close()
+            for s, handler in handlers.items():
+                signal.signal(s, handler)
+        return self._finish()
+
+    def _train_epoch(self, data: Data) -> None:
+        self._set_train_mode()
+        means, clock, logged = Means(), time.perf_counter(), (self.train_seconds, self.consumed)
+        total_seconds = data.train_seconds * self.phase.num_epochs
+        for batches in _groups(data.train_loader(self.epoch, self.batch), self.cfg.accum_grad):
+            num_frames, duration, stop = self.ranks.sum(
+                [
+                    sum(self._num_frames(batch) for batch in batches),
+                    sum(batch.duration for batch in batches),
+                    float(self._stop_signal is not None),
+                ]
+            )
+            fix_random_seed(self.seed, self.step, self.ranks.rank)
+            batches = [self._augment(batch.to(self.ranks.device), batch.feature_lens) for batch in batches]
+            lr = learning_rate((self.consumed + duration) / total_seconds, self.phase.base_lr, self.cfg.warmup_fraction)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            for losses in self.optimizer_step(batches, num_frames, self.step):
+                means.add(losses)
+            self.step, self.batch = self.step + 1, self.batch + len(batches)
+            self.consumed += duration
+            self.log.advance(duration)
+            now = time.perf_counter()
+            self.train_seconds, clock = self.train_seconds + now - clock, now
+            if self.step % self.cfg.log_interval == 0:
+                seconds, consumed = self.train_seconds - logged[0], self.consumed - logged[1]
+                self._report("train", means, lr, audio_seconds_per_second=consumed / seconds)
+                means, logged = Means(), (self.train_seconds, self.consumed)
+            if stop:
+                self._stop()
+            if self.step % self.cfg.save_every_n == 0:
+                self._save(self.exp_dir / f"checkpoint-{self.step}.pt")
+                self._remove_old(self.cfg.keep_last_k)
+
+    def _num_frames(self, batch: Batch) -> int:
+        """Encoder frames of a batch: known before the encoder runs, since all ranks divide by their sum."""
+        return int(num_output_frames(batch.feature_lens, self.model.encoder.subsampling_factor).sum())
+
+    def _augment(self, batch: Batch, lens: Tensor) -> Batch:
+        """SpecAugment on each utterance's own frames: warping time across padding would push speech out of it.
+
+        Args:
+          lens: the batch's `feature_lens` on the CPU; Lhotse reads them one by one.
+        """
+        if self.spec_augment is not None:
+            segments = torch.stack([torch.arange(len(lens)), torch.zeros_like(lens), lens], dim=1)
+            batch.feature = self.spec_augment(batch.feature, segments.int())
+        return batch
+
+    @torch.no_grad()
+    def _validate(self, data: Data) -> None:
+        self.model.eval()
+        means = Means()
+        for batch in data.valid_loader():
+            with autocast(self.ranks.device, self.cfg.precision):
+                means.add(self.objective(batch.to(self.ranks.device), cached=False))
+            if self._stop_signal is not None:
+                break
+        if self.ranks.sum([float(self._stop_signal is not None)])[0]:
+            self._stop()  # the epoch's training is done and saved; validation is done again
+        result = self._report("valid", means, self.optimizer.param_groups[0]["lr"])
+        if result["loss"] < self.best_valid:
+            self.best_valid, self.best_epoch = result["loss"], self.epoch
+
+    def _report(self, split: str, means: Means, lr: float, **scalars: float) -> dict[str, Any]:
+        result = means.result(self.ranks, list(self.objective.scales))
+        if split == "train":
+            scalars["grad_norm"] = float(self.optimizer_step.grad_norm)
+            if self.ranks.device.type == "cuda":
+                scalars["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
+        self.log.report(split, self.epoch, self.step, result, lr, self.train_seconds, self.consumed, scalars)
+        return result
+
+    def _set_train_mode(self) -> None:
+        """Only modules that learn are in train mode: a frozen part has no dropout."""
+        self.model.train()
+        for module in self.model.children():
+            if not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+
+    def _stop(self) -> None:
+        self._save(self.exp_dir / f"checkpoint-{self.step}.pt")
+        self.ranks.wait()  # the launcher stops all ranks as soon as one has ended: not before rank 0 has saved
+        name = "a signal to another rank" if self._stop_signal is None else signal.Signals(self._stop_signal).name
+        raise Interrupted(f"stopped by {name}; state saved at step {self.step}")
+
+    def _save(self, path: Path) -> None:
+        if not self.ranks.is_main:
+            return
+        scaler = self.optimizer_step.scaler
+        save_checkpoint(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": {"base_lr": self.phase.base_lr, "consumed": self.consumed},
+                "sampler": {
+                    "epoch": self.epoch,
+                    "batch": self.batch,
+                    "world_size": self.ranks.world_size,
+                    "max_duration": self.cfg.max_duration,
+                },
+                "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
+                **{name: getattr(self, name) for name in PROGRESS},
+                **self.metadata,
+            },
+            path,
+        )
+
+    def _resume(self) -> None:
+        found = None
+        if self.ranks.is_main:
+            for left in self.exp_dir.glob("*.pt.tmp"):  # of a process that was killed
+                left.unlink()
+            found = find_latest(self.exp_dir)
+        path = self.ranks.from_main(None if found is None else found[0])
+        if path is None:
+            return
+        content = found[1] if found is not None else load_checkpoint(path)
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if content["grad_scaler"] is not None:
+            self.optimizer_step.scaler.load_state_dict(content["grad_scaler"])
+        for name in PROGRESS:
+            setattr(self, name, content[name])
+        before = content["sampler"]["world_size"], content["sampler"]["max_duration"]
+        now = self.ranks.world_size, self.cfg.max_duration
+        if before != now:
+            self.batch = int(self.batch * before[0] * before[1] / (now[0] * now[1]))
+            logging.warning("%d ranks with batches of %g s before, now %d with %g s: goes on at about the same place in"
+                            " the epoch, with other batches", *before, *now)  # fmt: skip
+        self._keep_best(self.best_epoch)  # in case that the run was killed before it could
+        logging.info("resuming from %s: epoch %d, step %d", path, self.epoch, self.step)
+
+    def _keep_best(self, epoch: int) -> None:
+        """`best-valid-loss.pt` is the checkpoint of `epoch`, if that is the best one so far."""
+        source, target = self.exp_dir / f"epoch-{epoch}.pt", self.exp_dir / "best-valid-loss.pt"
+        if not self.ranks.is_main or epoch != self.best_epoch or not source.is_file():
+            return
+        if target.is_file() and target.samefile(source):
+            return
+        temporary = target.with_name(target.name + ".tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)  # takes no space
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+
+    def _remove_old(self, keep: int) -> None:
+        if self.ranks.is_main:
+            remove_old(self.exp_dir, "checkpoint", keep)
+            remove_old(self.exp_dir, "epoch", self.cfg.keep_last_epochs)
+
+    def _finish(self) -> Path:
+        final = self.exp_dir / "final.pt"
+        if self.ranks.is_main:
+            paths = epoch_paths(self.exp_dir, self.phase.num_epochs, self.phase.average)
+            content = {
+                "model": average_checkpoints(paths),
+                "step": self.step,
+                "averaged": [path.name for path in paths],
+                **self.metadata,
+            }
+            content["weights_digest"] = weights_digest(content["model"])
+            content["train_seconds"] = self.train_seconds + self.metadata["train_seconds_before"]
+            write_text_atomically(self.exp_dir / "identity", content["identity"] + "\n")
+            save_checkpoint(content, final)
+            self._remove_old(0)
+            logging.info(
+                "%s: average of %s, %d steps, %.0f s", final, content["averaged"], self.step, self.train_seconds
+            )
+        self.ranks.wait()
+        return final
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        # Asked again: do not wait for the step. A launcher or Slurm may pass one signal on twice, within the second.
+        if self._stop_signal is not None and time.monotonic() - self._stopped_at > 1:
+            raise KeyboardInterrupt
+        if self._stop_signal is None:
+            self._stop_signal, self._stopped_at = number, time.monotonic()
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; the last may be shorter."""
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def fix_random_seed(seed: int, step: int, rank: int = 0) -> None:
+    """Seed python, numpy and torch for one step of one rank."""
+    value = (seed * 1_000_003 + step + rank * 500_009_987) % 2**32
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def freeze_all_but(model: nn.Module, parts: dict[str, list[nn.Module]], train: list[str]) -> None:
+    """Only the parts named in `train` require gradients."""
+    model.requires_grad_(False)
+    for name in train:
+        for module in parts[name]:
+            module.requires_grad_(True)

@@ -1,0 +1,87 @@
+"""The wiring of the loss terms."""
+
+import pytest
+import torch
+
+from tiny import random_batch, tiny_model
+from twopass_kd.config.load import LOSS_TERMS, KdConfig, LossConfig
+from twopass_kd.training.objective import Objective
+from twopass_kd.training.trainer import freeze_all_but
+
+ALL = {term: 1.0 for term in LOSS_TERMS}
+
+
+def objective(model, teacher=None, scales=None, **kd):
+    return Objective(model, scales or ALL, LossConfig(), KdConfig(**kd), sos_id=1, eos_id=1, teacher=teacher)
+
+
+@pytest.mark.parametrize("band", ["student", "teacher"])
+@pytest.mark.parametrize("kind", ["full", "collapsed"])
+@pytest.mark.parametrize("node_weights", ["uniform", "occupation"])
+def test_kd_terms_are_zero_when_the_student_is_the_teacher(band, kind, node_weights):
+    teacher = tiny_model(seed=1).requires_grad_(False)
+    losses = objective(tiny_model(seed=1), teacher, band=band, kind=kind, node_weights=node_weights)(random_batch())
+    for term in ("transducer_kd", "attention_kd"):
+        torch.testing.assert_close(losses.terms[term], torch.zeros(3), atol=1e-5, rtol=0)
+    assert set(losses.terms) == set(ALL) and all((losses.terms[t] > 1).all() for t in ("simple", "pruned", "attention"))
+
+
+@pytest.mark.parametrize("band", ["student", "teacher"])
+def test_gradients_reach_every_part_of_the_student_and_none_of_the_teacher(band):
+    student, teacher = tiny_model(seed=1), tiny_model(seed=2, dim=20).requires_grad_(False)
+    losses = objective(student, teacher, band=band, node_weights="occupation")(random_batch())
+    losses.total.sum().backward()
+    for name, p in student.named_parameters():
+        assert p.grad is not None and p.grad.abs().sum() > 0, name
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_total_is_the_scaled_sum_and_unused_terms_are_not_computed():
+    scales = {"simple": 0.5, "pruned": 2.0, "ctc": 0.0}
+    losses = objective(tiny_model(), scales=scales)(random_batch())
+    assert set(losses.terms) == {"simple", "pruned"}
+    torch.testing.assert_close(losses.total, 0.5 * losses.terms["simple"] + 2.0 * losses.terms["pruned"])
+    assert losses.num_frames == 14 + 12 + 9
+
+
+def test_every_term_of_an_utterance_is_the_same_alone_and_in_a_batch():
+    student, teacher = tiny_model(seed=1), tiny_model(seed=2).requires_grad_(False)
+    call = objective(student, teacher, node_weights="occupation")
+    batch = random_batch()
+    together = call(batch).terms
+    for i, (frames, symbols) in enumerate(zip((60, 52, 40), (5, 3, 4))):
+        alone = random_batch()
+        alone.feature, alone.feature_lens = batch.feature[i : i + 1, :frames], batch.feature_lens[i : i + 1]
+        alone.y, alone.y_lens = batch.y[i : i + 1, :symbols], batch.y_lens[i : i + 1]
+        for name, value in call(alone).terms.items():
+            # The band of a shorter batch may be narrower (s_range <= S + 1), which cuts no path of these symbols.
+            torch.testing.assert_close(value[0], together[name][i], atol=2e-3, rtol=2e-3, msg=name)
+
+
+def test_a_frozen_encoder_builds_no_graph():
+    model = tiny_model()
+    freeze_all_but(model, model.parts(), ["attention_decoder"])
+    losses = objective(model, scales={"attention": 1.0})(random_batch())
+    losses.total.sum().backward()
+    assert all(p.grad is None for p in model.encoder.parameters())
+    assert all(p.grad is not None for p in model.attention_decoder.parameters())
+
+
+def test_a_teacher_with_another_frame_rate_is_an_error():
+    teacher = tiny_model(factor=6).requires_grad_(False)
+    with pytest.raises(ValueError, match="frame rate"):
+        objective(tiny_model(factor=4), teacher)(random_batch())
+
+
+def test_cached_encoders_give_the_same_losses_to_float16():
+    model, teacher = tiny_model(seed=1, dropout=0.5).train(), tiny_model(seed=2).requires_grad_(False)
+    freeze_all_but(model, model.parts(), ["attention_decoder"])
+    model.attention_decoder.eval()
+    call = objective(model, teacher, scales={"attention": 1.0, "attention_kd": 1.0})
+    batch = random_batch()
+    want = call(batch).terms
+    call.cache_frozen_encoders([batch, random_batch(seed=1)])
+    batch.feature = torch.full_like(batch.feature, float("nan"))  # not looked at any more
+    for name, value in call(batch).terms.items():
+        torch.testing.assert_close(value, want[name], atol=2e-3, rtol=2e-3)
+    assert all(value.isnan().all() for value in call(batch, cached=False).terms.values())
