@@ -8,6 +8,7 @@ import difflib
 import math
 import re
 from pathlib import Path
+from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -147,7 +148,7 @@ def _kind_of(parts: list[str], where: str) -> tuple[Any, bool]:
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:
-    if get_origin(kind) is not Union:
+    if get_origin(kind) not in (Union, UnionType):
         return kind, False
     return next(k for k in get_args(kind) if k is not type(None)), True
 

@@ -5,6 +5,7 @@ call its `encoder`, `decoder` and `joiner` on whole utterances.
 """
 
 from pathlib import Path
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from twopass_kd.models.encoder import Conv2dSubsampling, Encoder
 from twopass_kd.models.two_pass import TwoPassModel
 
 TOLERANCE = 1e-4
+MaybeTensor = Optional[Tensor]  # noqa: UP045 (TorchScript of torch 1.13 knows no |)
 
 
 class ScriptedEncoder(nn.Module):
@@ -31,10 +33,10 @@ class ScriptedEncoder(nn.Module):
 
     def forward(
         self,
-        x: Tensor | None = None,
-        x_lens: Tensor | None = None,
-        features: Tensor | None = None,
-        feature_lengths: Tensor | None = None,
+        x: MaybeTensor = None,
+        x_lens: MaybeTensor = None,
+        features: MaybeTensor = None,
+        feature_lengths: MaybeTensor = None,
     ) -> tuple[Tensor, Tensor]:
         """Encode a batch.
 
