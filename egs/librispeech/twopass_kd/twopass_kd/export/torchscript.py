@@ -5,7 +5,7 @@ call its `encoder`, `decoder` and `joiner` on whole utterances.
 """
 
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from twopass_kd.models.encoder import Conv2dSubsampling, Encoder
 from twopass_kd.models.two_pass import TwoPassModel
 
 TOLERANCE = 1e-4
-MaybeTensor = Optional[Tensor]  # noqa: UP045 (TorchScript of torch 1.13 knows no |)
 
 
 class ScriptedEncoder(nn.Module):
@@ -33,11 +32,11 @@ class ScriptedEncoder(nn.Module):
 
     def forward(
         self,
-        x: MaybeTensor = None,
-        x_lens: MaybeTensor = None,
-        features: MaybeTensor = None,
-        feature_lengths: MaybeTensor = None,
-    ) -> tuple[Tensor, Tensor]:
+        x: Optional[Tensor] = None,
+        x_lens: Optional[Tensor] = None,
+        features: Optional[Tensor] = None,
+        feature_lengths: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, Tensor]:
         """Encode a batch.
 
         Args:

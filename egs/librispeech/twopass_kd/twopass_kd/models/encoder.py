@@ -1,14 +1,13 @@
 """The shared streaming encoder: convolutional subsampling, then residual LSTM blocks."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from twopass_kd.config.load import EncoderConfig
 
-States = tuple[Tensor, Tensor]
-MaybeStates = Optional[States]  # noqa: UP045 (TorchScript of torch 1.13 knows no |)
+States = Tuple[Tensor, Tensor]
 
 
 class GlobalMVN(nn.Module):
@@ -74,7 +73,7 @@ class LstmBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         set_forget_gate_bias(self.lstm)
 
-    def forward(self, x: Tensor, states: MaybeStates = None) -> tuple[Tensor, States]:
+    def forward(self, x: Tensor, states: Optional[States] = None) -> Tuple[Tensor, States]:
         """x: (N, T, dim); states: two tensors (1, N, dim) or None for zeros."""
         out, states = self.lstm(self.norm(x), states)
         return x + self.dropout(self.linear(out)), states
@@ -114,7 +113,7 @@ class Encoder(nn.Module):
         zeros = weight.new_zeros(self.num_layers, batch_size, self.dim)
         return zeros, zeros.clone()
 
-    def forward(self, x: Tensor, x_lens: Tensor, states: MaybeStates = None) -> tuple[Tensor, Tensor, States]:
+    def forward(self, x: Tensor, x_lens: Tensor, states: Optional[States] = None) -> Tuple[Tensor, Tensor, States]:
         """Encode whole utterances, or the next chunk of each stream.
 
         Args:
