@@ -13,7 +13,8 @@ sys.path.insert(0, str(RECIPE))
 
 import torch  # noqa: E402
 
-from twopass_kd.config.load import Config, ConfigError, load_config  # noqa: E402
+from twopass_kd.config.load import load_config  # noqa: E402
+from twopass_kd.config.schema import Config, ConfigError  # noqa: E402
 from twopass_kd.data.asr_dataset import Batch  # noqa: E402
 from twopass_kd.models.two_pass import TwoPassModel  # noqa: E402
 from twopass_kd.training.objective import Objective  # noqa: E402

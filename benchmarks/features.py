@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from lhotse.features import FeatureExtractor  # noqa: E402
 
 from compute_fbank import HIGH_FREQ, make_extractor, why_no_kaldifeat  # noqa: E402
-from twopass_kd.config.load import FeaturesConfig  # noqa: E402
+from twopass_kd.config.schema import FeaturesConfig
 
 Audio = list[np.ndarray]
 

@@ -27,7 +27,7 @@ from common import RECIPE, peak_extra_bytes, read_config
 from torch.optim import AdamW
 
 from twopass_kd.config.environment import describe_environment
-from twopass_kd.config.load import Config
+from twopass_kd.config.schema import Config
 from twopass_kd.models.encoder import num_output_frames
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.estimate import build_objective, random_utterances, step_cost

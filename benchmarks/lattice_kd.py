@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twopass_kd.config.environment import describe_environment
-from twopass_kd.config.load import Config
+from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import (

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 
 from twopass_kd.config.environment import describe_environment
-from twopass_kd.config.load import Config
+from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.data.tokenizer import open_tokenizer

@@ -12,7 +12,7 @@ from typing import Any
 
 from common import RECIPE
 
-from twopass_kd.config.load import Config
+from twopass_kd.config.schema import Config
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:

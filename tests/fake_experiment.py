@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from twopass_kd.config.load import Config
+from twopass_kd.config.schema import Config
 from twopass_kd.scoring.wer import Transcript, write_decoding_results
 
 WORDS = "THE A DOCTOR'S GARDEN RIVER OPENED TWENTY SEVEN LETTERS BEFORE WINTER AND NOBODY SAW HIM LEAVE TOWN".split()

@@ -13,7 +13,7 @@ from icefall_teachers import run_in_recipe
 from small_corpus import WORDS
 from tiny import PIECES, noise, save_tiny_checkpoint
 from train_bpe import write_lang
-from twopass_kd.config.load import FeaturesConfig
+from twopass_kd.config.schema import FeaturesConfig
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.export.torchscript import export_torchscript
 from twopass_kd.search.greedy import greedy_search

@@ -8,7 +8,8 @@ import torch
 
 from icefall_teachers import KINDS
 from tiny import TINY_CONF
-from twopass_kd.config.load import ConfigError, ExternalTeacherConfig, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import ConfigError, ExternalTeacherConfig
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.models.checkpoint import build_model

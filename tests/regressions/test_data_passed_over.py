@@ -10,9 +10,10 @@ from lhotse import RecordingSet, SupervisionSet
 
 import find_utterances
 from find_utterances import AUDIO_SUFFIXES, find_part, printable
-from prepare_manifests import checksums_path, main, manifest_path, prepare_manifests, read_left_out
+from prepare_manifests import main, prepare_manifests, read_left_out
 from small_corpus import TINY_YAML, small_config, write_corpus, write_utterance
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
+from twopass_kd.files.layout import checksums_path, manifest_path
 
 LEFT_OUT = "corpus.max_left_out=1.0"
 

@@ -3,11 +3,11 @@
 import gzip
 import shutil
 
-from feature_cuts import cuts_path, features_dir
 from run_sh import TINY, ok
 from small_corpus import PARTS, small_config
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.tokenizer import Tokenizer
+from twopass_kd.files.layout import cuts_path, features_dir
 
 
 def copied(tiny_experiment, tiny_data, folder):

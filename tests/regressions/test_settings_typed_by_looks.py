@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from run_sh import RECIPE, ROOT, TINY, error
-from twopass_kd.config.load import ConfigError, config_from_dict, config_to_dict, load_config, save_config
+from twopass_kd.config.load import config_from_dict, config_to_dict, load_config, save_config
+from twopass_kd.config.schema import ConfigError
 
 WORDS = ["NO", "YES", "ON", "007", "1e3", "12:30", "2020-01-01", "0x10"]
 

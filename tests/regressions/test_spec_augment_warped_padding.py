@@ -3,7 +3,7 @@
 import torch
 
 from tiny import random_batch, tiny_model
-from twopass_kd.config.load import KdConfig, LossConfig, PhaseConfig, TrainConfig
+from twopass_kd.config.schema import KdConfig, LossConfig, PhaseConfig, TrainConfig
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.trainer import Trainer, fix_random_seed

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from twopass_kd.config.load import Config, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config
 
 TINY_YAML = Path(__file__).parents[1] / "conf" / "tiny.yaml"
 PARTS = ("train-clean", "dev-clean", "test-clean", "test-other")

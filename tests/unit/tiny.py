@@ -5,14 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
-from twopass_kd.config.load import (
-    AttentionDecoderConfig,
-    DecoderConfig,
-    EncoderConfig,
-    ModelConfig,
-    config_to_dict,
-    load_config,
-)
+from twopass_kd.config.load import config_to_dict, load_config
+from twopass_kd.config.schema import AttentionDecoderConfig, DecoderConfig, EncoderConfig, ModelConfig
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.models.checkpoint import build_model, save_checkpoint, weights_digest
 from twopass_kd.models.two_pass import TwoPassModel

@@ -8,7 +8,7 @@ import torch
 
 from tiny import random_batch, tiny_model
 from two_ranks import SCALES
-from twopass_kd.config.load import KdConfig, LossConfig, PhaseConfig, TrainConfig
+from twopass_kd.config.schema import KdConfig, LossConfig, PhaseConfig, TrainConfig
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.optimizer_step import OptimizerStep

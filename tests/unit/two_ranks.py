@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tiny import random_batch, tiny_model
-from twopass_kd.config.load import KdConfig, LossConfig
+from twopass_kd.config.schema import KdConfig, LossConfig
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.objective import Objective

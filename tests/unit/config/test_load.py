@@ -7,7 +7,6 @@ import pytest
 from twopass_kd.bin.train import identities
 from twopass_kd.config.fingerprint import fingerprint
 from twopass_kd.config.load import (
-    ConfigError,
     config_from_dict,
     config_to_dict,
     load_config,
@@ -15,6 +14,7 @@ from twopass_kd.config.load import (
     save_config,
     searched_systems,
 )
+from twopass_kd.config.schema import ConfigError
 
 CONF = Path(__file__).parents[3] / "egs/librispeech/twopass_kd/conf"
 MINI = CONF / "mini.yaml"

@@ -8,10 +8,11 @@ import pytest
 import torch
 from lhotse import CutSet
 
-from feature_cuts import musan_cuts_path
 from random_cuts import MINI, make_cut
-from twopass_kd.config.load import ConfigError, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import ConfigError
 from twopass_kd.data.noise import NoiseMixer
+from twopass_kd.files.layout import musan_cuts_path
 
 
 @pytest.fixture()

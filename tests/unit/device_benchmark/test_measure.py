@@ -18,7 +18,7 @@ import twopass_kd
 from small_export import SYSTEM, exportable_experiment
 from twopass_kd.bin import ondevice
 from twopass_kd.bin.export import export
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 from twopass_kd.device_benchmark.decode_sets import decode_sets
 from twopass_kd.device_benchmark.jobs import MeasureError, find_jobs, read_exports, run_kept
 from twopass_kd.device_benchmark.long_audio import long_recording, stream_long

@@ -18,7 +18,7 @@ from lhotse import CutSet, load_manifest
 from small_export import PHASE, SYSTEM, exportable_experiment
 from tiny import NUM_FEATURES, PIECES, TINY_CONF, lively, noise, tiny_model
 from twopass_kd.bin.export import export
-from twopass_kd.config.load import AttentionDecoderConfig, ConfigError
+from twopass_kd.config.schema import AttentionDecoderConfig, ConfigError
 from twopass_kd.export import ExportError
 from twopass_kd.export.onnx_files import check_onnx, export_onnx, run_onnx, wrappers
 from twopass_kd.export.quantization import quantizable_layers

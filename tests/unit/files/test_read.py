@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 from twopass_kd.data.tokens_file import read_pieces, without_disambiguation
 from twopass_kd.files.read import compile_test, find_problem, no_content, read_json, read_lines
 

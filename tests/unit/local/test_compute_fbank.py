@@ -15,12 +15,13 @@ import soundfile
 from lhotse import CutSet
 
 from compute_fbank import compute_fbank, main, make_extractor, parse_shard, validate_features, why_no_kaldifeat
-from feature_cuts import UtteranceCuts, cuts_path, features_dir
-from prepare_manifests import manifest_path, prepare_manifests
+from feature_cuts import UtteranceCuts
+from prepare_manifests import prepare_manifests
 from run_sh import RECIPE
 from small_corpus import TINY_YAML, small_config, write_corpus, write_musan, write_utterance
 from train_bpe import main as train_bpe_main
-from twopass_kd.config.load import ConfigError, FeaturesConfig
+from twopass_kd.config.schema import ConfigError, FeaturesConfig
+from twopass_kd.files.layout import cuts_path, features_dir, manifest_path
 
 
 @pytest.fixture(scope="module")

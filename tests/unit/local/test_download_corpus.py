@@ -15,7 +15,7 @@ import find_utterances
 from download_corpus import MD5, UTTERANCES, archives_of, download_corpus, main, unpack_archive
 from prepare_manifests import musan_dir
 from small_corpus import TINY_YAML, small_config
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 
 PARTS = ["train-clean-5", "dev-clean-2"]
 CONFIG = [

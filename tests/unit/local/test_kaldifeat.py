@@ -10,11 +10,11 @@ import pytest
 from lhotse import CutSet
 
 import compute_fbank
-from feature_cuts import cuts_path
 from prepare_manifests import prepare_manifests
 from run_sh import RECIPE, ROOT
 from small_corpus import small_config, write_corpus
-from twopass_kd.config.load import ConfigError, FeaturesConfig
+from twopass_kd.config.schema import ConfigError, FeaturesConfig
+from twopass_kd.files.layout import cuts_path
 
 ATOL = 5e-4
 ATOL_RARE = 2e-3  # of one value in 10,000: a bin far weaker than its neighbours is what float32 leaves of their FFT

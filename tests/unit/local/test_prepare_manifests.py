@@ -12,16 +12,10 @@ from lhotse import RecordingSet, SupervisionSet
 
 import check_utterances
 from check_utterances import check_audio
-from prepare_manifests import (
-    checksums_path,
-    main,
-    manifest_path,
-    musan_manifest_path,
-    prepare_manifests,
-    read_left_out,
-)
+from prepare_manifests import main, prepare_manifests, read_left_out
 from small_corpus import TINY_YAML, small_config, write_corpus, write_musan, write_utterance
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
+from twopass_kd.files.layout import checksums_path, manifest_path, musan_manifest_path
 
 
 def truncate(path):

@@ -15,7 +15,7 @@ import soundfile
 from grammar import GRAMMARS, draw_texts, vocabulary
 from synthesize_corpus import Parts, _make_chapter, main, plan_corpus, synthesize_corpus
 from synthetic_audio import coloured_noise, trim_silence
-from twopass_kd.config.load import SynthesisConfig
+from twopass_kd.config.schema import SynthesisConfig
 from voices import TRAIN_ONLY, UNINTELLIGIBLE, draw_voices
 
 COUNTS = SynthesisConfig("phrases", 14, 6, 4, 4, num_train_voices=3, num_dev_voices=2, num_test_voices=2)

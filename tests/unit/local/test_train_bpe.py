@@ -7,12 +7,12 @@ import pytest
 from lhotse import CutSet
 
 from compute_fbank import compute_fbank
-from feature_cuts import cuts_path
 from prepare_manifests import prepare_manifests, read_left_out
 from small_corpus import PARTS, TINY_YAML, small_config, write_corpus, write_utterance
 from train_bpe import main, part_texts, train_bpe, train_bpe_model, train_texts, write_lang
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 from twopass_kd.data.tokenizer import Tokenizer
+from twopass_kd.files.layout import cuts_path
 from twopass_kd.scoring.wer import corpus_wer
 
 TEXTS = ["THE OLD CAPTAIN FOUND A GOLDEN MIRROR", "SHE WALKED BEHIND THE CASTLE", "THREE DAYS LATER"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tiny import TINY_CONF, tiny_model
-from twopass_kd.config.load import ConfigError, KdConfig, LossConfig, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import ConfigError, KdConfig, LossConfig
 from twopass_kd.losses import rnnt_backend
 from twopass_kd.losses.transducer import make_boundary, pruned_transducer_loss, simple_transducer_loss
 from twopass_kd.training.objective import Objective

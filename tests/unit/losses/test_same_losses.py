@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tiny import random_batch, tiny_model
-from twopass_kd.config.load import LOSS_TERMS, KdConfig, LossConfig
+from twopass_kd.config.schema import LOSS_TERMS, KdConfig, LossConfig
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss
 from twopass_kd.losses.ctc import ctc_loss

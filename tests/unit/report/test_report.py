@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fake_experiment import write_fake_experiment
-from twopass_kd.config.load import Config, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config
 from twopass_kd.report.content import (
     Report,
     collect,

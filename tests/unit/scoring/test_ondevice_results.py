@@ -10,7 +10,8 @@ import pytest
 from matplotlib.textpath import TextPath
 
 from fake_experiment import write_fake_experiment
-from twopass_kd.config.load import Config, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config
 from twopass_kd.report import plots_ondevice
 from twopass_kd.report.content import Report, collect, stage_rows
 from twopass_kd.report.html import render_html

@@ -9,7 +9,8 @@ import pytest
 
 from fake_experiment import SIZES, SYSTEMS, write_fake_experiment
 from twopass_kd.bin import score
-from twopass_kd.config.load import Config, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config
 from twopass_kd.scoring.results import (
     build_results,
     ignored_systems,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train_bpe import write_lang
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.search.lm_graph import compile_lg, load_lg, spell, train_arpa
 

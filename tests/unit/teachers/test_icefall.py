@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tiny import VOCAB_SIZE, lively, tiny_model
-from twopass_kd.config.load import AttentionDecoderConfig, ConfigError, DecoderConfig, EncoderConfig, ModelConfig
+from twopass_kd.config.schema import AttentionDecoderConfig, ConfigError, DecoderConfig, EncoderConfig, ModelConfig
 from twopass_kd.export.torchscript import ScriptedTransducer, export_torchscript
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.greedy import greedy_search

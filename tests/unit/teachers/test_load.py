@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tiny import PIECES, TINY_CONF, lively, random_batch, save_tiny_checkpoint, tiny_model
-from twopass_kd.config.load import EXTERNAL_TEACHER, ConfigError, ExternalTeacherConfig, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import EXTERNAL_TEACHER, ConfigError, ExternalTeacherConfig
 from twopass_kd.export.torchscript import export_torchscript
 from twopass_kd.models.checkpoint import build_model
 from twopass_kd.teachers.load import (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tiny import random_batch, tiny_model
-from twopass_kd.config.load import LOSS_TERMS, KdConfig, LossConfig
+from twopass_kd.config.schema import LOSS_TERMS, KdConfig, LossConfig
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.trainer import freeze_all_but
 

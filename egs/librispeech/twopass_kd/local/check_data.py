@@ -18,13 +18,13 @@ from pathlib import Path
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
-from feature_cuts import cuts_path
-from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_dataset import load_features
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
 from twopass_kd.data.cut_lines import features_path, is_in_files, parse_line, place_files, read_lines
-from twopass_kd.data.noise import musan_cuts_path
 from twopass_kd.data.tokenizer import Tokenizer, open_tokenizer
+from twopass_kd.files.layout import cuts_path, lang_path, musan_cuts_path
 
 MAX_UNK = 0.01  # share of <unk> among the tokens of a part that is still taken for an accident
 STAGES = range(3, 11)  # that read what stage 2 leaves
@@ -130,7 +130,7 @@ def spelling_notes(cuts: Sequence[Cut], tokenizer: Tokenizer) -> Iterator[str]:
 def lang_problems(cfg: Config, data_dir: Path) -> Iterator[str]:
     """What is wrong with the tokens."""
     wanted = cfg.tokens.vocab_size
-    lang_dir = Path(data_dir) / f"lang_bpe_{wanted}"
+    lang_dir = lang_path(data_dir, wanted)
     if not lang_dir.is_dir():
         sizes = [p.name.rpartition("_")[2] for p in sorted(Path(data_dir).glob("lang_bpe_*"))]
         other = f"; say tokens.vocab_size={sizes[0]} for lang_bpe_{sizes[0]}, which is there" if sizes else ""

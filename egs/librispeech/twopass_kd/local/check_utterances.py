@@ -14,7 +14,7 @@ import soundfile
 from tqdm import tqdm
 
 from find_utterances import OTHER_AUDIO_SUFFIXES, PartFiles, broken_link, utterance_id
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 
 SILENCE_RMS = 1e-4  # -80 dB of full scale: nothing that anybody said is as quiet
 # What libsndfile logs of a header that promises more samples than there are; it does not fail for these formats.

@@ -32,7 +32,8 @@ from lhotse.features import FeatureExtractor
 from tqdm import tqdm
 
 from feature_cuts import FeatureSet, feature_sets
-from twopass_kd.config.load import Config, ConfigError, FeaturesConfig, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config, ConfigError, FeaturesConfig
 from twopass_kd.data.cut_lines import read_lines
 from twopass_kd.files.write import write_text_atomically
 

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from find_utterances import find_part, walk
 from prepare_manifests import corpus_parts, musan_dir
-from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config, ConfigError
 
 BASE_URL = "https://www.openslr.org/resources"
 SECONDS_OF_SILENCE = 60  # of a server, after which the download ends with an error

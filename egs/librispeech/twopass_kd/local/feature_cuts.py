@@ -12,18 +12,21 @@ from lhotse import CutSet, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.cut import Cut
 from lhotse.features import FeatureExtractor
 
-from prepare_manifests import (
-    MANIFEST_PREFIX,
-    MUSAN_PARTS,
-    checksums_path,
-    corpus_parts,
-    manifest_path,
-    musan_manifest_path,
-)
-from twopass_kd.config.load import Config, ConfigError
+from prepare_manifests import corpus_parts
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.cut_checks import UniqueIds, has_half_characters, is_name
 from twopass_kd.data.cut_lines import read_lines, without_folders
-from twopass_kd.data.noise import MAX_SECONDS, MIN_SECONDS, musan_cuts_path
+from twopass_kd.data.noise import MAX_SECONDS, MIN_SECONDS
+from twopass_kd.files.layout import (
+    MUSAN_PARTS,
+    checksums_path,
+    cuts_path,
+    features_dir,
+    manifest_path,
+    musan_cuts_path,
+    musan_features_dir,
+    musan_manifest_path,
+)
 from twopass_kd.files.read import find_problem
 
 _TOLERANCE = 0.01  # seconds that a supervision may be longer than its recording, which may be rounded
@@ -40,16 +43,6 @@ _FIELDS = {
 }
 
 Manifest = TypeVar("Manifest", RecordingSet, SupervisionSet)
-
-
-def cuts_path(data_dir: Path, part: str) -> Path:
-    """Path of the manifest of cuts with features, named as icefall names it."""
-    return Path(data_dir) / "fbank" / f"{MANIFEST_PREFIX}_cuts_{part}.jsonl.gz"
-
-
-def features_dir(data_dir: Path, part: str) -> Path:
-    """Folder of the stored features of a part."""
-    return Path(data_dir) / "fbank" / f"{MANIFEST_PREFIX}_feats_{part}"
 
 
 class UtteranceCuts:
@@ -227,7 +220,7 @@ def feature_sets(cfg: Config, data_dir: Path, extractor: FeatureExtractor) -> li
         sets.append(
             FeatureSet(
                 name="musan",
-                folder=data_dir / "fbank" / "musan_feats",
+                folder=musan_features_dir(data_dir),
                 public=musan_cuts_path(data_dir),
                 manifests=[musan_manifest_path(data_dir, part) for part in MUSAN_PARTS],
                 checksums=[],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 
 # What both libsndfile and Lhotse read; MP3 and Opus where libsndfile has them.
 AUDIO_SUFFIXES = set(".aif .aifc .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .snd .w64 .wav".split())

@@ -36,11 +36,10 @@ from find_utterances import (
     printable,
     require_transcripts,
 )
-from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config, ConfigError
+from twopass_kd.files.layout import MUSAN_PARTS, checksums_path, manifest_path, musan_manifest_path
 from twopass_kd.files.write import write_text_atomically
-
-MANIFEST_PREFIX = "librispeech"
-MUSAN_PARTS = ("music", "speech", "noise")
 
 
 def corpus_parts(cfg: Config) -> list[str]:
@@ -48,24 +47,9 @@ def corpus_parts(cfg: Config) -> list[str]:
     return list(dict.fromkeys([*cfg.corpus.train_parts, *cfg.corpus.dev_parts, *cfg.corpus.test_parts]))
 
 
-def manifest_path(data_dir: Path, kind: str, part: str) -> Path:
-    """Path of a `recordings` or `supervisions` manifest, named as icefall names it."""
-    return Path(data_dir) / "manifests" / f"{MANIFEST_PREFIX}_{kind}_{part}.jsonl.gz"
-
-
-def checksums_path(data_dir: Path, part: str) -> Path:
-    """Path of the checksums of a part's audio files: lines of utterance id, tab, CRC-32 as 8 hex digits; by id."""
-    return Path(data_dir) / "manifests" / f"{MANIFEST_PREFIX}_checksums_{part}.tsv"
-
-
 def musan_dir(corpus_dir: Path) -> Path:
     """Where MUSAN is: beside the corpus, or beside the link to it."""
     return Path(os.path.abspath(corpus_dir)).parent / "musan"
-
-
-def musan_manifest_path(data_dir: Path, part: str) -> Path:
-    """Path of the recordings of a part of MUSAN, named as icefall names it."""
-    return Path(data_dir) / "manifests" / f"musan_recordings_{part}.jsonl.gz"
 
 
 def save_manifest(manifest, path: Path) -> None:

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from espeak import Espeak
 from grammar import draw_texts
 from synthetic_audio import CLEAN_STYLE, NOISY_STYLE, SAMPLING_RATE, TRAIN_STYLE, Style, make_utterance, utterance_rng
-from twopass_kd.config.load import Config, ConfigError, SynthesisConfig, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config, ConfigError, SynthesisConfig
 from twopass_kd.files.read import read_json
 from voices import draw_voices, voice_sex
 

@@ -20,9 +20,11 @@ import sentencepiece
 from tqdm import tqdm
 
 from prepare_manifests import corpus_parts
-from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.cut_lines import read_lines
 from twopass_kd.data.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, open_tokenizer, too_many_tokens
+from twopass_kd.files.layout import lang_path, manifest_path
 from twopass_kd.files.write import write_text_atomically
 
 TOO_MANY_TOKENS = "more tokens than frames"
@@ -90,7 +92,7 @@ def train_texts(data_dir: Path, parts: Sequence[str]) -> list[str]:
 
 def part_texts(data_dir: Path, part: str) -> Iterator[tuple[str, str]]:
     """Id and transcript of each utterance of a part. Raises as `train_texts`."""
-    path = Path(data_dir) / "manifests" / f"librispeech_supervisions_{part}.jsonl.gz"
+    path = manifest_path(data_dir, "supervisions", part)
     if not path.is_file():
         raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
     for number, line in enumerate(read_lines(path), start=1):
@@ -149,8 +151,8 @@ def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsamplin
     from lhotse import load_manifest_lazy
     from lhotse.cut import Cut
 
-    from feature_cuts import cuts_path, features_dir  # imports torch; only this step needs it
     from prepare_manifests import LeftOut, read_left_out, save_manifest, write_left_out
+    from twopass_kd.files.layout import cuts_path, features_dir
 
     everything = features_dir(data_dir, part) / "cuts.jsonl.gz"
     if not everything.is_file():
@@ -189,7 +191,7 @@ def train_bpe(cfg: Config, data_dir: Path) -> Path:
       ConfigError: an impossible vocabulary size, an earlier stage missing, or too many cuts left out.
     """
     texts = train_texts(data_dir, cfg.corpus.train_parts)
-    lang_dir = Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}"
+    lang_dir = lang_path(data_dir, cfg.tokens.vocab_size)
     write_lang(lang_dir, texts, cfg.tokens.vocab_size)
     logging.info("%s: %d pieces from %d transcripts", lang_dir, cfg.tokens.vocab_size, len(texts))
     tokenizer = open_tokenizer(cfg, data_dir)

@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from twopass_kd.config.load import Config, ConfigError, SlurmJobConfig, load_config, phases_of_stage
+from twopass_kd.config.load import load_config, phases_of_stage
+from twopass_kd.config.schema import Config, ConfigError, SlurmJobConfig
 from twopass_kd.files.read import read_json
 from twopass_kd.files.write import write_text_atomically
 

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import log_environment, log_to_file, setup_logging
-from twopass_kd.config.load import Config, load_config, searched_systems
+from twopass_kd.config.load import load_config, searched_systems
+from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.asr_dataset import cut_text
 from twopass_kd.data.tokenizer import Tokenizer

@@ -19,7 +19,8 @@ from lhotse import CutSet
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import log_environment, setup_logging
 from twopass_kd.config.fingerprint import short_hash
-from twopass_kd.config.load import Config, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.export.onnx_files import check_finite, chunk_metadata, export_onnx

@@ -15,7 +15,8 @@ from typing import Any
 
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import log_environment, setup_logging
-from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.asr_dataset import cut_text
 from twopass_kd.data.tokenizer import open_tokenizer

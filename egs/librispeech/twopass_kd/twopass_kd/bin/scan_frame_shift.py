@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import setup_logging
-from twopass_kd.config.load import Config, ConfigError, load_config
+from twopass_kd.config.load import load_config
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.models.checkpoint import load_model

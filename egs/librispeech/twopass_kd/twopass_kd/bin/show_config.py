@@ -12,15 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twopass_kd.config.fingerprint import fingerprint
-from twopass_kd.config.load import (
-    Config,
-    ConfigError,
-    config_to_yaml,
-    exported_systems,
-    load_config,
-    phases_of_stage,
-    reported_systems,
-)
+from twopass_kd.config.load import config_to_yaml, exported_systems, load_config, phases_of_stage, reported_systems
+from twopass_kd.config.schema import Config, ConfigError
 
 BASELINE = "student_copy"
 STAGES = range(11)

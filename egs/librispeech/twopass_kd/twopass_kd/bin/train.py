@@ -22,7 +22,8 @@ from tqdm import tqdm
 from twopass_kd.config.cli import lost_worker, no_memory, without_traceback
 from twopass_kd.config.environment import log_environment, log_to_file, setup_logging
 from twopass_kd.config.fingerprint import short_hash, training_settings
-from twopass_kd.config.load import Config, ConfigError, config_to_dict, load_config, save_config
+from twopass_kd.config.load import config_to_dict, load_config, save_config
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule, TrainCuts
 from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.files.write import write_text_atomically

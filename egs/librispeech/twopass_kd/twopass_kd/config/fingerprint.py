@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from twopass_kd.config.load import Config, config_to_dict
+from twopass_kd.config.load import config_to_dict
+from twopass_kd.config.schema import Config
 from twopass_kd.files.write import state_of_file
 
 # What the parameters of a trained model depend on; the other keys of these sections are bookkeeping.

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from twopass_kd.config.load import Config
+from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_dataset import AsrDataset, cut_text, load_features
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
 from twopass_kd.data.cut_lines import CutLines, read_cuts, read_lines, without_folders
 from twopass_kd.data.noise import NoiseMixer, find_musan
 from twopass_kd.data.tokenizer import Tokenizer, too_many_tokens
+from twopass_kd.files.layout import cuts_path
 from twopass_kd.files.write import state_of_file, write_text_atomically
 
 
@@ -123,7 +124,7 @@ class AsrDataModule:
         return CutSet.mux(*sets, weights=[self._size(part) for part in parts], stop_early=False, seed=self.cfg.seed)
 
     def _paths(self, parts: Sequence[str]) -> list[Path]:
-        paths = [self.data_dir / "fbank" / f"librispeech_cuts_{part}.jsonl.gz" for part in parts]
+        paths = [cuts_path(self.data_dir, part) for part in parts]
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing; stage 2 makes it: ./run.sh --stage 2 --stop-stage 2")

@@ -10,7 +10,7 @@ from typing import Any
 from lhotse import MonoCut
 from lhotse.cut import Cut
 
-from twopass_kd.config.load import FeaturesConfig
+from twopass_kd.config.schema import FeaturesConfig
 
 LOG_MEL = ("kaldi-fbank", "fbank", "kaldifeat-fbank", "kaldi-native-fbank")  # as Kaldi has them
 FRAME_SHIFT = 0.01  # seconds

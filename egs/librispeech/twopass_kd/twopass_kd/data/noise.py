@@ -7,6 +7,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 
 from twopass_kd.data.cut_lines import read_lines, whole_cut
+from twopass_kd.files.layout import musan_cuts_path
 
 MIX_PROBABILITY = 0.5
 SNR_DB = (10.0, 20.0)  # evenly distributed between these
@@ -26,11 +27,6 @@ def find_musan(data_dir: Path) -> Path:
             " --stop-stage 2; or say corpus.musan=false"
         )
     return path
-
-
-def musan_cuts_path(data_dir: Path) -> Path:
-    """Path of MUSAN's cuts with features, named as icefall names it."""
-    return Path(data_dir) / "fbank" / "musan_cuts.jsonl.gz"
 
 
 class NoiseMixer:

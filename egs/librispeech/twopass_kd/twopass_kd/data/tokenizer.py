@@ -7,9 +7,10 @@ from pathlib import Path
 
 import sentencepiece
 
-from twopass_kd.config.load import Config
+from twopass_kd.config.schema import Config
 from twopass_kd.data.detokenize import detokenize
 from twopass_kd.data.tokens_file import without_disambiguation
+from twopass_kd.files.layout import lang_path
 from twopass_kd.files.read import read_lines
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"  # ids 0, 1, 2
@@ -111,4 +112,4 @@ class Tokenizer:
 
 def open_tokenizer(cfg: Config, data_dir: Path) -> Tokenizer:
     """The tokens of an experiment: those of `data_dir` that its config says."""
-    return Tokenizer(Path(data_dir) / f"lang_bpe_{cfg.tokens.vocab_size}", cfg.tokens.normalization)
+    return Tokenizer(lang_path(data_dir, cfg.tokens.vocab_size), cfg.tokens.normalization)

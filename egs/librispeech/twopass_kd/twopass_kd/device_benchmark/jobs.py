@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 import twopass_kd
 from twopass_kd.config.environment import describe_environment
-from twopass_kd.config.load import Config, ConfigError, exported_systems, reported_systems
+from twopass_kd.config.load import exported_systems, reported_systems
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.device_benchmark.runtimes import RUNTIMES
 from twopass_kd.files.read import read_json
 from twopass_kd.files.write import write_text_atomically

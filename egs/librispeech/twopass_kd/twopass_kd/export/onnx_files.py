@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 from twopass_kd.export import ExportError
 from twopass_kd.models.attention_decoder import AttentionDecoder
 from twopass_kd.models.decoder import StatelessDecoder

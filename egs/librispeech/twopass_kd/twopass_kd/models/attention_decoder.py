@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from twopass_kd.config.load import AttentionDecoderConfig
+from twopass_kd.config.schema import AttentionDecoderConfig
 from twopass_kd.models.encoder import set_forget_gate_bias
 
 

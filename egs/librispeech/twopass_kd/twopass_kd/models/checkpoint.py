@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twopass_kd.config.load import Config, config_from_dict
+from twopass_kd.config.load import config_from_dict
+from twopass_kd.config.schema import Config
 from twopass_kd.files.read import find_problem, no_content
 from twopass_kd.models.two_pass import TwoPassModel
 

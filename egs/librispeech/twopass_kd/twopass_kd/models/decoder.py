@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twopass_kd.config.load import DecoderConfig
+from twopass_kd.config.schema import DecoderConfig
 from twopass_kd.models.encoder import set_forget_gate_bias
 
 State = tuple[Tensor, ...]

@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from twopass_kd.config.load import EncoderConfig
+from twopass_kd.config.schema import EncoderConfig
 
 States = Tuple[Tensor, Tensor]
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from twopass_kd.config.load import ModelConfig
+from twopass_kd.config.schema import ModelConfig
 from twopass_kd.models.attention_decoder import AttentionDecoder
 from twopass_kd.models.decoder import build_decoder
 from twopass_kd.models.encoder import Encoder

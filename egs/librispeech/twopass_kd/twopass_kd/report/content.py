@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twopass_kd.config.load import Config
+from twopass_kd.config.schema import Config
 from twopass_kd.files.read import read_lines
 from twopass_kd.files.write import write_text_atomically
 from twopass_kd.scoring.results import Results, dev_set_mark, find_system, load_results

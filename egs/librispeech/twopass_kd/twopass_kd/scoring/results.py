@@ -11,7 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from twopass_kd.config.environment import describe_environment
-from twopass_kd.config.load import Config, reported_systems
+from twopass_kd.config.load import reported_systems
+from twopass_kd.config.schema import Config
 from twopass_kd.files.read import find_problem, read_json
 from twopass_kd.files.write import write_text_atomically
 from twopass_kd.scoring.ondevice_results import check_on_device, sentences, summary_rows

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 from twopass_kd.files.read import read_lines
 
 BACKOFF = "#0"  # label of the back-off arcs

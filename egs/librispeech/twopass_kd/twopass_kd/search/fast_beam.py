@@ -6,7 +6,7 @@ The graphs are made in graphs.py. Only these two modules of the searches need k2
 import torch
 from torch import Tensor
 
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 from twopass_kd.models.decoder import StatelessDecoder
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.graphs import DecodingGraph, import_k2

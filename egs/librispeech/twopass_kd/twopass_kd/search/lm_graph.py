@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from twopass_kd.config.load import ConfigError
+from twopass_kd.config.schema import ConfigError
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.files.read import read_lines
 from twopass_kd.search.arpa import BACKOFF, normalise_arpa

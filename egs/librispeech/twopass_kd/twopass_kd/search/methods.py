@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from twopass_kd.config.load import Config, ConfigError
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.fast_beam import fast_beam_search

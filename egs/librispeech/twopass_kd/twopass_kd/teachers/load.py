@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from twopass_kd.config.load import (
+from twopass_kd.config.load import config_from_dict
+from twopass_kd.config.schema import (
     EXTERNAL_TEACHER,
     Config,
     ConfigError,
     ExternalTeacherConfig,
     FeaturesConfig,
     PhaseConfig,
-    config_from_dict,
 )
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.data.tokens_file import read_pieces, without_disambiguation

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from twopass_kd.config.load import EXTERNAL_TEACHER, Config, ConfigError, reported_systems
+from twopass_kd.config.load import reported_systems
+from twopass_kd.config.schema import EXTERNAL_TEACHER, Config, ConfigError
 from twopass_kd.data.tokenizer import Tokenizer, open_tokenizer
 from twopass_kd.models.checkpoint import final_checkpoint, load_model
 from twopass_kd.models.two_pass import TwoPassModel

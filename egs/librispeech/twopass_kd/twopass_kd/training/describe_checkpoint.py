@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from twopass_kd.config.load import Config, ConfigError, config_from_dict
+from twopass_kd.config.load import config_from_dict
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.files.read import read_json
 from twopass_kd.models.checkpoint import CheckpointError, build_model, load_checkpoint, weights_digest
 from twopass_kd.scoring.results import PASS_TITLES, format_wer, load_results

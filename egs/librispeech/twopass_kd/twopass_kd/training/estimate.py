@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from twopass_kd.config.load import EXTERNAL_TEACHER, Config
+from twopass_kd.config.schema import EXTERNAL_TEACHER, Config
 from twopass_kd.data.asr_datamodule import read_measured
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.data.cut_lines import CutLines
+from twopass_kd.files.layout import cuts_path
 from twopass_kd.files.write import state_of_file
 from twopass_kd.models.checkpoint import build_model
 from twopass_kd.training.objective import Objective
@@ -105,7 +106,7 @@ def corpus_size(cfg: Config, data_dir: Path, exp_dir: Path) -> CorpusSize | None
 
 def train_manifests(cfg: Config, data_dir: Path) -> list[Path]:
     """Where stage 2 leaves the training cuts."""
-    return [Path(data_dir) / "fbank" / f"librispeech_cuts_{part}.jsonl.gz" for part in cfg.corpus.train_parts]
+    return [cuts_path(data_dir, part) for part in cfg.corpus.train_parts]
 
 
 def _measured_size(path: Path, manifests: list[Path]) -> CorpusSize | None:

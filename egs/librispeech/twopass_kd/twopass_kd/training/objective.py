@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twopass_kd.config.load import KdConfig, LossConfig
+from twopass_kd.config.schema import KdConfig, LossConfig
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss

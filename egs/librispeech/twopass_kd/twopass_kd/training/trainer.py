@@ -23,7 +23,7 @@ from lhotse.dataset import SpecAugment
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from twopass_kd.config.load import PhaseConfig, TrainConfig
+from twopass_kd.config.schema import PhaseConfig, TrainConfig
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.files.write import write_text_atomically
 from twopass_kd.losses.precision import autocast
