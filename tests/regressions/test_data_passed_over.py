@@ -9,8 +9,9 @@ import soundfile
 from lhotse import RecordingSet, SupervisionSet
 
 import find_utterances
-from find_utterances import AUDIO_SUFFIXES, find_part, printable
-from prepare_manifests import main, prepare_manifests, read_left_out
+from find_utterances import AUDIO_SUFFIXES, find_part
+from left_out import printable, read_left_out
+from prepare_manifests import main, prepare_manifests
 from small_corpus import TINY_YAML, small_config, write_corpus, write_utterance
 from twopass_kd.config.schema import ConfigError
 from twopass_kd.files.layout import checksums_path, manifest_path
@@ -29,7 +30,7 @@ def prepare(tmp_path, *overrides):
     assert sorted(used) == [
         line.split("\t")[0] for line in checksums_path(data, "train-clean").read_text().splitlines()
     ]
-    rows = read_left_out(data / "manifests" / "left_out.tsv")
+    rows = read_left_out(data)
     return used, {row.utterance: row.reason for row in rows if row.part == "train-clean"}
 
 
@@ -72,7 +73,7 @@ def test_speaker_linked_into_two_parts_is_left_out_of_both_and_named(tmp_path):
     (folders["train-clean"] / "20").symlink_to(folders["dev-clean"] / "20")
     with pytest.raises(ConfigError, match="part `dev-clean` must have usable utterances"):
         prepare(tmp_path, LEFT_OUT)
-    rows = read_left_out(tmp_path / "data" / "manifests" / "left_out.tsv")
+    rows = read_left_out(tmp_path / "data")
     assert [row.part for row in rows] == ["train-clean"] * 2 + ["dev-clean"] * 2
     name = "20/200/20-200-0000.flac"
     assert f"duplicate id: train-clean/{name} and dev-clean/{name}, " in rows[0].reason

@@ -169,13 +169,14 @@ def test_run_sh_says_it_on_one_line():
 
 
 BIN = ["decode", "estimate", "export", "ondevice", "report", "scan_frame_shift", "score", "show_config", "train"]
-LOCAL = ["compute_fbank", "download_corpus", "prepare_manifests", "synthesize_corpus", "train_bpe"]
+LOCAL = ["compute_fbank", "download_corpus", "filter_cuts", "prepare_manifests", "synthesize_corpus", "train_bpe"]
 BENCHMARKS = ["ddp_throughput", "full_size_step", "resume_cost", "searches", "train_step"]
 OPTIONS = {
     **dict.fromkeys(["decode", "export"], ["--system", "student"]),
     "train": ["--phase", "teacher/rnnt"],
     "compute_fbank": ["--data-dir", "none"],
     "download_corpus": ["--corpus-dir", "none"],
+    "filter_cuts": ["--data-dir", "none"],
     "prepare_manifests": ["--data-dir", "none", "--corpus-dir", "none"],
     "synthesize_corpus": ["--corpus-dir", "none"],
     "train_bpe": ["--data-dir", "none"],

@@ -191,6 +191,7 @@ stage_1() {
 stage_2() {
   launch 1 features python3 local/compute_fbank.py --conf "$conf" --data-dir "$data_dir" --nj "$nj" "${overrides[@]}"
   launch 1 bpe python3 local/train_bpe.py --conf "$conf" --data-dir "$data_dir" "${overrides[@]}"
+  launch 1 filter python3 local/filter_cuts.py --conf "$conf" --data-dir "$data_dir" "${overrides[@]}"
 }
 
 # Adds the jobs of stage $1, of 3 to 8, to the array `jobs`: phases to train, or systems to decode.

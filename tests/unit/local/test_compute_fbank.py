@@ -15,7 +15,7 @@ import soundfile
 from lhotse import CutSet
 
 from compute_fbank import compute_fbank, main, make_extractor, parse_shard, validate_features, why_no_kaldifeat
-from feature_cuts import UtteranceCuts
+from feature_sets import UtteranceCuts
 from prepare_manifests import prepare_manifests
 from run_sh import RECIPE
 from small_corpus import TINY_YAML, small_config, write_corpus, write_musan, write_utterance

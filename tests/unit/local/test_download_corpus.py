@@ -12,7 +12,7 @@ import pytest
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
 import find_utterances
-from download_corpus import MD5, UTTERANCES, archives_of, download_corpus, main, unpack_archive
+from download_corpus import ARCHIVES, archives_of, download_corpus, main, unpack_archive
 from prepare_manifests import musan_dir
 from small_corpus import TINY_YAML, small_config
 from twopass_kd.config.schema import ConfigError
@@ -199,7 +199,8 @@ def test_main_wrong_kind_part_or_folder(tmp_path, capsys):
 
 
 def test_md5_known_for_every_part_of_lhotses_recipe():
-    assert set(MD5) == {*LIBRISPEECH, *MINI_LIBRISPEECH, "musan"} and all(len(value) == 32 for value in MD5.values())
+    assert set(ARCHIVES) == {*LIBRISPEECH, *MINI_LIBRISPEECH, "musan"}
+    assert all(len(md5) == 32 for md5, _ in ARCHIVES.values())
 
 
 def test_download_corpus_takes_parts_unpacked_by_hand_as_they_are(server, tmp_path, capsys):
@@ -221,8 +222,9 @@ def test_download_corpus_takes_parts_unpacked_by_hand_as_they_are(server, tmp_pa
 
 def test_utterances_of_all_parts_are_known():
     """1,519 and 1,089 for Mini LibriSpeech; LibriSpeech has 292,367."""
-    assert set(UTTERANCES) == {*LIBRISPEECH, *MINI_LIBRISPEECH}
-    assert sum(UTTERANCES[part] for part in LIBRISPEECH) == 292_367
+    assert {name for name, (_, count) in ARCHIVES.items() if count} == {*LIBRISPEECH, *MINI_LIBRISPEECH}
+    assert sum(ARCHIVES[part][1] for part in LIBRISPEECH) == 292_367
+    assert [ARCHIVES[part][1] for part in ("train-clean-5", "dev-clean-2")] == [1519, 1089]
 
 
 def test_download_corpus_parts_that_are_links_or_hold_links_are_found(tmp_path, capsys):

@@ -12,7 +12,8 @@ from lhotse import RecordingSet, SupervisionSet
 
 import check_utterances
 from check_utterances import check_audio
-from prepare_manifests import main, prepare_manifests, read_left_out
+from left_out import read_left_out
+from prepare_manifests import main, prepare_manifests
 from small_corpus import TINY_YAML, small_config, write_corpus, write_musan, write_utterance
 from twopass_kd.config.schema import ConfigError
 from twopass_kd.files.layout import checksums_path, manifest_path, musan_manifest_path
@@ -147,7 +148,7 @@ def test_prepare_manifests_bad_utterance_is_left_out_and_accounted_for(tmp_path,
     folders = write_corpus(tmp_path / "corpus", count=2)
     spoil(folders["train-clean"] / "10" / "100" / "10-100-0000.flac")
     prepare_manifests(small_config("corpus.max_left_out=0.5"), tmp_path / "corpus", tmp_path / "data")
-    rows = read_left_out(tmp_path / "data" / "manifests" / "left_out.tsv")
+    rows = read_left_out(tmp_path / "data")
     assert len(rows) == 1 and rows[0].part == "train-clean" and reason in rows[0].reason
     assert rows[0].utterance == ("77-770-0001" if "77-770" in str(rows) else "10-100-0000")
     out = capsys.readouterr().out
@@ -164,7 +165,7 @@ def test_prepare_manifests_same_id_in_two_parts_is_left_out_of_both(tmp_path):
     folders = write_corpus(tmp_path / "corpus", count=2)
     write_utterance(folders["dev-clean"], "10-100-0000", "ANOTHER TEXT")
     prepare_manifests(small_config("corpus.max_left_out=0.5"), tmp_path / "corpus", tmp_path / "data")
-    rows = read_left_out(tmp_path / "data" / "manifests" / "left_out.tsv")
+    rows = read_left_out(tmp_path / "data")
     files, lines = "10/100/10-100-0000.flac", "10/100/10-100.trans.txt:1"
     reason = f"duplicate id: train-clean/{files} and dev-clean/{files}, train-clean/{lines} and dev-clean/{lines}"
     assert {(r.utterance, r.part, r.reason) for r in rows} == {
@@ -207,7 +208,7 @@ def test_prepare_manifests_more_than_the_limit_is_an_error_and_leaves_the_list(t
     assert (
         "`corpus.max_left_out` (0.01) must be at least 0.25 for part `dev-clean`" in err and "20-200-0003: trunc" in err
     )
-    assert [row.utterance for row in read_left_out(tmp_path / "data" / "manifests" / "left_out.tsv")] == ["20-200-0003"]
+    assert [row.utterance for row in read_left_out(tmp_path / "data")] == ["20-200-0003"]
     assert not manifest_path(tmp_path / "data", "recordings", "dev-clean").exists()
     assert main([*map(str, args), "corpus.max_left_out=0.25"]) == 0
     assert manifest_path(tmp_path / "data", "recordings", "dev-clean").exists()
@@ -353,7 +354,7 @@ def test_prepare_manifests_musan_linked_named_otherwise_and_broken(tmp_path, cap
     prepare_manifests(cfg, tmp_path / "LibriSpeech", tmp_path / "data")
     found = RecordingSet.from_file(musan_manifest_path(tmp_path / "data", "noise"))
     assert [recording.id for recording in found] == ["noise-fma-0000", "noise-fma-0001"]
-    rows = read_left_out(tmp_path / "data" / "manifests" / "left_out.tsv")
+    rows = read_left_out(tmp_path / "data")
     assert sorted(row[:2] for row in rows) == [(n, "musan/noise") for n in ("broken", "noise-fma-0000", "other")]
     out = capsys.readouterr().out
     assert "musan noise: 2 recordings used, 3 left out" in out

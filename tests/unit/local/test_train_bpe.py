@@ -7,9 +7,9 @@ import pytest
 from lhotse import CutSet
 
 from compute_fbank import compute_fbank
-from prepare_manifests import prepare_manifests, read_left_out
-from small_corpus import PARTS, TINY_YAML, small_config, write_corpus, write_utterance
-from train_bpe import main, part_texts, train_bpe, train_bpe_model, train_texts, write_lang
+from prepare_manifests import prepare_manifests
+from small_corpus import PARTS, small_config, write_utterance
+from train_bpe import part_texts, train_bpe, train_bpe_model, write_lang
 from twopass_kd.config.schema import ConfigError
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.files.layout import cuts_path
@@ -56,38 +56,9 @@ def test_train_bpe_model_without_text():
         train_bpe_model([], 50)
 
 
-def test_train_texts_missing_manifest_names_the_stage(tmp_path):
+def test_part_texts_missing_manifest_names_the_stage(tmp_path):
     with pytest.raises(ConfigError, match="librispeech_supervisions_train-clean.jsonl.gz; run stage 1"):
-        train_texts(tmp_path, ["train-clean"])
-
-
-def test_train_bpe_leaves_out_more_tokens_than_frames_and_brings_them_back(tmp_path, capsys):
-    folders = write_corpus(tmp_path / "corpus", count=6, seconds=2.5)
-    long = "THE OLD CAPTAIN FOUND A GOLDEN MIRROR BEHIND HER CASTLE YESTERDAY AND WALKED HOME"
-    write_utterance(folders["train-clean"], "10-100-0008", long, seconds=1.5)
-    write_utterance(folders["test-clean"], "30-300-0008", long, seconds=1.5)
-    cfg = small_config("corpus.max_left_out=0.2", "tokens.vocab_size=30")
-    prepare_manifests(cfg, tmp_path / "corpus", tmp_path / "data")
-    compute_fbank(cfg, tmp_path / "data", num_jobs=1)
-
-    def ids(part):
-        return {cut.id for cut in CutSet.from_file(cuts_path(tmp_path / "data", part))}
-
-    every = ids("train-clean")
-    left_out = tmp_path / "data" / "manifests" / "left_out.tsv"
-    train_bpe(cfg, tmp_path / "data")
-    assert every - ids("train-clean") == {"10-100-0008"}
-    rows = [("10-100-0008", "train-clean", "more tokens than frames (BPE 30, subsampling 6)")]
-    assert [tuple(row) for row in read_left_out(left_out)] == rows
-    assert "30-300-0008" in ids("test-clean")  # a hard test utterance counts
-    train_bpe(cfg, tmp_path / "data")  # again: nothing is lost or listed twice
-    assert [tuple(row) for row in read_left_out(left_out)] == rows and len(ids("train-clean")) == 6
-
-    args = ["--conf", str(TINY_YAML), "--data-dir", str(tmp_path / "data"), "tokens.vocab_size=30"]
-    assert main([*args, "corpus.max_left_out=0.01"]) == 1
-    assert "`corpus.max_left_out` (0.01) must be at least 0.143 for part `train-clean`" in capsys.readouterr().err
-    train_bpe(small_config("corpus.max_left_out=0.2", "tokens.vocab_size=80"), tmp_path / "data")  # whole words fit
-    assert ids("train-clean") == every and read_left_out(left_out) == []
+        list(part_texts(tmp_path, "train-clean"))
 
 
 def test_texts_are_learnt_and_scored_in_one_form(tmp_path, caplog):

@@ -65,9 +65,9 @@ def test_run_sh_dry_run_prints_the_commands_of_the_stages_asked_for():
 def test_run_sh_dry_run_of_everything_calls_each_program():
     lines = dry()
     programs = [next(w for w in line.split() if w.startswith(("local/", "twopass_kd.bin."))) for line in lines]
-    data = ("synthesize_corpus", "prepare_manifests", "compute_fbank", "train_bpe")
-    assert programs[:4] == [f"local/{name}.py" for name in data]
-    bins = [p.split(".")[-1] for p in programs[4:]]
+    data = ("synthesize_corpus", "prepare_manifests", "compute_fbank", "train_bpe", "filter_cuts")
+    assert programs[:5] == [f"local/{name}.py" for name in data]
+    bins = [p.split(".")[-1] for p in programs[5:]]
     assert bins[:16] == ["train"] * 9 + ["decode"] * 5 + ["score", "report"]
     assert bins[16:] == ["export", "export", "ondevice", "score", "report"]
     files = {p if p.endswith(".py") else p.replace(".", "/") + ".py" for p in programs}

@@ -18,8 +18,8 @@ from pathlib import Path
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
-from twopass_kd.config.load import load_config
-from twopass_kd.config.schema import Config, ConfigError
+from command import make_parser, run
+from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_dataset import load_features
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
 from twopass_kd.data.cut_lines import features_path, is_in_files, parse_line, place_files, read_lines
@@ -221,26 +221,20 @@ def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> l
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", type=Path, required=True, help="experiment YAML")
+    parser = make_parser(__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="has fbank/ and lang_bpe_<V>/")
     parser.add_argument("--stage", type=int, default=STAGES[0], help="first stage to check for (default: 3)")
     parser.add_argument("--stop-stage", type=int, default=STAGES[-1], help="last one (default: 10)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_args(argv)
-    try:
-        cfg = load_config(args.conf, args.overrides)
-    except ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    try:
-        problems = check_data(cfg, args.data_dir, range(args.stage, args.stop_stage + 1))
-    except (ValueError, OSError) as e:
-        problems = [str(e)]
-    if problems:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
-        print(f"error: {args.data_dir} cannot be used as it is:{lines}", file=sys.stderr)
-    return 1 if problems else 0
+
+    def work(cfg: Config, args: argparse.Namespace) -> None:
+        try:
+            problems = check_data(cfg, args.data_dir, range(args.stage, args.stop_stage + 1))
+        except (ValueError, OSError) as e:
+            problems = [str(e)]
+        if problems:
+            raise ValueError("\n  - ".join([f"{args.data_dir} cannot be used as it is:", *problems]))
+
+    return run(parser, argv, work)
 
 
 if __name__ == "__main__":

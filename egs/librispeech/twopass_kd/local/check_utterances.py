@@ -7,13 +7,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
 from find_utterances import OTHER_AUDIO_SUFFIXES, PartFiles, broken_link, utterance_id
+from left_out import LeftOut
 from twopass_kd.config.schema import ConfigError
 
 SILENCE_RMS = 1e-4  # -80 dB of full scale: nothing that anybody said is as quiet
@@ -22,14 +22,6 @@ _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\
 _UNKNOWN_SIZE = 0x7FFFF000  # bytes; programs that write into a pipe put this or more into the header
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX
 OTHER_FORMAT = "audio of a format that is not read, convert it to FLAC or WAV"
-
-
-class LeftOut(NamedTuple):
-    """One line of left_out.tsv. What is before the first ": " of a reason is its kind."""
-
-    utterance: str
-    part: str
-    reason: str
 
 
 @dataclass

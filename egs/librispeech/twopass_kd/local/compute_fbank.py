@@ -19,25 +19,25 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lhotse import CutSet, Fbank, FbankConfig, LilcomChunkyWriter
 from lhotse.cut import Cut
 from lhotse.features import FeatureExtractor
 from tqdm import tqdm
 
-from feature_cuts import FeatureSet, feature_sets
-from twopass_kd.config.load import load_config
+from command import add_num_jobs, make_parser, run
+from feature_sets import FeatureSet, feature_sets
 from twopass_kd.config.schema import Config, ConfigError, FeaturesConfig
+from twopass_kd.data.asr_dataset import load_features
 from twopass_kd.data.cut_lines import read_lines
 from twopass_kd.files.write import write_text_atomically
+from twopass_kd.ondevice.features import HIGH_FREQ
 
-HIGH_FREQ = -400.0  # Hz below the Nyquist frequency, as in icefall's recipes
 _CHUNK = 250  # cuts that a process computes and stores in one go
 _RECORD = "source.json"  # in the folder of features: what they were made of
 _SAMPLE = 10  # cuts per chunk whose features are read back
@@ -76,24 +76,13 @@ def make_extractor(features: FeaturesConfig) -> FeatureExtractor:
         return KaldifeatFbank(KaldifeatFbankConfig(frame_opts=frames, mel_opts=mel))
     reason = "as `features.extractor` says" if features.extractor == "lhotse" else f"without kaldifeat: {problem}"
     logging.info("features by Lhotse's Fbank, %s", reason)
-    return Fbank(
-        FbankConfig(
-            sampling_rate=features.sampling_rate,
-            num_mel_bins=features.num_mel_bins,
-            dither=0.0,
-            snip_edges=False,
-            high_freq=HIGH_FREQ,
-        )
-    )
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+    rate, bins = features.sampling_rate, features.num_mel_bins
+    return Fbank(FbankConfig(sampling_rate=rate, num_mel_bins=bins, dither=0.0, snip_edges=False, high_freq=HIGH_FREQ))
 
 
 def _make_pool(num_jobs: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")  # forking a process in which torch has run can hang
-    return ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_one_thread)
+    return ProcessPoolExecutor(num_jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _store_chunk(
@@ -146,7 +135,7 @@ def validate_features(cuts: Sequence[Cut], expected_ids: Sequence[str], features
     Lhotse leaves cuts whose audio cannot be loaded out; here that is an error.
 
     Raises:
-      ValueError: naming the part and the first few utterances.
+      ValueError: naming the part and the first few utterances, or the one whose features cannot be read.
     """
     got = {cut.id for cut in cuts}
     lost = [name for name in expected_ids if name not in got]
@@ -161,9 +150,7 @@ def validate_features(cuts: Sequence[Cut], expected_ids: Sequence[str], features
                 f"part `{part}`, {cut.id}: features must be ({frames}, {features.num_mel_bins}), not {stored}"
             )
         if index % every == 0:
-            values = cut.load_features()
-            if values.shape != stored or not np.isfinite(values).all():
-                raise ValueError(f"part `{part}`, {cut.id}: stored features must be finite and {stored}")
+            load_features(cut)
 
 
 def compute_set(
@@ -196,11 +183,10 @@ def compute_set(
         if shard is not None:
             return True
         record = {"digest": digests["digest"], "chunks": num_chunks, **wanted.settings}
-        _put_together(wanted, partial, num_chunks, json.dumps(record, indent=1, default=str) + "\n")
+        _put_together(wanted, partial, record)
     if not in_place:
         _say_where(wanted)
-        record["places"] = digests["places"]
-        write_text_atomically(wanted.folder / _RECORD, json.dumps(record, indent=1, default=str) + "\n")
+        _write_record(wanted.folder, {**record, "places": digests["places"]})
     unnamed = wanted.public.with_name(f".partial-{wanted.public.name}")
     shutil.copyfile(wanted.folder / "cuts.jsonl.gz", unnamed)
     os.replace(unnamed, wanted.public)
@@ -213,6 +199,10 @@ def _read_record(wanted: FeatureSet) -> dict[str, Any]:
         return dict(json.loads((wanted.folder / _RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    write_text_atomically(folder / _RECORD, json.dumps(record, indent=1, default=str) + "\n")
 
 
 def _say_where(wanted: FeatureSet) -> None:
@@ -243,31 +233,27 @@ def _compute_chunks(
     num_chunks = -(-len(cuts) // _CHUNK)
     mine = range(shard[0], num_chunks, shard[1])
     to_do = [i for i in mine if not _chunk_manifest(partial, i).is_file()]
-    running: set = set()
+    running: set[Future] = set()
     with tqdm(total=len(mine), initial=len(mine) - len(to_do), desc=f"Features {wanted.name}", unit="chunk") as bar:
-        for index in to_do:
-            if len(running) == 2 * num_jobs:  # enough to keep the processes busy
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                _finish(done, bar)
-            chunk = cuts[index * _CHUNK : (index + 1) * _CHUNK]
-            running.add(pool.submit(_store_chunk, chunk, index, partial, extractor, features, wanted.name))
-        _finish(as_completed(running), bar)
+        while to_do or running:
+            while to_do and len(running) < 2 * num_jobs:  # enough to keep the processes busy
+                index = to_do.pop(0)
+                chunk = cuts[index * _CHUNK : (index + 1) * _CHUNK]
+                running.add(pool.submit(_store_chunk, chunk, index, partial, extractor, features, wanted.name))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for job in done:
+                job.result()
+                bar.update()
     return num_chunks
 
 
-def _finish(jobs: Iterable[Future], bar: tqdm) -> None:
-    for job in jobs:
-        job.result()
-        bar.update()
-
-
-def _put_together(wanted: FeatureSet, partial: Path, num_chunks: int, record: str) -> None:
+def _put_together(wanted: FeatureSet, partial: Path, record: dict[str, Any]) -> None:
     """Make the folder of all chunks the final one, instead of what other settings left."""
-    manifests = [_chunk_manifest(partial, i) for i in range(num_chunks)]
-    with open(partial / "cuts.jsonl.gz", "wb") as out:  # what train_bpe.py filters into the public one
+    manifests = [_chunk_manifest(partial, i) for i in range(record["chunks"])]
+    with open(partial / "cuts.jsonl.gz", "wb") as out:  # what filter_cuts.py filters into the public one
         for path in manifests:
             out.write(path.read_bytes())  # gzipped files one after the other are a gzipped file
-    (partial / _RECORD).write_text(record, encoding="utf-8")
+    _write_record(partial, record)
     wanted.public.unlink(missing_ok=True)
     for left in [*partial.glob(".tmp-*"), wanted.folder]:
         shutil.rmtree(left, ignore_errors=True)
@@ -287,8 +273,6 @@ def compute_fbank(cfg: Config, data_dir: Path, num_jobs: int = 1, shard: tuple[i
       ConfigError: stage 1 has not run, or `features.extractor` is not installed.
       ValueError: features came out wrong (`validate_features`).
     """
-    if num_jobs < 1:
-        raise ConfigError(f"`nj` ({num_jobs}) must be at least 1")
     extractor = make_extractor(cfg.features)
     with _make_pool(num_jobs) as pool:
         for wanted in feature_sets(cfg, data_dir, extractor):
@@ -309,25 +293,19 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; see its `corpus` and `features`")
+    parser = make_parser(__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="where stage 1 wrote manifests/")
-    parser.add_argument("--nj", type=int, default=2, help="processes, of one thread each (default 2)")
+    add_num_jobs(parser)
     parser.add_argument(
         "--shard",
         metavar="K/N",
         help="compute only chunk K (from 0) of every N; several may run at once, and a call without puts all together",
     )
-    parser.add_argument("overrides", nargs="*", help="key=value")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        shard = parse_shard(args.shard) if args.shard is not None else None
-        compute_fbank(load_config(args.conf, args.overrides), args.data_dir, args.nj, shard)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    return 0
+
+    def work(cfg: Config, args: argparse.Namespace) -> None:
+        compute_fbank(cfg, args.data_dir, args.nj, parse_shard(args.shard) if args.shard is not None else None)
+
+    return run(parser, argv, work)
 
 
 if __name__ == "__main__":

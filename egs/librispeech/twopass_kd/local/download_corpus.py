@@ -7,7 +7,6 @@ finished folder gets the marker `.completed` of Lhotse's LibriSpeech recipe, so 
 done. Lhotse knows no checksums for these archives: their MD5 sums are checked before anything is unpacked.
 """
 
-import argparse
 import fnmatch
 import hashlib
 import logging
@@ -25,36 +24,26 @@ from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 from lhotse.utils import resumable_download, safe_extract
 from tqdm import tqdm
 
+from command import make_parser, run
 from find_utterances import find_part, walk
 from prepare_manifests import corpus_parts, musan_dir
-from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config, ConfigError
 
 BASE_URL = "https://www.openslr.org/resources"
 SECONDS_OF_SILENCE = 60  # of a server, after which the download ends with an error
 COMPLETE, FOUND, MISSING = "already complete", "found there, used as it is", "to be downloaded"
-MD5: dict[str, str] = {
-    "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
-    "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
-    "test-clean": "32fa31d27d2e1cad72775fee3f4849a9",
-    "test-other": "fb5a50374b501bb3bac4815ee91d3135",
-    "train-clean-100": "2a93770f6d5c6c964bc36631d331a522",
-    "train-clean-360": "c0e676e450a7ff2f54aeade5171606fa",
-    "train-other-500": "d1a0fd59409feb2c614ce4d30c387708",
-    "dev-clean-2": "6d7ab67ac6a1d2c993d050e16d61080d",
-    "train-clean-5": "5df7d4e78065366204ca6845bb08f490",
-    "musan": "0c472d4fc0c5141eca47ad1ffeb2a7df",
-}
-UTTERANCES: dict[str, int] = {
-    "dev-clean": 2703,
-    "dev-other": 2864,
-    "test-clean": 2620,
-    "test-other": 2939,
-    "train-clean-100": 28539,
-    "train-clean-360": 104014,
-    "train-other-500": 148688,
-    "dev-clean-2": 1089,
-    "train-clean-5": 1519,
+# name -> (MD5 sum of the archive, utterances in it)
+ARCHIVES: dict[str, tuple[str, int | None]] = {
+    "dev-clean": ("42e2234ba48799c1f50f24a7926300a1", 2703),
+    "dev-other": ("c8d0bcc9cca99d4f8b62fcc847357931", 2864),
+    "test-clean": ("32fa31d27d2e1cad72775fee3f4849a9", 2620),
+    "test-other": ("fb5a50374b501bb3bac4815ee91d3135", 2939),
+    "train-clean-100": ("2a93770f6d5c6c964bc36631d331a522", 28539),
+    "train-clean-360": ("c0e676e450a7ff2f54aeade5171606fa", 104014),
+    "train-other-500": ("d1a0fd59409feb2c614ce4d30c387708", 148688),
+    "dev-clean-2": ("6d7ab67ac6a1d2c993d050e16d61080d", 1089),
+    "train-clean-5": ("5df7d4e78065366204ca6845bb08f490", 1519),
+    "musan": ("0c472d4fc0c5141eca47ad1ffeb2a7df", None),
 }
 
 
@@ -103,7 +92,7 @@ def state_of(archive: Archive) -> str:
 
 def how_much_of_it(archive: Archive) -> str:
     """How many utterances of its archive a folder has that somebody else has unpacked; "" where they are all there."""
-    wanted = UTTERANCES.get(archive.name)
+    wanted = ARCHIVES[archive.name][1]
     found = len(find_part(archive.folder).lines) if wanted is not None else None
     return "" if found == wanted else f" ({found} of the archive's {wanted} utterances)"
 
@@ -201,14 +190,16 @@ def archives_of(cfg: Config, corpus_dir: Path) -> list[Archive]:
     return archives
 
 
-def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5: Mapping[str, str] = MD5) -> list[str]:
+def download_corpus(
+    cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5: Mapping[str, str] | None = None
+) -> list[str]:
     """Download, check and unpack what is not there yet.
 
     Args:
       corpus_dir: the folder of the parts. To download into it, it must be named `LibriSpeech`, as the folder inside
         the archives; they are kept beside it, and MUSAN goes there.
       base_url: where the resources lie, as `<base_url>/12/dev-clean.tar.gz`.
-      md5: name -> MD5 sum of its archive.
+      md5: name -> MD5 sum of its archive; None: OpenSLR's.
     Returns:
       The names of the archives that were downloaded now.
     Raises:
@@ -216,6 +207,7 @@ def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5
       ValueError: a damaged archive.
       ConnectionError: the server cannot be reached; says what to do instead.
     """
+    md5 = md5 or {name: md5 for name, (md5, _) in ARCHIVES.items()}
     corpus_dir = Path(os.path.abspath(corpus_dir))
     if os.path.lexists(corpus_dir) and not corpus_dir.is_dir():
         raise ConfigError(f"`--corpus-dir` ({corpus_dir}) must be a folder, not a file or a broken link; move it away")
@@ -247,18 +239,9 @@ def download_corpus(cfg: Config, corpus_dir: Path, base_url: str = BASE_URL, md5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; its `corpus` names the parts")
+    parser = make_parser(__doc__.split("\n")[0])
     parser.add_argument("--corpus-dir", type=Path, required=True, help="where the parts go, e.g. download/LibriSpeech")
-    parser.add_argument("overrides", nargs="*", help="key=value")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        download_corpus(load_config(args.conf, args.overrides), args.corpus_dir)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return run(parser, argv, lambda cfg, args: download_corpus(cfg, args.corpus_dir))
 
 
 if __name__ == "__main__":

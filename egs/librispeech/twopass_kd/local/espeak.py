@@ -32,7 +32,7 @@ class Espeak:
     """The speech synthesiser; one per process, since the library has global state.
 
     Raises:
-      RuntimeError: the library does not start.
+      OSError: the library does not start.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Espeak:
         data = espeakng_loader.get_data_path()
         rate = self._lib.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data), 0)
         if rate != SAMPLING_RATE:
-            raise RuntimeError(f"espeak-ng did not start from {data}: it answered {rate}; reinstall espeakng-loader")
+            raise OSError(f"espeak-ng did not start from {data}: it answered {rate}; reinstall espeakng-loader")
         self._voice = ""
         self._pieces: list[bytes] = []
         self._callback = _CALLBACK(self._receive)  # kept alive: the library holds only its address
@@ -57,7 +57,7 @@ class Espeak:
         if voice == self._voice:
             return  # loading a voice reads its dictionary again: half of the time of a short utterance
         if all(self._lib.espeak_SetVoiceByName(name.encode()) for name in (voice, f"en+{variant}")):
-            raise RuntimeError(f"espeak-ng cannot load the voice {voice}")
+            raise OSError(f"espeak-ng cannot load the voice {voice}")
         self._voice = voice
 
     def speak(self, text: str, language: str, variant: str, rate: int, pitch: int, seed: int) -> np.ndarray:
@@ -73,7 +73,7 @@ class Espeak:
         Returns:
           (num_samples,) float32 in [-1, 1] at `SAMPLING_RATE`, with the silences that espeak-ng puts around it.
         Raises:
-          RuntimeError: the voice does not load or no sound came out.
+          OSError: the voice does not load or no sound came out.
         """
         self._set_voice(language, variant)
         self._lib.espeak_SetParameter(_RATE, rate, 0)
@@ -87,5 +87,5 @@ class Espeak:
         self._lib.espeak_Synchronize()
         samples = np.frombuffer(b"".join(self._pieces), dtype=np.int16).astype(np.float32) / 32768
         if not samples.any():
-            raise RuntimeError(f"espeak-ng gave no sound for {text!r} by {self._voice}")
+            raise OSError(f"espeak-ng gave no sound for {text!r} by {self._voice}")
         return samples

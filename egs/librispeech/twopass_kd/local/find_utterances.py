@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from left_out import printable
 from twopass_kd.config.schema import ConfigError
 
 # What both libsndfile and Lhotse read; MP3 and Opus where libsndfile has them.
@@ -49,11 +50,6 @@ class PartFiles:
     def inside(self, path: Path) -> str:
         """The path as seen from the part's folder, printable."""
         return printable(str(path.relative_to(self.folder)))
-
-
-def printable(text: str) -> str:
-    """Text for one field of one line: what cannot be printed (tabs, line ends, bytes that are no UTF-8) is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def utterance_id(name: str) -> str:

@@ -8,7 +8,6 @@ No two words of a grammar sound the same, so that a perfect recogniser could rea
 import random
 from collections.abc import Callable, Sequence
 
-GRAMMARS = ("phrases", "digits")
 MAX_FRAGMENT_WORDS = 4
 
 _DETERMINERS = "THE THE THE A MY HIS HER OUR".split()
@@ -87,18 +86,14 @@ def _phrase_fragment(rng: random.Random) -> list[str]:
     return [rng.choice(_ADJECTIVES), rng.choice(_PLACES + _THINGS)][rng.randrange(2) :]
 
 
-def _digit_sentence(rng: random.Random) -> list[str]:
-    return [rng.choice(_DIGITS) for _ in range(rng.randint(4, 10))]
-
-
-def _digit_fragment(rng: random.Random) -> list[str]:
-    return [rng.choice(_DIGITS) for _ in range(rng.randint(1, 4))]
+def _digits(rng: random.Random, fewest: int, most: int) -> list[str]:
+    return [rng.choice(_DIGITS) for _ in range(rng.randint(fewest, most))]
 
 
 # grammar -> (draws a sentence, draws a fragment, fewest and most words of a sentence)
 _RULES: dict[str, tuple[Callable, Callable, int, int]] = {
     "phrases": (_phrase_sentence, _phrase_fragment, 3, 13),
-    "digits": (_digit_sentence, _digit_fragment, 4, 10),
+    "digits": (lambda rng: _digits(rng, 4, 10), lambda rng: _digits(rng, 1, MAX_FRAGMENT_WORDS), 4, 10),
 }
 
 
@@ -114,7 +109,7 @@ def draw_texts(grammar: str, num_sentences: int, num_fragments: int, used: set[s
       ValueError: an unknown grammar, or more texts asked for than the grammar readily gives.
     """
     if grammar not in _RULES:
-        raise ValueError(f"`grammar` ({grammar}) must be one of {', '.join(GRAMMARS)}")
+        raise ValueError(f"`grammar` ({grammar}) must be one of {', '.join(_RULES)}")
     sentence, fragment, low, high = _RULES[grammar]
     texts: list[str] = []
     wanted = (
@@ -134,14 +129,3 @@ def draw_texts(grammar: str, num_sentences: int, num_fragments: int, used: set[s
         if len(texts) < goal:
             raise ValueError(f"`{what}` ({count}) must be fewer: the grammar `{grammar}` ran out of distinct ones")
     return texts
-
-
-def vocabulary(grammar: str) -> list[str]:
-    """All words that a grammar uses, sorted."""
-    if grammar == "digits":
-        return sorted(_DIGITS)
-    groups = (
-        _DETERMINERS, _ADJECTIVES, _PEOPLE, _ANIMALS, _THINGS, _PLACES, _VERBS_WITH_OBJECT, _VERBS, _PREPOSITIONS,
-        _ADVERBS, _NUMBERS, _UNITS, _LINKS, _PRONOUNS, " ".join(_TIMES).split(), ["LATER"],
-    )  # fmt: skip
-    return sorted({word for group in groups for word in group})

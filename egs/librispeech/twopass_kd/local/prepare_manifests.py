@@ -8,12 +8,10 @@ recipe would have it and through Lhotse's repair and validation, into `librispee
 `musan_recordings_{music,speech,noise}.jsonl.gz`.
 """
 
-import argparse
 import logging
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lhotse import (
@@ -26,17 +24,17 @@ from lhotse import (
 )
 from tqdm import tqdm
 
-from check_utterances import OTHER_FORMAT, LeftOut, PartScan, scan_part, why_no_file
+from check_utterances import OTHER_FORMAT, PartScan, scan_part, why_no_file
+from command import add_num_jobs, make_parser, run
 from find_utterances import (
     OTHER_AUDIO_SUFFIXES,
     PartFiles,
     audio_files,
     duplicate_ids,
     find_part,
-    printable,
     require_transcripts,
 )
-from twopass_kd.config.load import load_config
+from left_out import LeftOut, left_out_path, printable, tally, tally_left_out, write_left_out
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.files.layout import MUSAN_PARTS, checksums_path, manifest_path, musan_manifest_path
 from twopass_kd.files.write import write_text_atomically
@@ -60,45 +58,16 @@ def save_manifest(manifest, path: Path) -> None:
     os.replace(partial, path)
 
 
-def write_left_out(path: Path, left_out: Sequence[LeftOut]) -> None:
-    """Write left_out.tsv: a heading, then utterance id, part and reason; what would break a line is escaped."""
-    rows = [LeftOut("utterance", "part", "reason"), *left_out]
-    write_text_atomically(path, "".join("\t".join(map(printable, row)) + "\n" for row in rows))
-
-
-def write_checksums(path: Path, checksums: Mapping[str, int]) -> None:
-    """Write what `checksums_path` says."""
-    write_text_atomically(path, "".join(f"{name}\t{checksums[name]:08x}\n" for name in sorted(checksums)))
-
-
-def read_left_out(path: Path) -> list[LeftOut]:
-    """The rows of left_out.tsv without its heading; none where there is no such file."""
-    if not path.is_file():
-        return []
-    return [LeftOut(*line.split("\t", 2)) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-
-
 def account(scan: PartScan) -> str:
     """The printed account of a part: how many are used, how many left out for which reason, what was noted."""
     there = f"of {scan.num_files} audio files and {scan.num_lines} transcript lines"
-    lines = [f"{scan.part}: {len(scan.texts)} utterances used, {len(scan.left_out)} left out, {there}"]
-    lines += tally("left out", _by_kind(scan.left_out))
-    lines += tally("used", ((note, name) for name, note in scan.noted.items()))
-    lines += tally("passed over", scan.remarks)
+    lines = [
+        f"{scan.part}: {len(scan.texts)} utterances used, {len(scan.left_out)} left out, {there}",
+        *tally_left_out(scan.left_out),
+        *tally("used", ((note, name) for name, note in scan.noted.items())),
+        *tally("passed over", scan.remarks),
+    ]
     return "\n".join(lines)
-
-
-def tally(what: str, rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines that say how many of `rows` (kind, example) are of each kind, most frequent first, with an example."""
-    rows = list(rows)
-    examples = dict(reversed(rows))  # the first of each kind
-    counts = Counter(kind for kind, _ in rows).most_common()
-    return [printable(f"  {what} {count}: {kind} (e.g. {examples[kind]})") for kind, count in counts]
-
-
-def _by_kind(left_out: Iterable[LeftOut]) -> list[tuple[str, str]]:
-    parted = [(row.utterance, *row.reason.partition(": ")) for row in left_out]
-    return [(kind, name + colon + detail) for name, kind, colon, detail in parted]
 
 
 def check_share(scan: PartScan, max_left_out: float, listed: Path) -> None:
@@ -171,7 +140,7 @@ def prepare_musan(folder: Path, data_dir: Path) -> list[LeftOut]:
             else:
                 left_out.append(LeftOut(path.stem, f"musan/{part}", reason))
         lines = [f"musan {part}: {len(recordings)} recordings used, {len(left_out)} left out"]
-        lines += tally("left out", _by_kind(left_out)) + tally("passed over", remarks)
+        lines += tally_left_out(left_out) + tally("passed over", remarks)
         print("\n".join(lines), flush=True)
         if not recordings:
             raise ConfigError(
@@ -210,8 +179,6 @@ def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: i
       ConfigError: a part is missing or empty (`find_parts`), or more than `corpus.max_left_out` of it is unusable.
       OSError: the data folder cannot be written.
     """
-    if num_jobs < 1:
-        raise ConfigError(f"`nj` ({num_jobs}) must be at least 1")
     left_out = prepare_musan(musan_dir(corpus_dir), data_dir) if cfg.corpus.musan else []
     corpus_dir = Path(corpus_dir).resolve()
     found = find_parts(corpus_dir, corpus_parts(cfg), cfg.tokens.normalization)
@@ -223,17 +190,18 @@ def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: i
         scans[part] = scan
         left_out += scan.left_out
         print(account(scan), flush=True)
-    left_out_path = Path(data_dir) / "manifests" / "left_out.tsv"
-    write_left_out(left_out_path, left_out)
+    write_left_out(data_dir, left_out)
+    listed = left_out_path(data_dir)
     if left_out:
         used = sum(len(scan.texts) for scan in scans.values())
-        logging.warning("%d utterances used, %d left out: %s says why", used, len(left_out), left_out_path)
+        logging.warning("%d utterances used, %d left out: %s says why", used, len(left_out), listed)
     for scan in scans.values():
-        check_share(scan, corpus.max_left_out, left_out_path)
+        check_share(scan, corpus.max_left_out, listed)
     for part, scan in scans.items():
         for kind, manifest in build_manifests(scan).items():
             save_manifest(manifest, manifest_path(data_dir, kind, part))
-        write_checksums(checksums_path(data_dir, part), scan.checksums)
+        checksums = "".join(f"{name}\t{scan.checksums[name]:08x}\n" for name in sorted(scan.checksums))
+        write_text_atomically(checksums_path(data_dir, part), checksums)
     return scans
 
 
@@ -258,20 +226,11 @@ def find_parts(corpus_dir: Path, parts: Sequence[str], normalization: str) -> di
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; its `corpus` names the parts")
+    parser = make_parser(__doc__.split("\n")[0])
     parser.add_argument("--corpus-dir", type=Path, required=True, help="folder that contains the parts")
     parser.add_argument("--data-dir", type=Path, required=True, help="manifests go to <data-dir>/manifests")
-    parser.add_argument("--nj", type=int, default=2, help="processes that decode audio (default 2)")
-    parser.add_argument("overrides", nargs="*", help="key=value")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        prepare_manifests(load_config(args.conf, args.overrides), args.corpus_dir, args.data_dir, args.nj)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    return 0
+    add_num_jobs(parser)
+    return run(parser, argv, lambda cfg, args: prepare_manifests(cfg, args.corpus_dir, args.data_dir, args.nj))
 
 
 if __name__ == "__main__":

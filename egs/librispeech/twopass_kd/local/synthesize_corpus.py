@@ -18,10 +18,10 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
+from command import add_num_jobs, make_parser, run
 from espeak import Espeak
 from grammar import draw_texts
 from synthetic_audio import CLEAN_STYLE, NOISY_STYLE, SAMPLING_RATE, TRAIN_STYLE, Style, make_utterance, utterance_rng
-from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config, ConfigError, SynthesisConfig
 from twopass_kd.files.read import read_json
 from voices import draw_voices, voice_sex
@@ -159,8 +159,6 @@ def synthesize_corpus(out: Path, synthesis: SynthesisConfig, parts: Parts, seed:
     Raises:
       ValueError: impossible counts, or `out` holds something else.
     """
-    if num_jobs < 1:
-        raise ValueError(f"`nj` ({num_jobs}) must be at least 1")
     parameters = {"format": FORMAT, "seed": seed, "parts": {**asdict(parts), "test": list(parts.test)}}
     parameters.update(asdict(synthesis))
     out = Path(out)
@@ -188,15 +186,6 @@ def synthesize_corpus(out: Path, synthesis: SynthesisConfig, parts: Parts, seed:
     return True
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; it gives parts, counts and seed")
-    parser.add_argument("--corpus-dir", type=Path, required=True, help="the new corpus")
-    parser.add_argument("--nj", type=int, default=2, help="processes (default 2)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. corpus.synthesis.num_sentences=100")
-    return parser
-
-
 def parts_of(cfg: Config) -> Parts:
     """The parts to make.
 
@@ -213,15 +202,15 @@ def parts_of(cfg: Config) -> Parts:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        cfg = load_config(args.conf, args.overrides)
+    parser = make_parser(__doc__.split("\n")[0])
+    parser.add_argument("--corpus-dir", type=Path, required=True, help="the new corpus")
+    add_num_jobs(parser)
+
+    def work(cfg: Config, args: argparse.Namespace) -> None:
         made = synthesize_corpus(args.corpus_dir, cfg.corpus.synthesis, parts_of(cfg), cfg.seed, args.nj)
-    except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    print(f"{args.corpus_dir}: {'made' if made else 'already made with these settings; nothing to do'}")
-    return 0
+        print(f"{args.corpus_dir}: {'made' if made else 'already made with these settings; nothing to do'}")
+
+    return run(parser, argv, work)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Stage 2b: BPE tokens from the training transcripts, then leave out what has more tokens than frames.
+"""Stage 2b: BPE tokens from the training transcripts.
 
 Writes `<data>/lang_bpe_<V>/{bpe.model,tokens.txt,transcript_words.txt}` with icefall's ids (`<blk>` 0, `<sos/eos>` 1,
 `<unk>` 2). The same transcripts give the same bytes. Letters of any part's transcripts that the tokens do not bring
 back are listed in `not_spelt.tsv` there.
 """
 
-import argparse
 import io
 import json
 import logging
@@ -17,17 +16,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
-from tqdm import tqdm
 
+from command import make_parser, run
 from prepare_manifests import corpus_parts
-from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.cut_lines import read_lines
-from twopass_kd.data.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, open_tokenizer, too_many_tokens
+from twopass_kd.data.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, open_tokenizer
 from twopass_kd.files.layout import lang_path, manifest_path
 from twopass_kd.files.write import write_text_atomically
-
-TOO_MANY_TOKENS = "more tokens than frames"
 
 
 def train_bpe_model(texts: Sequence[str], vocab_size: int) -> bytes:
@@ -81,17 +77,12 @@ def _explain(error: Exception, texts: Sequence[str], vocab_size: int) -> Excepti
     return error
 
 
-def train_texts(data_dir: Path, parts: Sequence[str]) -> list[str]:
-    """Transcripts in the supervision manifests of `parts`, in the manifests' order.
+def part_texts(data_dir: Path, part: str) -> Iterator[tuple[str, str]]:
+    """Id and transcript of each utterance in the supervision manifest of a part, in its order.
 
     Raises:
-      ConfigError: stage 1 has not run.
+      ConfigError: stage 1 has not run, or an utterance has no text.
     """
-    return [text for part in parts for _, text in part_texts(data_dir, part)]
-
-
-def part_texts(data_dir: Path, part: str) -> Iterator[tuple[str, str]]:
-    """Id and transcript of each utterance of a part. Raises as `train_texts`."""
     path = manifest_path(data_dir, "supervisions", part)
     if not path.is_file():
         raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
@@ -138,90 +129,26 @@ def write_lang(lang_dir: Path, texts: Sequence[str], vocab_size: int) -> None:
     partial.rename(lang_dir)
 
 
-def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsampling_factor: int) -> tuple[int, int]:
-    """Leave cuts with more tokens than encoder frames out of a part's public manifest; list them in left_out.tsv.
-
-    Always starts from all computed cuts, so that another vocabulary brings back what the last one left out.
-
-    Returns:
-      How many cuts were left out, and of how many.
-    Raises:
-      ConfigError: stage 2a has not run.
-    """
-    from lhotse import load_manifest_lazy
-    from lhotse.cut import Cut
-
-    from prepare_manifests import LeftOut, read_left_out, save_manifest, write_left_out
-    from twopass_kd.files.layout import cuts_path, features_dir
-
-    everything = features_dir(data_dir, part) / "cuts.jsonl.gz"
-    if not everything.is_file():
-        raise ConfigError(f"`--data-dir` ({data_dir}) must hold features of `{part}`; run local/compute_fbank.py first")
-    cuts = load_manifest_lazy(everything)
-    dropped, total = [], 0
-    for cut in tqdm(cuts, desc=f"Fitting {part}", unit="cut", leave=False):
-        total += 1
-        num_tokens = len(tokenizer.encode([cut.supervisions[0].text])[0])
-        if too_many_tokens(cut.num_frames, num_tokens, subsampling_factor):
-            dropped.append(cut.id)
-    left_out_path = Path(data_dir) / "manifests" / "left_out.tsv"
-    before = read_left_out(left_out_path)
-    rows = [row for row in before if row.part != part or not row.reason.startswith(TOO_MANY_TOKENS)]
-    reason = f"{TOO_MANY_TOKENS} (BPE {tokenizer.vocab_size}, subsampling {subsampling_factor})"
-    rows += [LeftOut(cut_id, part, reason) for cut_id in dropped]
-    if rows != before or total - len(dropped) != sum(1 for _ in read_lines(cuts_path(data_dir, part))):
-        write_left_out(left_out_path, rows)
-        leave_out = set(dropped)
-
-        def fits(cut: Cut) -> bool:
-            return cut.id not in leave_out
-
-        save_manifest(cuts.filter(fits), cuts_path(data_dir, part))
-    return len(dropped), total
-
-
 def train_bpe(cfg: Config, data_dir: Path) -> Path:
     """Stage 2b for a config.
-
-    Test parts keep their cuts: nothing is aligned there, and a hard utterance belongs into the error rate.
 
     Returns:
       The lang folder.
     Raises:
-      ConfigError: an impossible vocabulary size, an earlier stage missing, or too many cuts left out.
+      ConfigError: an impossible vocabulary size, or stage 1 missing.
     """
-    texts = train_texts(data_dir, cfg.corpus.train_parts)
+    texts = [text for part in cfg.corpus.train_parts for _, text in part_texts(data_dir, part)]
     lang_dir = lang_path(data_dir, cfg.tokens.vocab_size)
     write_lang(lang_dir, texts, cfg.tokens.vocab_size)
     logging.info("%s: %d pieces from %d transcripts", lang_dir, cfg.tokens.vocab_size, len(texts))
-    tokenizer = open_tokenizer(cfg, data_dir)
-    list_not_spelt(data_dir, corpus_parts(cfg), tokenizer)
-    factor = max(cfg.teacher.encoder.subsampling_factor, cfg.student.encoder.subsampling_factor)
-    for part in dict.fromkeys([*cfg.corpus.train_parts, *cfg.corpus.dev_parts]):
-        dropped, total = drop_unalignable(data_dir, part, tokenizer, factor)
-        logging.info("%s: %d of %d cuts left out: %s", part, dropped, total, TOO_MANY_TOKENS)
-        if dropped > cfg.corpus.max_left_out * total:
-            raise ConfigError(
-                f"`corpus.max_left_out` ({cfg.corpus.max_left_out:g}) must be at least {dropped / total:.3g} for part"
-                f" `{part}`: {dropped} of {total} cuts have more tokens than frames; raise it, raise"
-                " `tokens.vocab_size` or lower `subsampling_factor`"
-            )
+    list_not_spelt(data_dir, corpus_parts(cfg), open_tokenizer(cfg, data_dir))
     return lang_dir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--conf", type=Path, required=True, help="experiment YAML; see its `tokens`")
-    parser.add_argument("--data-dir", type=Path, required=True, help="holds manifests/ and fbank/ of stages 1, 2a")
-    parser.add_argument("overrides", nargs="*", help="key=value")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        train_bpe(load_config(args.conf, args.overrides), args.data_dir)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    return 0
+    parser = make_parser(__doc__.split("\n")[0])
+    parser.add_argument("--data-dir", type=Path, required=True, help="holds manifests/ of stage 1")
+    return run(parser, argv, lambda cfg, args: train_bpe(cfg, args.data_dir))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import kaldi_native_fbank
 import numpy as np
 
 FRAME_SHIFT = 0.01  # seconds
-HIGH_FREQ = -400.0  # Hz below the Nyquist frequency, as in local/compute_fbank.py
+HIGH_FREQ = -400.0  # Hz below the Nyquist frequency, as in icefall's recipes; stage 2 has it from here
 
 
 class OnlineFeatures:

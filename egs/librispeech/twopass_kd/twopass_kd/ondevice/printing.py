@@ -66,12 +66,12 @@ class Printer:
         """A file has failed."""
         self.note(f"twopass-recognize: error: {message}")
 
-    def _print_nbest(self, result: Result, indent: str) -> None:
+    def _print_nbest(self, result: Result) -> None:
         for rank, a in enumerate(result.nbest[: self.nbest or 0], start=1):
             scores = f"{a.score:9.3f}"
             if a.attention_log_prob is not None:
                 scores += f"  (first pass {a.log_prob:.3f}, second pass {a.attention_log_prob:.3f})"
-            print(f"{indent}{rank}. {scores}  {a.text}", flush=True)
+            print(f"    {rank}. {scores}  {a.text}", flush=True)
 
 
 class LinePrinter(Printer):
@@ -84,7 +84,7 @@ class LinePrinter(Printer):
         if self.nbest:
             for result in transcript.segments:
                 print(f"  {_span(result)} {result.text}", flush=True)
-                self._print_nbest(result, "    ")
+                self._print_nbest(result)
 
 
 class JsonPrinter(Printer):
@@ -108,7 +108,7 @@ class SegmentPrinter(Printer):
 
     def segment(self, transcript: Transcript, result: Result) -> None:
         print(f"{transcript.shown_file}\t{_span(result)}\t{result.text}", flush=True)
-        self._print_nbest(result, "    ")
+        self._print_nbest(result)
 
 
 class EventPrinter(Printer):
@@ -157,7 +157,7 @@ class TerminalPrinter(Printer):
         self._name(transcript)
         self._clear()
         print(f"{_span(result)} {result.text}", flush=True)
-        self._print_nbest(result, "    ")
+        self._print_nbest(result)
 
     def note(self, message: str) -> None:
         self._clear()
@@ -197,10 +197,10 @@ def _span(result: Result) -> str:
 def _result_fields(result: Result, nbest: int | None) -> dict[str, Any]:
     return {
         "text": result.text,
-        "start": round(result.start, 3),
-        "end": round(result.end, 3),
+        "start": result.start,
+        "end": result.end,
         "tokens": result.tokens,
-        "timestamps": [round(t, 3) for t in result.timestamps],
+        "timestamps": result.timestamps,
         "first_pass_text": result.first_pass_text,
         "nbest": [asdict(a) for a in result.nbest[:nbest]],
     }

@@ -146,7 +146,7 @@ class StreamingSearch:
             for path in state.paths
             for token, log_prob in zip(*scores[path.context][t])
         ]
-        candidates.sort(key=_log_prob, reverse=True)
+        candidates.sort(key=itemgetter(0), reverse=True)
         survivors: dict[int, _Path] = {}
         for log_prob, token, path in candidates[: self._beam]:
             if token == BLANK or token == UNK:
@@ -162,6 +162,3 @@ class StreamingSearch:
                 same.log_prob += math.log1p(math.exp(log_prob - same.log_prob))
         state.paths = list(survivors.values())
         state.num_frames += 1
-
-
-_log_prob = itemgetter(0)

@@ -21,17 +21,25 @@ class _Piece:
     ends_chunk: bool
 
 
+@dataclass(eq=False)
 class _Job:
-    """A file that is being recognised."""
+    """A file that is being recognised.
 
-    def __init__(self, index: int, transcript: Transcript, stream: Stream, pieces: Iterator[_Piece]) -> None:
-        self.index = index
-        self.transcript = transcript
-        self.stream = stream
-        self.pieces = pieces
-        self.piece: _Piece | None = None  # the one decoded in this step; None: the audio has ended
-        self.shown = ""  # the latest partial hypothesis
-        self.is_silent = True  # whether all samples of this segment were zero
+    Attributes:
+      index: its place among the files that were given.
+      pieces: its audio that has not been read yet.
+      piece: the audio that is decoded in this step; None: the audio has ended.
+      shown: the latest partial hypothesis.
+      is_silent: whether all samples of this segment were zero.
+    """
+
+    index: int
+    transcript: Transcript
+    stream: Stream
+    pieces: Iterator[_Piece]
+    piece: _Piece | None = None
+    shown: str = ""
+    is_silent: bool = True
 
 
 def _split(chunks: Chunks, piece_size: int, sampling_rate: int) -> Iterator[_Piece]:

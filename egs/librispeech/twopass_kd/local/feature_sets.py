@@ -172,13 +172,12 @@ class FeatureSet:
         """
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         places = hashlib.sha256(str(self.folder).encode())
-        for path in self.manifests:
-            if not path.is_file():
-                raise ConfigError(f"`--data-dir` ({path.parents[1]}) must hold {path.name}; run stage 1")
         known = self._knows_audio()
         for path in self.checksums if known else ():
             digest.update(path.read_bytes())
         for path in self.manifests:
+            if not path.is_file():
+                raise ConfigError(f"`--data-dir` ({path.parents[1]}) must hold {path.name}; run stage 1")
             for line in read_lines(path):
                 digest.update(without_folders(line) if known else line)
                 places.update(line)
