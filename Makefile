@@ -34,8 +34,10 @@ kaldifeat: venv  ## compile kaldifeat (the features of k2's recipes) for the tor
 demo: venv  ## train a teacher, distil a student in three stages, decode, print the table (ARGS= goes to run.sh)
 	@PATH="$$PWD/$(venv)/bin:$$PATH" $(recipe)/run.sh --conf mini $(ARGS)
 
-lint: venv  ## ruff on the Python files, shellcheck on the shell scripts
+lint: venv  ## ruff and its format, import-linter, shellcheck
 	@$(py) -m ruff check .
+	@$(py) -m ruff format --check --quiet .
+	@PYTHONPATH=$(recipe) $(venv)/bin/lint-imports --no-logo --no-cache
 	@find . -path './.venv*' -prune -o -type f \( -name '*.sh' -o -path ./.ci/run \) -print0 | xargs -0 $(venv)/bin/shellcheck -x
 
 test: lint  ## lint, then the quick tests: minutes on two cores (WORKERS=2 of pytest-xdist; ARGS= goes to pytest)

@@ -1,15 +1,19 @@
 """What the benchmarks share. Imported before `twopass_kd`: it makes the recipe importable where it is not installed."""
 
+import argparse
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 RECIPE = Path(__file__).resolve().parent.parent / "egs/librispeech/twopass_kd"
-sys.path.insert(0, str(RECIPE))
+sys.path[:0] = [str(RECIPE), str(RECIPE / "local")]
 
 import torch  # noqa: E402
 
@@ -20,6 +24,25 @@ from twopass_kd.models.two_pass import TwoPassModel  # noqa: E402
 from twopass_kd.training.objective import Objective  # noqa: E402
 
 Step = Callable[[], object]
+Found = TypeVar("Found")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Prints the docstring as it is, and the default of each option that has a help text."""
+
+
+def make_parser(description: str, conf: str | None = "mini") -> argparse.ArgumentParser:
+    """A parser with `--conf`; None: without. A benchmark adds its own options."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    if conf is not None:
+        parser.add_argument("--conf", type=Path, default=RECIPE / f"conf/{conf}.yaml", help="YAML of the experiment")
+    return parser
+
+
+def in_new_process(function: Callable[..., Found], *args: object) -> Found:
+    """What a function gives in a fresh process, whose memory nothing else has used."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:

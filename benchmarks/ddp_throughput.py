@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from common import RECIPE, read_config
+from common import read_config
 from tqdm import tqdm
 from training_runs import TrainingRun, training_parser
 
@@ -35,15 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     overrides = [f"phases.{args.phase}.{key}" for key in ("num_epochs=1", "average=1", "sort_first_epoch=false")]
     overrides += [f"train.log_interval={LOG_INTERVAL}", *args.overrides]
     cfg = read_config(args.conf, overrides)
-    data_dir = args.data_dir or RECIPE / "data" / cfg.name
 
     def measure(count: int, world_size: int) -> float:
         """The throughput of `count` trainings at once, together."""
         with tempfile.TemporaryDirectory() as folder:
-            runs = [
-                TrainingRun(args.conf, cfg, args.phase, data_dir, Path(folder) / str(i), world_size, overrides)
-                for i in range(count)
-            ]
+            runs = [TrainingRun(args, overrides, Path(folder) / str(i), world_size) for i in range(count)]
             for run in runs:
                 run.start()
             for run in runs:

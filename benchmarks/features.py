@@ -8,21 +8,14 @@ Audio is in memory and features are not stored, so a stage 2 that waits for its 
 Stage 2 computes one utterance after the other, in as many processes as there are cores: on a CPU batches bring nothing.
 """
 
-import argparse
-import sys
-from pathlib import Path
+import numpy as np
+import torch
+from common import Step, make_parser, median_seconds, read_config
+from lhotse.features import FeatureExtractor
 
-from common import RECIPE, Step, median_seconds, read_config
-
-sys.path.insert(0, str(RECIPE / "local"))
-
-import kaldi_native_fbank as knf  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from lhotse.features import FeatureExtractor  # noqa: E402
-
-from compute_fbank import HIGH_FREQ, make_extractor, why_no_kaldifeat  # noqa: E402
+from compute_fbank import make_extractor, why_no_kaldifeat
 from twopass_kd.config.schema import FeaturesConfig
+from twopass_kd.ondevice.features import OnlineFeatures
 
 Audio = list[np.ndarray]
 
@@ -42,21 +35,12 @@ def in_batches(extractor: FeatureExtractor, audio: Audio, rate: int, size: int) 
         extractor.extract_batch(audio[start : start + size], rate)
 
 
-def native(features: FeaturesConfig, samples: np.ndarray) -> np.ndarray:
-    """Filter banks by kaldi-native-fbank, with stage 2's settings: (T, num_mel_bins) float32."""
-    options = knf.FbankOptions()
-    options.frame_opts.samp_freq = features.sampling_rate
-    options.frame_opts.dither, options.frame_opts.snip_edges = 0, False
-    options.mel_opts.num_bins, options.mel_opts.high_freq = features.num_mel_bins, HIGH_FREQ
-    fbank = knf.OnlineFbank(options)
-    fbank.accept_waveform(features.sampling_rate, samples)
-    fbank.input_finished()
-    return np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
-
-
-def all_native(features: FeaturesConfig, audio: Audio) -> None:
+def native(features: FeaturesConfig, audio: Audio) -> None:
     for samples in audio:
-        native(features, samples)
+        fbank = OnlineFeatures(features.num_mel_bins, features.sampling_rate)
+        fbank.accept_waveform(samples)
+        fbank.input_finished()
+        fbank.read(0, fbank.num_ready)
 
 
 def variants(features: FeaturesConfig, audio: Audio, batch_sizes: list[int]) -> dict[str, Step]:
@@ -65,7 +49,7 @@ def variants(features: FeaturesConfig, audio: Audio, batch_sizes: list[int]) -> 
     lhotse = make_extractor(FeaturesConfig("lhotse", features.num_mel_bins, rate))
     found: dict[str, Step] = {
         "Lhotse Fbank": lambda: one_by_one(lhotse, audio, rate),
-        "kaldi-native-fbank": lambda: all_native(features, audio),
+        "kaldi-native-fbank": lambda: native(features, audio),
     }
     if why_no_kaldifeat() is None:
         kaldifeat = make_extractor(FeaturesConfig("kaldifeat", features.num_mel_bins, rate))
@@ -74,18 +58,13 @@ def variants(features: FeaturesConfig, audio: Audio, batch_sizes: list[int]) -> 
     return found
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="its `features` (default: mini)")
-    parser.add_argument("--utterances", type=int, default=100, help="default: 100")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="default: 1 8 32")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: 5)")
-    parser.add_argument("--threads", type=int, default=1, help="torch's (default: 1, as each process of stage 2 has)")
-    return parser
-
-
 def main() -> None:
-    args = get_parser().parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--utterances", type=int, default=100, help="of noise")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="kaldifeat's")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--threads", type=int, default=1, help="torch's; each process of stage 2 has one")
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     features = read_config(args.conf).features
     audio = make_audio(args.utterances, features.sampling_rate)

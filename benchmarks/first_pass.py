@@ -8,22 +8,18 @@ medians of the rounds, as real-time factors, their ratio, the wait for the final
 5 s, and the cost of the second pass. An AUDIO that is a folder stands for the wav and flac files below it.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from common import RECIPE, median_seconds
+from common import make_parser, median_seconds
 
-sys.path.insert(0, str(RECIPE / "local"))
-
-from find_utterances import audio_files  # noqa: E402
-from twopass_kd.config.environment import describe_environment  # noqa: E402
-from twopass_kd.device_benchmark.measure import time_utterances  # noqa: E402
-from twopass_kd.device_benchmark.own import OwnRecognizer  # noqa: E402
-from twopass_kd.device_benchmark.sherpa import SherpaRecognizer, pad_for_sherpa  # noqa: E402
-from twopass_kd.ondevice.audio import read_chunks  # noqa: E402
-from twopass_kd.ondevice.runtime import OnnxRuntime  # noqa: E402
+from find_utterances import audio_files
+from twopass_kd.config.environment import describe_environment
+from twopass_kd.device_benchmark.measure import time_utterances
+from twopass_kd.device_benchmark.own import OwnRecognizer
+from twopass_kd.device_benchmark.sherpa import SherpaRecognizer, pad_for_sherpa
+from twopass_kd.ondevice.audio import read_chunks
+from twopass_kd.ondevice.runtime import OnnxRuntime
 
 METHODS = ("greedy_search", "modified_beam_search")
 
@@ -36,18 +32,14 @@ def recordings(paths: list[Path]) -> list[Path]:
     return found
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = make_parser(__doc__, conf=None)
     parser.add_argument("export_dir", type=Path, help="e.g. exp/mini/export/student")
     parser.add_argument("audio", type=Path, nargs="+", help="recordings, or folders of them")
     parser.add_argument("--int8", action="store_true", help="the *.int8.onnx files")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds (default: 7)")
-    parser.add_argument("--limit", type=int, default=40, help="recordings at most (default: 40)")
-    return parser
-
-
-def main() -> None:
-    args = get_parser().parse_args()
+    parser.add_argument("--repeats", type=int, default=7, help="rounds")
+    parser.add_argument("--limit", type=int, default=40, help="recordings at most")
+    args = parser.parse_args()
     runtime = OnnxRuntime(args.export_dir, args.int8)
     info = runtime.info
     files = recordings(args.audio)[: args.limit]

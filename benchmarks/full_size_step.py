@@ -10,20 +10,17 @@ is the share of time in which a kernel ran on the GPU, as nvidia-smi samples it 
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import RECIPE, peak_extra_bytes, read_config
+from common import in_new_process, make_parser, peak_extra_bytes, read_config
 from torch.optim import AdamW
 
 from twopass_kd.config.environment import describe_environment
@@ -77,14 +74,14 @@ def busy_percents(device: torch.device) -> Iterator[list[float]]:
             percents += [float(word) for word in sampler.communicate()[0].split() if word.isdigit()]
 
 
-def measure_here(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
-    """`measure` of the one phase of `args`, with its peak memory on any device."""
+def measure_phase(cfg: Config, phase: str, args: argparse.Namespace) -> dict[str, Any]:
+    """`measure` of a phase, with its peak memory on any device."""
     ranks = Ranks()
     ranks.device = torch.device(args.device)
     found: dict[str, Any] = {}
 
     def work() -> None:
-        found.update(measure(cfg, args.phase, ranks, args.utterances, args.seconds, args.steps))
+        found.update(measure(cfg, phase, ranks, args.utterances, args.seconds, args.steps))
 
     if args.device == "cuda":
         work()
@@ -95,10 +92,7 @@ def measure_here(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
 
 def line(cfg: Config, phase: str, args: argparse.Namespace) -> str:
     """Measure a phase in a process of its own; its words under `HEADER`."""
-    command = [sys.executable, __file__, "--phase", phase, "--conf", args.conf, "--device", args.device]
-    sizes = ["--utterances", args.utterances, "--seconds", args.seconds, "--steps", args.steps]
-    done = subprocess.run(map(str, [*command, *sizes, *args.overrides]), stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout)
+    found = in_new_process(measure_phase, cfg, phase, args)
     duration = args.utterances * args.seconds
     estimate = sum(step_cost(cfg, phase).memory(duration, precision(cfg, args.device)).values())
     busy = "-" if found["busy"] is None else f"{found['busy']:.0f} %"
@@ -113,32 +107,23 @@ def precision(cfg: Config, device: str) -> str:
     return "float32" if device == "cpu" else cfg.train.precision
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = RECIPE / "conf/librispeech_100h.yaml"
-    parser.add_argument("--conf", type=Path, default=default, help="(default: conf/librispeech_100h.yaml)")
-    parser.add_argument("--phase", help="measure this one here and print JSON (default: a table of all)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--seconds", type=float, help="of an utterance (default: 3 on a CPU, 12 on a GPU)")
-    parser.add_argument("--utterances", type=int, help="(default: 2 on a CPU; fill train.max_duration on a GPU)")
-    parser.add_argument("--steps", type=int, default=2, help="that are timed, after one that is not (default: 2)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
+    parser = make_parser(__doc__, conf="librispeech_100h")
+    parser.add_argument("--phase", help="measure this one only (all if not given)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the steps run")
+    parser.add_argument("--seconds", type=float, help="of an utterance (if not given, 3 on a CPU, 12 on a GPU)")
+    parser.add_argument("--utterances", type=int, help="(if not given, 2 on a CPU; fill train.max_duration on a GPU)")
+    parser.add_argument("--steps", type=int, default=2, help="that are timed, after one that is not")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args(argv)
     cfg = read_config(args.conf, args.overrides)
     on_cpu = args.device == "cpu"
     args.seconds = args.seconds or (3.0 if on_cpu else 12.0)
     args.utterances = args.utterances or (2 if on_cpu else int(cfg.train.max_duration / args.seconds))
-    if args.phase is not None:
-        print(json.dumps(measure_here(cfg, args)))
-        return
     device = f"{torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name()
     print(f"{describe_environment()}\n\n{cfg.name} on {device}, {precision(cfg, args.device)}: batch of ", end="")
     print(f"{args.utterances} x {args.seconds:g} s\n\n{HEADER}")
-    for phase in cfg.phases:
+    for phase in cfg.phases if args.phase is None else [args.phase]:
         print(line(cfg, phase, args), flush=True)
 
 

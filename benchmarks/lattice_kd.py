@@ -13,23 +13,17 @@ peak of the resident set during one step, minus its size before it (Linux: VmHWM
 """
 
 import argparse
-import json
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from common import RECIPE, Step, median_seconds, peak_extra_bytes, read_config, training_step
+from common import Step, in_new_process, make_parser, median_seconds, peak_extra_bytes, read_config, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
 from twopass_kd.config.environment import describe_environment
 from twopass_kd.config.schema import Config
-from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import (
     make_boundary,
@@ -41,6 +35,7 @@ from twopass_kd.losses.transducer import (
 )
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.models.two_pass import TwoPassModel
+from twopass_kd.training.estimate import random_utterances
 from twopass_kd.training.objective import Objective
 
 TARGETS = {"time": 1 / 5, "memory": 1 / 4, "step": 1.15}
@@ -110,15 +105,9 @@ class TrainingStep:
         torch.manual_seed(args.seed)
         V, bins = cfg.tokens.vocab_size, cfg.features.num_mel_bins
         seconds = cfg.train.max_duration / args.utterances
-        frames, S = round(seconds * 100), round(seconds * args.tokens_per_second)
+        self.batch = random_utterances(cfg, args.utterances, seconds)
+        S = self.batch.y.shape[1]
         self.description = f"{cfg.name}: {args.utterances} x {seconds:.1f} s, {S} tokens each, V={V}"
-        self.batch = Batch(
-            feature=torch.randn(args.utterances, frames, bins),
-            feature_lens=torch.full((args.utterances,), frames),
-            y=torch.randint(3, V, (args.utterances, S)),
-            y_lens=torch.full((args.utterances,), S),
-            cuts=[SimpleNamespace(id=str(i), duration=seconds) for i in range(args.utterances)],
-        )
         self.teacher = TwoPassModel(cfg.teacher, bins, V).eval().requires_grad_(False)
         self.student = TwoPassModel(cfg.student, bins, V).requires_grad_(True)
         scales = {"simple": 0.5, "pruned": 1.0, "ctc": 0.5}
@@ -150,12 +139,12 @@ class TrainingStep:
         joiner(am, select_band(joiner.decoder_proj(decoder_out), self.ranges), project_input=False)
 
 
-def measure_memory_in_child(name: str, argv: list[str]) -> int:
-    """`peak_extra_bytes` of one of the heads' variants, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, *argv, "--memory-of", name], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout)["peak_extra_bytes"]
+def memory_of(name: str, args: argparse.Namespace, rnnt_type: str) -> int:
+    """`peak_extra_bytes` of one of the heads' variants, after a smaller step that is not counted."""
+    torch.set_num_threads(args.threads)
+    warm_up = argparse.Namespace(**{**vars(args), "batch_size": 1, "num_frames": args.num_positions + 10})
+    Heads(warm_up, rnnt_type).variants()[name]()
+    return peak_extra_bytes(Heads(args, rnnt_type).variants()[name])
 
 
 def ratio_line(what: str, value: float, target: float) -> str:
@@ -163,24 +152,19 @@ def ratio_line(what: str, value: float, target: float) -> str:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--batch-size", type=int, default=8, help="heads: utterances B (default: %(default)s)")
-    p.add_argument("--num-frames", type=int, default=300, help="heads: frames T (default: %(default)s)")
-    p.add_argument("--num-positions", type=int, default=60, help="heads: decoder positions U (default: %(default)s)")
-    p.add_argument("--vocab-size", type=int, default=500, help="heads: tokens V (default: %(default)s)")
-    p.add_argument("--joiner-dim", type=int, default=512, help="heads: joiner size J (default: %(default)s)")
-    p.add_argument("--prune-range", type=int, default=5, help="heads: positions per frame (default: %(default)s)")
-    p.add_argument(
-        "--kind", choices=["full", "collapsed"], default="full", help="heads: KD loss (default: %(default)s)"
-    )
-    p.add_argument("--repeats", type=int, default=3, help="heads: timed rounds (default: %(default)s)")
-    p.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="whose models and `loss.rnnt_type`")
-    p.add_argument("--utterances", type=int, default=16, help="training step: of max_duration (default: %(default)s)")
-    p.add_argument("--tokens-per-second", type=float, default=5, help="training step (default: %(default)s)")
-    p.add_argument("--step-repeats", type=int, default=15, help="training step: timed rounds (default: %(default)s)")
-    p.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
-    p.add_argument("--seed", type=int, default=42, help="of the random inputs (default: %(default)s)")
-    p.add_argument("--memory-of", help=argparse.SUPPRESS)  # what the child process for one variant is told
+    p = make_parser(__doc__)
+    p.add_argument("--batch-size", type=int, default=8, help="heads: utterances B")
+    p.add_argument("--num-frames", type=int, default=300, help="heads: frames T")
+    p.add_argument("--num-positions", type=int, default=60, help="heads: decoder positions U")
+    p.add_argument("--vocab-size", type=int, default=500, help="heads: tokens V")
+    p.add_argument("--joiner-dim", type=int, default=512, help="heads: joiner size J")
+    p.add_argument("--prune-range", type=int, default=5, help="heads: positions per frame")
+    p.add_argument("--kind", choices=["full", "collapsed"], default="full", help="heads: KD loss")
+    p.add_argument("--repeats", type=int, default=3, help="heads: timed rounds")
+    p.add_argument("--utterances", type=int, default=16, help="training step: that max_duration is shared out to")
+    p.add_argument("--step-repeats", type=int, default=15, help="training step: timed rounds")
+    p.add_argument("--threads", type=int, default=1, help="torch threads")
+    p.add_argument("--seed", type=int, default=42, help="of the random inputs")
     return p
 
 
@@ -189,13 +173,6 @@ def main() -> None:
     args = get_parser().parse_args()
     torch.set_num_threads(args.threads)
     cfg = read_config(args.conf)
-    if args.memory_of:
-        warm_up = argparse.Namespace(**{**vars(args), "batch_size": 1, "num_frames": args.num_positions + 10})
-        Heads(warm_up, cfg.loss.rnnt_type).variants()[args.memory_of]()
-        step = Heads(args, cfg.loss.rnnt_type).variants()[args.memory_of]
-        print(json.dumps({"peak_extra_bytes": peak_extra_bytes(step)}))
-        return
-
     env, backend = describe_environment(), use_backend(cfg.loss.backend)
     print(
         f"torch {env['torch']}, {backend} {env[backend]}, Python {platform.python_version()}, {env['cpu']}, "
@@ -203,7 +180,7 @@ def main() -> None:
     )
     heads = Heads(args, cfg.loss.rnnt_type)
     seconds = median_seconds(heads.variants(), args.repeats)
-    memory = {name: measure_memory_in_child(name, sys.argv[1:]) for name in heads.variants()}
+    memory = {name: in_new_process(memory_of, name, args, cfg.loss.rnnt_type) for name in heads.variants()}
     print(
         f"Heads: B={args.batch_size} T={args.num_frames} U={args.num_positions} V={args.vocab_size} "
         f"J={args.joiner_dim} s_range={args.prune_range} kind={args.kind} rnnt_type={heads.rnnt_type}, float32\n"
@@ -224,12 +201,8 @@ def main() -> None:
     what = "time, band with its simple loss / full lattice, which needs no simple loss"
     print(ratio_line(what, seconds["band"] / seconds[full], TARGETS["time"]))
     print(ratio_line("memory, band / full lattice", memory["band"] / memory[full], TARGETS["memory"]))
-    without = steps["student step"] + steps["teacher forward"]
-    print(
-        ratio_line(
-            "KD step / (student step + teacher forward)", steps["student step with KD"] / without, TARGETS["step"]
-        )
-    )
+    step = steps["student step with KD"] / (steps["student step"] + steps["teacher forward"])
+    print(ratio_line("KD step / (student step + teacher forward)", step, TARGETS["step"]))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ Starts a phase, sends it SIGTERM after `--steps` steps, waits until it has saved
 command again, which goes on after the last step. Medians over `--repeats` rounds.
 """
 
-import argparse
 import signal
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-from common import RECIPE, read_config
+from common import read_config
 from tqdm import tqdm
 from training_runs import TrainingRun, training_parser
 
@@ -45,23 +44,17 @@ def one_round(run: TrainingRun, steps: int) -> dict[str, float]:
     return {"anew": anew, "to stop": stopped, "resumed": resumed}
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = training_parser(__doc__)
-    parser.add_argument("--world-size", type=int, default=1, help="ranks (default: 1)")
-    parser.add_argument("--steps", type=int, default=50, help="before the stop (default: 50)")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
+    parser = training_parser(__doc__)
+    parser.add_argument("--world-size", type=int, default=1, help="ranks")
+    parser.add_argument("--steps", type=int, default=50, help="before the stop")
+    args = parser.parse_args(argv)
     overrides = ["train.log_interval=1", *args.overrides]
     cfg = read_config(args.conf, overrides)
-    data_dir = args.data_dir or RECIPE / "data" / cfg.name
     rounds: list[dict[str, float]] = []
     for _ in tqdm(range(args.repeats), unit="round"):
         with tempfile.TemporaryDirectory() as folder:
-            run = TrainingRun(args.conf, cfg, args.phase, data_dir, Path(folder), args.world_size, overrides)
-            rounds.append(one_round(run, args.steps))
+            rounds.append(one_round(TrainingRun(args, overrides, Path(folder), args.world_size), args.steps))
     median = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
     print(f"{describe_environment()}\n{cfg.name}, {args.phase}, stopped after {args.steps} steps\n")
     print(f"anew, from the command to the first step   {median['anew']:6.1f} s")

@@ -12,22 +12,17 @@ largest resident set, in all and above that after the imports.
 import argparse
 import gzip
 import json
-import multiprocessing
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from common import RECIPE, peak_extra_bytes, read_config, status_bytes
+from common import in_new_process, make_parser, peak_extra_bytes, read_config, status_bytes
 
-sys.path.insert(0, str(RECIPE / "local"))
-
-from train_bpe import write_lang  # noqa: E402
-from twopass_kd.data.asr_datamodule import AsrDataModule  # noqa: E402
-from twopass_kd.data.tokenizer import open_tokenizer  # noqa: E402
+from train_bpe import write_lang
+from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.tokenizer import open_tokenizer
 
 HOURS = {"train-clean-100": 100.0, "train-clean-360": 360.0, "train-other-500": 500.0}
 MUSAN_CUTS = 39000  # 109 hours by 10 s
@@ -111,22 +106,11 @@ def measured(args: argparse.Namespace, data_dir: Path, world_size: int, skip: in
     return time.perf_counter() - begin, extra / 2**20, (before + extra) / 2**20
 
 
-def in_new_process(function: Callable, *args):
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
-
-
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = RECIPE / "conf/librispeech_960h.yaml"
-    parser.add_argument("--conf", type=Path, default=default, help="YAML (default: conf/librispeech_960h.yaml)")
-    parser.add_argument("--cuts", type=int, default=300000, help="training cuts (default: 300000)")
-    parser.add_argument("--world-sizes", type=int, nargs="+", default=[1, 2], help="numbers of ranks (default: 1 2)")
-    return parser
-
-
 def main() -> None:
-    args = get_parser().parse_args()
+    parser = make_parser(__doc__, conf="librispeech_960h")
+    parser.add_argument("--cuts", type=int, default=300000, help="training cuts")
+    parser.add_argument("--world-sizes", type=int, nargs="+", default=[1, 2], help="numbers of ranks")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data_dir = Path(folder) / "data"
         print(f"writing manifests of {args.cuts} cuts", file=sys.stderr)

@@ -9,12 +9,11 @@ the YAML (`decode`), and key=value changes them; the trivial graph and LG are me
 `decode.lm_scales`. WERs are of the best hypothesis of the n-best list, on the utterances that were timed.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
-from common import RECIPE, median_seconds, read_config
+from common import RECIPE, make_parser, median_seconds, read_config
 
 from twopass_kd.config.environment import describe_environment
 from twopass_kd.config.load import config_to_dict
@@ -28,21 +27,16 @@ from twopass_kd.search.methods import Search, further_searches, own_searches
 GRAPHS = ["decode.searches=[fast_beam_search,fast_beam_search_LG]"]
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml")
+def main() -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=RECIPE / "data/mini")
     parser.add_argument("--checkpoint", type=Path, default=RECIPE / "exp/mini/student/deep/final.pt")
     parser.add_argument("--part", help="default: the first of corpus.dev_parts")
-    parser.add_argument("--limit", type=int, default=10, help="batches, from the longest utterances (default: 10)")
+    parser.add_argument("--limit", type=int, default=10, help="batches, from the longest utterances")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decode.fast_beam=8")
-    return parser
-
-
-def main() -> None:
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cfg = read_config(args.conf, [*GRAPHS, *args.overrides])
     model, content = load_model(args.checkpoint)

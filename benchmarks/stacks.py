@@ -15,7 +15,7 @@ import statistics
 import subprocess
 from pathlib import Path
 
-from common import RECIPE
+from common import RECIPE, make_parser
 from tqdm import tqdm
 
 from twopass_kd.config.environment import describe_environment
@@ -43,21 +43,16 @@ def versions(python: Path) -> str:
     return subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="(default: conf/mini.yaml)")
-    parser.add_argument("--k2-python", type=Path, default=ROOT / ".venv/bin/python", help="(default: .venv's)")
-    parser.add_argument("--torch2-python", type=Path, default=ROOT / ".venv-torch2/bin/python")
-    parser.add_argument("--seconds", type=float, default=2.5, help="length of an utterance (default: 2.5)")
-    parser.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that the two take turns (default: 3)")
-    parser.add_argument("--repeats", type=int, default=15, help="steps of each round (default: 15)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
+    parser = make_parser(__doc__)
+    parser.add_argument("--k2-python", type=Path, default=ROOT / ".venv/bin/python", help="torch 1.13 and k2")
+    parser.add_argument("--torch2-python", type=Path, default=ROOT / ".venv-torch2/bin/python", help="torch 2.x")
+    parser.add_argument("--seconds", type=float, default=2.5, help="length of an utterance")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--rounds", type=int, default=3, help="times that the two take turns")
+    parser.add_argument("--repeats", type=int, default=15, help="steps of each round")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args(argv)
     k2, torch2 = args.k2_python.absolute(), args.torch2_python.absolute()
     variants = {"k2": (k2, True), "torch2": (torch2, True), "k2 plain": (k2, False),
                 "torch2 plain": (torch2, False)}  # fmt: skip

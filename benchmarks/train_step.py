@@ -8,13 +8,11 @@ forward and backward, on the same batch, so the parts need not sum exactly to th
 load a real batch (features from disk, tokens) is measured as well.
 """
 
-import argparse
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from common import RECIPE, Step, median_seconds, read_config, training_step
+from common import Step, make_parser, median_seconds, read_config, training_step
 from torch.nn import functional as F
 from torch.optim import AdamW
 
@@ -35,17 +33,9 @@ from twopass_kd.losses.transducer import (
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.models.checkpoint import build_model
 from twopass_kd.models.two_pass import TwoPassModel
+from twopass_kd.training.estimate import random_utterances
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.trainer import freeze_all_but
-
-
-def random_batch(cfg: Config, seconds: float, tokens_per_second: float) -> Batch:
-    batch_size, frames = max(1, int(cfg.train.max_duration / seconds)), int(seconds * 100)
-    feature = torch.randn(batch_size, frames, cfg.features.num_mel_bins)
-    symbols = max(1, int(seconds * tokens_per_second))
-    y = torch.randint(3, cfg.tokens.vocab_size, (batch_size, symbols))
-    cuts = [SimpleNamespace(id=str(i), duration=seconds) for i in range(batch_size)]
-    return Batch(feature, torch.full((batch_size,), frames), y, torch.full((batch_size,), symbols), cuts)
 
 
 def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch) -> dict[str, Step]:
@@ -116,24 +106,17 @@ def data_seconds(cfg: Config, data_dir: Path, batches: int = 30) -> float:
     return (time.perf_counter() - begin) / max(1, count)
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = RECIPE / "conf/mini.yaml"
-    parser.add_argument("--conf", type=Path, default=default, help="YAML of the experiment (default: conf/mini.yaml)")
-    parser.add_argument("--data-dir", type=Path, default=None, help="measure loading from here too")
-    parser.add_argument("--seconds", type=float, default=2.5, help="length of an utterance (default: 2.5)")
-    parser.add_argument("--tokens-per-second", type=float, default=4.0)
-    parser.add_argument("--repeats", type=int, default=15)
+def main(argv: list | None = None) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--data-dir", type=Path, help="measure loading from here too")
+    parser.add_argument("--seconds", type=float, default=2.5, help="length of an utterance")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds")
     parser.add_argument("--steps-only", action="store_true", help="leave the parts out")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    return parser
-
-
-def main(argv: list | None = None) -> None:
-    args = get_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     cfg = read_config(args.conf, args.overrides)
     torch.manual_seed(0)
-    batch = random_batch(cfg, args.seconds, args.tokens_per_second)
+    batch = random_utterances(cfg, max(1, int(cfg.train.max_duration / args.seconds)), args.seconds)
     frames = int(batch.feature_lens.sum())
     models = {which: build_model(cfg, which, cfg.tokens.vocab_size) for which in ("teacher", "student")}
     scales = {"simple": 0.5, "pruned": 1.0, "ctc": 0.5}

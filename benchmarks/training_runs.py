@@ -10,18 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RECIPE
-
-from twopass_kd.config.schema import Config
+from common import RECIPE, make_parser, read_config
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
     """The options of benchmarks that train; those of one alone are added to it."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", type=Path, default=RECIPE / "conf/mini.yaml", help="(default: conf/mini.yaml)")
-    parser.add_argument("--data-dir", type=Path, help="what stages 0-2 left (default: data/<conf> of the recipe)")
-    parser.add_argument("--phase", default="teacher/rnnt", help="that needs no other (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
+    parser = make_parser(description)
+    parser.add_argument("--data-dir", type=Path, help="what stages 0-2 left (the recipe's data/<conf> if not given)")
+    parser.add_argument("--phase", default="teacher/rnnt", help="that needs no other")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser
 
@@ -30,33 +27,25 @@ class TrainingRun:
     """One phase of a config, in an experiment folder of its own, with one thread a rank.
 
     Args:
-      conf: the YAML file that `cfg` is from, with `overrides`.
-      phase: one that needs no other, e.g. teacher/rnnt.
-      data_dir: what stages 0-2 have left.
+      args: of `training_parser`: config, phase and data.
+      overrides: settings in place of the config's.
+      exp_dir: a new folder.
     """
 
-    def __init__(
-        self,
-        conf: Path,
-        cfg: Config,
-        phase: str,
-        data_dir: Path,
-        exp_dir: Path,
-        world_size: int,
-        overrides: Sequence[str],
-    ) -> None:
-        self.folder = exp_dir / cfg.name / phase
-        train = ["python3", "-m", "twopass_kd.bin.train", "--conf", conf.resolve(), "--phase", phase]
+    def __init__(self, args: argparse.Namespace, overrides: Sequence[str], exp_dir: Path, world_size: int) -> None:
+        name = read_config(args.conf, overrides).name
+        self.folder = exp_dir / name / args.phase
+        data_dir = args.data_dir or RECIPE / "data" / name
+        train = ["python3", "-m", "twopass_kd.bin.train", "--conf", args.conf.resolve(), "--phase", args.phase]
         folders = ["--data-dir", data_dir.resolve(), "--exp-dir", exp_dir.resolve(), "--world-size", world_size]
         self.command = ["bash", "-c", '. ./path.sh && exec "$@"', "-", *map(str, [*train, *folders, *overrides])]
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> None:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             self.command, cwd=RECIPE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        return self.process
 
     def finish(self, status: int = 0) -> None:
         """Wait for the end. Raises RuntimeError with the output, if it is not the expected one."""

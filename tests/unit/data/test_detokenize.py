@@ -1,4 +1,4 @@
-"""Tests of twopass_kd/detokenize.py: against sentencepiece."""
+"""Tests of twopass_kd/data/detokenize.py: against sentencepiece."""
 
 import io
 import random

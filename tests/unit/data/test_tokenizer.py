@@ -1,4 +1,4 @@
-"""Tests of twopass_kd/tokenizer.py."""
+"""Tests of twopass_kd/data/tokenizer.py."""
 
 import pytest
 import sentencepiece

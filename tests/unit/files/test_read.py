@@ -1,4 +1,4 @@
-"""Tests of twopass_kd/user_files.py and tokens_file.py."""
+"""Tests of twopass_kd/files/read.py and tokens_file.py."""
 
 import gzip
 import os
