@@ -1,4 +1,5 @@
 """What recognition on a device needs: numpy, onnxruntime, kaldi-native-fbank, soundfile, soxr.
 
-Nothing here imports torch, k2 or lhotse, directly or indirectly; a test runs it where they are blocked.
+Nothing here but torch_runtime, which is imported for a checkpoint only, imports torch, k2 or lhotse, directly or
+indirectly; a test runs it where they are blocked.
 """
