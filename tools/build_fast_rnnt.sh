@@ -6,22 +6,16 @@
 #   FAST_RNNT_CUDA=1   for GPUs too; needs a torch for CUDA and its version of the CUDA toolkit, nvcc on PATH
 set -euo pipefail
 
-if [ $# -ne 1 ]; then
-  echo "usage: tools/build_fast_rnnt.sh PYTHON, the interpreter that has torch" >&2
-  exit 1
-fi
-python=$1
-compiler=${CXX:-c++}
-command -v "$compiler" >/dev/null || {
-  echo "error: \`$compiler\` must be a C++ compiler, and there is none on PATH; install one (Debian, Ubuntu: apt install" \
-    "g++) or name it: CXX=clang++" >&2
+fail() {
+  printf 'error: %s\n' "$*" >&2
   exit 1
 }
-case "${FAST_RNNT_CUDA:-0}" in 0 | 1) ;; *)
-  echo "error: \`FAST_RNNT_CUDA\` ($FAST_RNNT_CUDA) must be 0 or 1" >&2
-  exit 1
-  ;;
-esac
+
+python=${1:?the interpreter that has torch: tools/build_fast_rnnt.sh PYTHON}
+compiler=${CXX:-c++}
+command -v "$compiler" >/dev/null || fail "\`$compiler\` must be a C++ compiler, and there is none on PATH; install one" \
+  "(Debian, Ubuntu: apt install g++) or name it: CXX=clang++"
+[[ ${FAST_RNNT_CUDA:-0} == [01] ]] || fail "\`FAST_RNNT_CUDA\` ($FAST_RNNT_CUDA) must be 0 or 1"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

@@ -50,23 +50,22 @@ content=$(cat "${requirements[@]}" | cksum)
 existing=$(supported_version "$venv/bin/python") || existing=
 
 if [ -n "${PYTHON:-}" ]; then
-  version=$(supported_version "$PYTHON") || fail "\`PYTHON\` ($PYTHON) must be a working Python of ${versions[*]}" \
-    "($why); give another, e.g. make PYTHON=/path/to/python3.11"
-  python=$PYTHON
+  candidates=("$PYTHON")
+  none="\`PYTHON\` ($PYTHON) must be a working Python of ${versions[*]} ($why); give another"
 elif [ -n "$existing" ]; then
-  python=$venv/bin/python
-  version=$existing
+  candidates=("$venv/bin/python")
 else
-  python=
-  for candidate in "${versions[@]/#/python}" python3; do
-    if version=$(supported_version "$candidate"); then
-      python=$candidate
-      break
-    fi
-  done
-  [ -n "$python" ] || fail "no working Python of ${versions[*]} on PATH" \
-    "($why); install one and name it: make PYTHON=/path/to/python3.11"
+  candidates=("${versions[@]/#/python}" python3)
+  none="no working Python of ${versions[*]} on PATH ($why); install one and name it"
 fi
+python=
+for candidate in "${candidates[@]}"; do
+  if version=$(supported_version "$candidate"); then
+    python=$candidate
+    break
+  fi
+done
+[ -n "$python" ] || fail "$none: make PYTHON=/path/to/python3.11"
 
 if [ "$existing" = "$version" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$version $content" ]; then
   exit 0

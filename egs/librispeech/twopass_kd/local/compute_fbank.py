@@ -171,25 +171,18 @@ def compute_set(
     complete = record.get("digest") == digests["digest"] and all(
         (wanted.folder / f"feats-{i}.lca").is_file() for i in range(record["chunks"])
     )
-    in_place = complete and record.get("places") == digests["places"]
-    if complete and (shard is not None or (in_place and wanted.public.is_file())):
-        return False
     if not complete:
         # Its name says what is in it, so that nothing of other settings, or of chunks cut otherwise, is taken for it.
         name = hashlib.sha256(f"{digests['digest']} {_CHUNK}".encode()).hexdigest()[:16]
         partial = wanted.folder.with_name(f".partial-{wanted.folder.name}-{name}")
         partial.mkdir(parents=True, exist_ok=True)
         num_chunks = _compute_chunks(wanted, partial, extractor, features, pool, num_jobs, shard or (0, 1))
-        if shard is not None:
-            return True
-        record = {"digest": digests["digest"], "chunks": num_chunks, **wanted.settings}
-        _put_together(wanted, partial, record)
-    if not in_place:
-        _say_where(wanted)
+        if shard is None:
+            record = {"digest": digests["digest"], "chunks": num_chunks, **wanted.settings}
+            _put_together(wanted, partial, record)
+    if shard is None and not (record.get("places") == digests["places"] and wanted.public.is_file()):
+        _publish(wanted)
         _write_record(wanted.folder, {**record, "places": digests["places"]})
-    unnamed = wanted.public.with_name(f".partial-{wanted.public.name}")
-    shutil.copyfile(wanted.folder / "cuts.jsonl.gz", unnamed)
-    os.replace(unnamed, wanted.public)
     return not complete
 
 
@@ -205,8 +198,8 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
     write_text_atomically(folder / _RECORD, json.dumps(record, indent=1, default=str) + "\n")
 
 
-def _say_where(wanted: FeatureSet) -> None:
-    """Write into the manifest where features and audio are now."""
+def _publish(wanted: FeatureSet) -> None:
+    """Write into the manifest where features and audio are now, and copy it to where it is read."""
     manifest, audio = wanted.folder / "cuts.jsonl.gz", wanted.audio_paths()
     partial = manifest.with_name(f".partial-{manifest.name}")
     with gzip.open(partial, "wt", encoding="utf-8", compresslevel=6) as f:
@@ -217,6 +210,9 @@ def _say_where(wanted: FeatureSet) -> None:
                 source["source"] = audio.get(Path(source["source"]).name, source["source"])
             print(json.dumps(cut, ensure_ascii=False), file=f)
     os.replace(partial, manifest)
+    copy = wanted.public.with_name(f".partial-{wanted.public.name}")
+    shutil.copyfile(manifest, copy)
+    os.replace(copy, wanted.public)
 
 
 def _compute_chunks(

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,11 +86,10 @@ class UtteranceCuts:
         return [cut if factor is None else cut.perturb_speed(factor) for factor, cut in chosen]
 
 
-def musan_cuts(data_dir: Path, sampling_rate: int) -> list[Cut]:
+def musan_cuts(manifests: Sequence[Path], sampling_rate: int) -> list[Cut]:
     """MUSAN in windows of 10 s, as icefall has it; what is left of a recording is one too if longer than 5 s."""
-    paths = [musan_manifest_path(data_dir, part) for part in MUSAN_PARTS]
     cuts = []
-    for whole in CutSet.from_manifests(recordings=_read_recordings(paths, sampling_rate)):
+    for whole in CutSet.from_manifests(recordings=_read_recordings(manifests, sampling_rate)):
         for number, window in enumerate(whole.cut_into_windows(MAX_SECONDS)):
             window.id = f"{whole.recording.id}-{number}"
             if window.duration > MIN_SECONDS:
@@ -212,19 +212,11 @@ def feature_sets(cfg: Config, data_dir: Path, extractor: FeatureExtractor) -> li
                 manifests=[manifest_path(data_dir, kind, part) for kind in ("recordings", "supervisions")],
                 checksums=[checksums_path(data_dir, part)],
                 settings={**settings, "speed_perturb": factors},
-                make_cuts=lambda part=part, factors=factors: UtteranceCuts(data_dir, part, rate, factors),
+                make_cuts=partial(UtteranceCuts, data_dir, part, rate, factors),
             )
         )
     if cfg.corpus.musan:
-        sets.append(
-            FeatureSet(
-                name="musan",
-                folder=musan_features_dir(data_dir),
-                public=musan_cuts_path(data_dir),
-                manifests=[musan_manifest_path(data_dir, part) for part in MUSAN_PARTS],
-                checksums=[],
-                settings=settings,
-                make_cuts=lambda: musan_cuts(data_dir, rate),
-            )
-        )
+        manifests = [musan_manifest_path(data_dir, part) for part in MUSAN_PARTS]
+        folder, public = musan_features_dir(data_dir), musan_cuts_path(data_dir)
+        sets.append(FeatureSet("musan", folder, public, manifests, [], settings, partial(musan_cuts, manifests, rate)))
     return sets

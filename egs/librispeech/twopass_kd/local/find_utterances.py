@@ -116,8 +116,6 @@ def audio_files(root: Path, remarks: list[tuple[str, str]]) -> list[Path]:
 
 def once(paths: Sequence[Path], remarks: list[tuple[str, str]]) -> list[Path]:
     """The paths without those that are links to a file that is among them already; these get a line in `remarks`."""
-    if len(paths) < 2:
-        return list(paths)
     first: dict[str, Path] = {}
     for path in paths:
         known = first.setdefault(os.path.realpath(path), path)
@@ -149,7 +147,7 @@ def find_part(folder: Path, normalization: str = "NFC") -> PartFiles:
             audio[utterance_id(path.stem)].append(path)
         else:
             part.others.append(path)
-    part.audio = {name: once(paths, part.remarks) for name, paths in audio.items()}
+    part.audio = {name: once(paths, part.remarks) if len(paths) > 1 else paths for name, paths in audio.items()}
     for path in once(transcripts, part.remarks):
         _read_transcript(path, part, normalization)
     return part
@@ -194,16 +192,14 @@ def duplicate_ids(found: Mapping[str, PartFiles]) -> dict[str, str]:
     files, lines = defaultdict(list), defaultdict(list)
     for part, there in found.items():
         for name, paths in there.audio.items():
-            files[name] += [(part, path) for path in paths]
+            files[name] += [f"{part}/{there.inside(path)}" for path in paths]
         for name, rows in there.lines.items():
-            lines[name] += [(part, row) for row in rows]
+            lines[name] += [f"{part}/{row.place}" for row in rows]
     places: dict[str, list[str]] = defaultdict(list)
-    for name, where in files.items():
-        if len(where) > 1:
-            places[name].append(_first_two([f"{part}/{found[part].inside(path)}" for part, path in where]))
-    for name, where in lines.items():
-        if len(where) > 1:
-            places[name].append(_first_two([f"{part}/{row.place}" for part, row in where]))
+    for kind in (files, lines):
+        for name, where in kind.items():
+            if len(where) > 1:
+                places[name].append(_first_two(where))
     return {name: ", ".join(where) for name, where in places.items()}
 
 

@@ -20,9 +20,9 @@ class EndpointRules:
     max_length: float = 20.0
 
     def __post_init__(self) -> None:
-        for name in ("silence", "silence_after_speech", "max_length"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` ({getattr(self, name)}) must be positive seconds")
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"`{name}` ({value}) must be positive seconds")
 
     def reached(self, length: float, trailing_silence: float, any_token: bool) -> bool:
         """Whether an utterance of `length` seconds with `trailing_silence` seconds at its end has ended."""

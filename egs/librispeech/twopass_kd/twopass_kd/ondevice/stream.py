@@ -71,7 +71,17 @@ class Result:
 
 
 class Stream:
-    """One source of audio and how far it has been decoded. `StreamingRecognizer.create_stream` makes it."""
+    """One source of audio and how far it has been decoded. `StreamingRecognizer.create_stream` makes it.
+
+    Attributes:
+      features: the filter banks of the audio so far.
+      position: the feature frame (10 ms) that the next chunk begins with.
+      begin: the first feature frame of the utterance.
+      states, search: of the encoder and of the first pass, after the last chunk.
+      memory: the encoder's output for the second pass, an array (frames, dim) for each chunk of the utterance.
+      is_input_finished: no more audio will come.
+      is_finalized: the utterance has ended, and the next one has not begun.
+    """
 
     def __init__(self, info: ModelInfo, states: States, search: SearchState) -> None:
         self._info = info
@@ -82,14 +92,14 @@ class Stream:
         """Forget all audio; time begins at zero."""
         self.features = OnlineFeatures(self._info.num_features, self._info.sampling_rate)
         self.is_input_finished = False
-        self.position = 0  # the feature frame that the next chunk begins with
+        self.position = 0
 
     def start_utterance(self, states: States, search: SearchState) -> None:
         """Begin an utterance with the audio that has not been decoded yet."""
-        self.begin = self.position  # its first feature frame
+        self.begin = self.position
         self.states = states
         self.search = search
-        self.memory: list[np.ndarray] = []  # the encoder's output for the second pass, chunk by chunk
+        self.memory: list[np.ndarray] = []
         self.is_finalized = False
 
     def accept_waveform(self, samples: np.ndarray) -> None:
