@@ -65,7 +65,8 @@ def why_no_file(path: Path) -> str | None:
     return "empty audio file" if path.stat().st_size == 0 else None
 
 
-def _what(error: BaseException) -> str:
+def _what(error: Exception) -> str:
+    """What an exception says, on one line; its name where it says nothing."""
     return " ".join(str(getattr(error, "error_string", "") or error).split()) or type(error).__name__
 
 

@@ -132,16 +132,15 @@ def prepare_musan(folder: Path, data_dir: Path) -> list[LeftOut]:
         recordings: dict[str, Recording] = {}
         left_out: list[LeftOut] = []
         for path in files:
-            recording, reason = _musan_recording(path)
-            if recording is not None and recording.id in recordings:
-                reason = f"duplicate id: {path} and {recordings[recording.id].sources[0].source}"
-            if reason is None:
+            try:
+                recording = _musan_recording(path)
+                if recording.id in recordings:
+                    raise ValueError(f"duplicate id: {path} and {recordings[recording.id].sources[0].source}")
                 recordings[recording.id] = recording
-            else:
-                left_out.append(LeftOut(path.stem, f"musan/{part}", reason))
+            except ValueError as e:
+                left_out.append(LeftOut(path.stem, f"musan/{part}", str(e)))
         lines = [f"musan {part}: {len(recordings)} recordings used, {len(left_out)} left out"]
-        lines += tally_left_out(left_out) + tally("passed over", remarks)
-        print("\n".join(lines), flush=True)
+        print("\n".join([*lines, *tally_left_out(left_out), *tally("passed over", remarks)]), flush=True)
         if not recordings:
             raise ConfigError(
                 f"`{folder}` must hold usable recordings, but of its {part} none is; {printable(left_out[0].reason)}"
@@ -152,19 +151,21 @@ def prepare_musan(folder: Path, data_dir: Path) -> list[LeftOut]:
     return all_left_out
 
 
-def _musan_recording(path: Path) -> tuple[Recording | None, str | None]:
-    """The recording of a file, or None and why it cannot be used."""
+def _musan_recording(path: Path) -> Recording:
+    """The recording of a file; raises ValueError, saying why it cannot be used."""
     if path.suffix.lower() in OTHER_AUDIO_SUFFIXES:
-        return None, f"{OTHER_FORMAT}: {path}"
+        raise ValueError(f"{OTHER_FORMAT}: {path}")
     try:
         reason = why_no_file(path)
-        if reason is not None:
-            return None, reason
-        recording = Recording.from_file(path)
-    except Exception as e:
+        recording = Recording.from_file(path) if reason is None else None
+    except Exception as e:  # what reads audio has errors of many kinds
         first_line, *_ = str(e).splitlines() or [type(e).__name__]
-        return None, f"not a readable audio file: {first_line}"
-    return (recording, None) if recording.num_samples > 0 else (None, "audio without samples")
+        raise ValueError(f"not a readable audio file: {first_line}") from e
+    if recording is None:
+        raise ValueError(reason)
+    if recording.num_samples == 0:
+        raise ValueError("audio without samples")
+    return recording
 
 
 def prepare_manifests(cfg: Config, corpus_dir: Path, data_dir: Path, num_jobs: int = 1) -> dict[str, PartScan]:

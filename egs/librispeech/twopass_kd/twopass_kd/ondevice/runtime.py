@@ -104,7 +104,7 @@ class OnnxRuntime:
             path = self._folder / f"{part}{suffix}"
             if part != "attention_decoder" or path.is_file():
                 self._sessions[part] = _open_session(path, options)
-        metadata = {part: _metadata(session) for part, session in self._sessions.items()}
+        metadata = {part: s.get_modelmeta().custom_metadata_map for part, s in self._sessions.items()}
         try:
             self.info = _read_info(self._folder, suffix, metadata)
             encoder = metadata["encoder"]
@@ -154,15 +154,6 @@ def attention_inputs(hyps: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndar
     return inputs, targets
 
 
-def read_tokens(path: Path) -> tuple[str, ...]:
-    """The pieces of a tokens.txt (lines of piece, space, id), by id.
-
-    Raises:
-      ModelError: where the file cannot be read or its ids are not 0, 1, 2, ...
-    """
-    return tuple(read_pieces(path, str(path), "export the model again (stage 10)", ModelError))
-
-
 def _open_session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     if not path.is_file():
         raise ModelError(f"{path} must exist; export the model again (stage 10)")
@@ -170,10 +161,6 @@ def _open_session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntim
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # onnxruntime's errors have no common base
         raise ModelError(f"{path} is cut short or no ONNX model ({type(e).__name__}: {e}); export it again") from e
-
-
-def _metadata(session: onnxruntime.InferenceSession) -> dict[str, str]:
-    return session.get_modelmeta().custom_metadata_map
 
 
 def _check_info(
@@ -223,7 +210,7 @@ def _read_info(folder: Path, suffix: str, metadata: dict[str, dict[str, str]]) -
     if get("encoder", "second_pass") == "1" and not second_pass:
         raise ModelError(f"{folder / ('attention_decoder' + suffix)} must exist; export the model again (stage 10)")
     tokens_path = folder / "tokens.txt"
-    tokens = read_tokens(tokens_path)
+    tokens = tuple(read_pieces(tokens_path, str(tokens_path), "export the model again (stage 10)", ModelError))
     vocab_size = int(get("decoder", "vocab_size"))
     if len(tokens) != vocab_size:
         raise ModelError(
