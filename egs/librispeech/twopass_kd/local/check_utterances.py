@@ -194,29 +194,26 @@ def _pair(part: str, files: PartFiles, duplicates: Mapping[str, str]) -> PartSca
             scan.remarks.append((f"other {kind}", where))
     for name, reason in files.unreadable.items():
         scan.leave_out(name, reason)
-    for name, (line, *_) in files.lines.items():
-        if name in duplicates:
-            scan.leave_out(name, f"duplicate id: {duplicates[name]}")
+    for name in dict.fromkeys([*files.lines, *files.audio, *others_audio]):
+        line = files.lines[name][0] if name in files.lines else None
+        path = files.audio[name][0] if name in files.audio else None
+        if path and name in others_audio:
+            scan.remarks.append(("audio of a format that is not read, beside one that is", others_audio[name]))
+        if not line and not path:
+            reason = f"{OTHER_FORMAT}: {others_audio[name]}"
+        elif name in duplicates:
+            reason = f"duplicate id: {duplicates[name]}"
+        elif not line:
+            reason = f"audio without transcript: {files.inside(path)}"
         elif line.problem:
-            scan.leave_out(name, line.problem)
-        elif name in files.audio:
-            scan.texts[name] = line.text
-            scan.audio[name] = files.audio[name][0]
+            reason = line.problem
+        elif path:
+            scan.texts[name], scan.audio[name] = line.text, path
+            continue
         elif name in others_audio:
-            scan.leave_out(name, f"{OTHER_FORMAT}: {others_audio[name]}")
+            reason = f"{OTHER_FORMAT}: {others_audio[name]}"
         else:
             there = f" ({others[name]} is no audio file)" if name in others else ""
-            scan.leave_out(name, f"transcript without audio: {line.place}{there}")
-    for name, (path, *_) in files.audio.items():
-        if name in files.lines:
-            continue
-        if name in duplicates:
-            scan.leave_out(name, f"duplicate id: {duplicates[name]}")
-        else:
-            scan.leave_out(name, f"audio without transcript: {files.inside(path)}")
-    for name, path in others_audio.items():
-        if name in files.audio:
-            scan.remarks.append(("audio of a format that is not read, beside one that is", path))
-        elif name not in files.lines:
-            scan.leave_out(name, f"{OTHER_FORMAT}: {path}")
+            reason = f"transcript without audio: {line.place}{there}"
+        scan.leave_out(name, reason)
     return scan
