@@ -10,11 +10,12 @@ from lhotse import RecordingSet, SupervisionSet
 
 import find_utterances
 from find_utterances import AUDIO_SUFFIXES, find_part
-from left_out import printable, read_left_out
+from left_out import read_left_out
 from prepare_manifests import main, prepare_manifests
 from small_corpus import TINY_YAML, small_config, write_corpus, write_utterance
 from twopass_kd.config.schema import ConfigError
 from twopass_kd.files.layout import checksums_path, manifest_path
+from twopass_kd.files.write import printable
 
 LEFT_OUT = "corpus.max_left_out=1.0"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from left_out import printable
 from twopass_kd.config.schema import ConfigError
+from twopass_kd.files.write import printable
 
 # What both libsndfile and Lhotse read; MP3 and Opus where libsndfile has them.
 AUDIO_SUFFIXES = set(".aif .aifc .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .snd .w64 .wav".split())

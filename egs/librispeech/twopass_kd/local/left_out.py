@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from twopass_kd.files.write import write_text_atomically
+from twopass_kd.files.write import printable, write_text_atomically
 
 
 class LeftOut(NamedTuple):
@@ -19,11 +19,6 @@ class LeftOut(NamedTuple):
 def left_out_path(data_dir: Path) -> Path:
     """Where it lies: it has a heading, then lines of utterance id, part and reason, with tabs in between."""
     return Path(data_dir) / "manifests" / "left_out.tsv"
-
-
-def printable(text: str) -> str:
-    """Text for one field of one line: what cannot be printed (tabs, line ends, bytes that are no UTF-8) is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def write_left_out(data_dir: Path, left_out: Sequence[LeftOut]) -> None:

@@ -34,10 +34,10 @@ from find_utterances import (
     find_part,
     require_transcripts,
 )
-from left_out import LeftOut, left_out_path, printable, tally, tally_left_out, write_left_out
+from left_out import LeftOut, left_out_path, tally, tally_left_out, write_left_out
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.files.layout import MUSAN_PARTS, checksums_path, manifest_path, musan_manifest_path
-from twopass_kd.files.write import write_text_atomically
+from twopass_kd.files.write import printable, write_text_atomically
 
 
 def corpus_parts(cfg: Config) -> list[str]:

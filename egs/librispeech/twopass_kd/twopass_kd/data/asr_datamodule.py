@@ -25,7 +25,7 @@ from twopass_kd.data.cut_lines import CutLines, read_cuts, read_lines, without_f
 from twopass_kd.data.noise import NoiseMixer, find_musan
 from twopass_kd.data.tokenizer import Tokenizer, too_many_tokens
 from twopass_kd.files.layout import cuts_path
-from twopass_kd.files.write import state_of_file, write_text_atomically
+from twopass_kd.files.write import printable, state_of_file, write_text_atomically
 
 
 @dataclass
@@ -194,9 +194,9 @@ class AsrDataModule:
             if cache is not None:
                 write_text_atomically(cache, json.dumps({"key": key, "train_cuts": asdict(self.measured)}))
         corpus, measured = self.cfg.corpus, self.measured
-        rows = [f"{i}\t{part}\t{why}\n" for part, ids in measured.left_out.items() for i, why in ids.items()]
+        rows = [(i, part, why) for part, ids in measured.left_out.items() for i, why in ids.items()]
         if left_out_path is not None and (rows or left_out_path.is_file()):
-            write_text_atomically(left_out_path, "".join(rows))
+            write_text_atomically(left_out_path, "".join("\t".join(map(printable, row)) + "\n" for row in rows))
         for kind, parts in (("training", corpus.train_parts), ("dev", corpus.dev_parts)):
             left_out = [(i, why) for part in parts for i, why in measured.left_out[part].items()]
             total = sum(measured.sizes[part] for part in parts)

@@ -20,6 +20,11 @@ def write_text_atomically(path: Path, text: str) -> None:
         raise
 
 
+def printable(text: str) -> str:
+    """Text for one field of one line: what cannot be printed (tabs, line ends, bytes that are no UTF-8) is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def state_of_file(path: Path) -> list[int]:
     """What tells a file from another one of the same name: size and time of change (ns)."""
     found = Path(path).stat()
