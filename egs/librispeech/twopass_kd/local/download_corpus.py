@@ -135,13 +135,13 @@ def _download(url: str, path: Path) -> None:
     socket.setdefaulttimeout(SECONDS_OF_SILENCE)
     with urllib.request.urlopen(urllib.request.Request(url, method="HEAD")) as response:
         size = int(response.headers.get("Content-Length", 0))
-    resumable_download(url, filename=path)
-    before = -1
-    while before < path.stat().st_size < size:
-        before = path.stat().st_size
+    there = -1
+    while there < size:
+        before = there
         resumable_download(url, filename=path)
-    if path.stat().st_size < size:
-        raise ConnectionError(f"{url} ended after {path.stat().st_size} of {size} bytes")
+        there = path.stat().st_size
+        if there == before:
+            raise ConnectionError(f"{url} ended after {there} of {size} bytes")
 
 
 def unpack_archive(path: Path, archive: Archive) -> None:
