@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from twopass_kd.bin.train import identities
-from twopass_kd.config.fingerprint import _NEVER, _NOT_AFTER, _NOT_BEFORE, fingerprint, training_settings
+from twopass_kd.config.fingerprint import _NEVER, _NOT_AFTER_STAGE_2, _NOT_BEFORE, fingerprint, training_settings
 from twopass_kd.config.load import config_to_dict, load_config
 
 MINI = Path(__file__).parents[3] / "egs/librispeech/twopass_kd/conf/mini.yaml"
@@ -52,9 +52,9 @@ def test_every_setting_counts_or_is_listed_as_one_that_does_not(keys):
         other = with_another_value(FULL, keys)
     changed = [stage for stage in STAGES if fingerprint(FULL, stage) != fingerprint(other, stage)]
     assert bool(changed) != is_listed(keys, _NEVER)
-    if not any(is_listed(keys, table) for table in (_NEVER, _NOT_BEFORE, _NOT_AFTER)):
+    if not any(is_listed(keys, table) for table in (_NEVER, _NOT_BEFORE, _NOT_AFTER_STAGE_2)):
         assert changed == list(STAGES)
-    shared = not any(is_listed(keys, table) for table in (_NEVER, _NOT_AFTER)) and keys[0] not in (
+    shared = not any(is_listed(keys, table) for table in (_NEVER, _NOT_AFTER_STAGE_2)) and keys[0] not in (
         "teacher", "student", "phases", "external_teacher", "kd", "min_reduction", "decode", "export"
     )  # fmt: skip
     assert (training_settings(FULL) != training_settings(other)) == shared
@@ -62,7 +62,7 @@ def test_every_setting_counts_or_is_listed_as_one_that_does_not(keys):
 
 def test_what_is_listed_is_a_setting():
     known = {".".join(keys[:n]) for keys in SETTINGS for n in range(1, len(keys) + 1)}
-    assert {*_NEVER, *_NOT_BEFORE, *_NOT_AFTER} <= known
+    assert {*_NEVER, *_NOT_BEFORE, *_NOT_AFTER_STAGE_2} <= known
 
 
 def test_the_walk_meets_all_fields_of_the_schema():

@@ -9,48 +9,40 @@ from twopass_kd.config.load import config_to_dict
 from twopass_kd.config.schema import Config
 from twopass_kd.files.write import state_of_file
 
-# The settings that do not count, from which stage of run.sh on or until which, and why. All others count in all stages:
-# one that is forgotten here makes a stage run again, and never keeps what is stale.
+# What does not count, and why; all else counts in all stages, so that a setting that is forgotten here makes too much
+# run again, and never keeps what is stale.
 _NEVER = {
-    "name": "names the folder that has the marker",
+    "name": "of the folder that has the marker",
     "loss.backend": "either gives the same values",
-    "train.num_workers": "is for speed",
-    "train.save_every_n": "is for resuming",
-    "train.keep_last_k": "is for resuming",
-    "train.keep_last_epochs": "is for looking back; the averages need fewer",
-    "train.log_interval": "is for reading the log",
-    "slurm": "is where jobs run",
+    "train.num_workers": "for speed",
+    "train.save_every_n": "for resuming",
+    "train.keep_last_k": "for resuming",
+    "train.keep_last_epochs": "for looking back",
+    "train.log_interval": "for reading along",
+    "slurm": "where jobs run",
 }
-_NOT_BEFORE = {
-    "features": (2, "computes them"),
-    "tokens": (2, "makes them; `normalization` is below"),
-    **dict.fromkeys(("loss", "train", "teacher"), (3, "trains the teacher")),
-    "phases": (3, "trains the first; those of later stages do not count yet"),
-    **dict.fromkeys(("student", "external_teacher", "kd", "min_reduction"), (5, "trains the student")),
-    "decode": (8, "decodes"),
-    "export": (10, "exports"),
+_NOT_BEFORE = {  # the first stage that reads it
+    **dict.fromkeys(("features", "tokens"), 2),
+    **dict.fromkeys(("loss", "train", "teacher", "phases"), 3),
+    **dict.fromkeys(("student", "external_teacher", "kd", "min_reduction"), 5),
+    "decode": 8,
+    "export": 10,
 }
-_NOT_AFTER = {
-    "corpus.kind": (2, "the corpus is prepared then"),
-    "corpus.max_left_out": (2, "what is left out of the corpus is known by its digest"),
-    "corpus.dev_parts": (2, "trainings know their data by its digest; `sets` is below"),
-    "corpus.test_parts": (2, "no training reads them; `sets` is below"),
+_NOT_AFTER_STAGE_2 = {
+    "corpus.kind": "says how the corpus is made",
+    "corpus.max_left_out": "stops a stage or does not",
+    "corpus.dev_parts": "trainings know their data by a digest; `sets` has them again",
+    "corpus.test_parts": "no training reads them; `sets` has them again",
 }
 
 
 def _counted(cfg: Config, stage: int) -> dict[str, Any]:
     """The settings that count in a stage."""
     full = config_to_dict(cfg)
-    left_out = [
-        *_NEVER,
-        *(key for key, (first, _) in _NOT_BEFORE.items() if stage < first),
-        *(key for key, (last, _) in _NOT_AFTER.items() if stage > last),
-    ]
-    for key in left_out:
-        *sections, name = key.split(".")
-        inside = full
-        for section in sections:
-            inside = inside.get(section, {})
+    late = [key for key, first in _NOT_BEFORE.items() if stage < first]
+    for key in (*_NEVER, *late, *(_NOT_AFTER_STAGE_2 if stage > 2 else ())):
+        section, _, name = key.rpartition(".")
+        inside = full.get(section, {}) if section else full
         inside.pop(name, None)
     return full
 

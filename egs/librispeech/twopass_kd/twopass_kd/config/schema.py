@@ -34,8 +34,13 @@ Precision = Literal["float32", "bfloat16", "float16"]
 LOSS_TERMS, SEARCHES, MODEL_PARTS = map(get_args, (LossTerm, Search, ModelPart))
 EXTERNAL_TEACHER = "external_teacher"  # stands for it where `phases.*.teacher` names a phase otherwise
 
+ExperimentName = Annotated[Text, folder_beside("fbank", "manifests", "LibriSpeech", "musan")]
 Parts = Annotated[list[Annotated[Text, folder_beside("musan")]], Filled, EachOnce]
-Systems = Annotated[list[Text], EachOnce] | None
+PhaseName = Annotated[Text, AfterValidator(check_phase_name)]
+SystemName = Annotated[Text, folder_beside("measured")]
+Systems = Annotated[list[Text], EachOnce] | None  # `report_as` names
+SlurmTime = Annotated[Text, as_sbatch_takes_it(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED", "24:00:00 or 2-00")]
+SlurmMemory = Annotated[Text, as_sbatch_takes_it(r"\d+[KMGT]?", "64G")]
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -79,17 +84,14 @@ class CorpusConfig:
     min_duration: NonNegativeFloat = setting(0.3, "seconds; shorter utterances are left out")
     max_duration: PositiveFloat = setting(30.0, "seconds; longer utterances are left out")
     speed_perturb: list[PositiveFloat] = setting([], "extra copies of the train cuts, e.g. [0.9, 1.1]")
-    musan: Bool = setting(
-        False, "mix MUSAN (OpenSLR 17; `musan` beside the corpus) into half of the train cuts, at 10 to 20 dB"
-    )
+    musan: Bool = setting(False, "mix `musan` beside the corpus (OpenSLR 17) into half of the train cuts, at 10-20 dB")
     synthesis: SynthesisConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "CorpusConfig":
         if self.min_duration >= self.max_duration:
-            raise ValueError(
-                f"`min_duration` ({self.min_duration:g}) must be below `corpus.max_duration` ({self.max_duration:g})"
-            )
+            limits = self.min_duration, self.max_duration
+            raise ValueError("`min_duration` ({:g}) must be below `corpus.max_duration` ({:g})".format(*limits))
         if self.kind == "mini" and self.synthesis is None:
             self.synthesis = SynthesisConfig()
         return self
@@ -170,9 +172,7 @@ class ModelConfig:
 class ExternalTeacherConfig:
     """A trained transducer that takes the place of `teacher`, which is not trained then."""
 
-    path: Text | None = setting(
-        None, "TorchScript of icefall's export.py, icefall's pretrained.pt, or a checkpoint of ours"
-    )
+    path: Text | None = setting(None, "of icefall, TorchScript of its export.py or pretrained.pt; a checkpoint of ours")
     recipe: Text | None = setting(None, "for pretrained.pt: the icefall recipe that built it, e.g. .../ASR/zipformer")
     options: Text = setting("", "of that recipe's train.py, where not its defaults, e.g. --causal 1 --chunk-size 16")
     tokens: Text | None = setting(None, "its tokens.txt; null: beside `path`, or in icefall's places near it")
@@ -190,12 +190,8 @@ class ExternalTeacherConfig:
 class LossConfig:
     """Settings of the task losses, shared by all phases."""
 
-    backend: Literal["auto", "k2", "fast_rnnt"] = setting(
-        "auto", "whose recursions, which give the same values; auto: the first that imports"
-    )
-    rnnt_type: Literal["modified", "regular"] = setting(
-        "modified", "modified: at most one symbol a frame, as the searches decode"
-    )
+    backend: Literal["auto", "k2", "fast_rnnt"] = setting("auto", "whose recursions; auto: the first that imports")
+    rnnt_type: Literal["modified", "regular"] = setting("modified", "modified: at most one symbol a frame, as decoded")
     prune_range: Annotated[int, Field(ge=2), Whole] = setting(5, "symbols of the pruned band in a frame")
     lm_only_scale: NonNegativeFloat = setting(0.25, "of the decoder alone in the simple loss")
     am_only_scale: NonNegativeFloat = setting(0.0, "of the encoder alone in the simple loss")
@@ -225,9 +221,7 @@ class PhaseConfig:
 
     stage: Int = setting(..., "stage of run.sh that trains it")
     model: Literal["teacher", "student"] = setting(..., "which architecture")
-    report_as: Annotated[Text, folder_beside("measured")] | None = setting(
-        None, "name under which stages 8 and 9 decode and report it; null: not reported"
-    )
+    report_as: SystemName | None = setting(None, "name under which it is decoded and reported; null: it is not")
     init_from: Text | None = setting(None, "phase whose weights it starts from")
     teacher: Text | None = setting(None, "phase whose model is the teacher; with an external teacher, that one instead")
     copy_from_teacher: Bool = setting(False, "start from the teacher's weights wherever the shapes agree")
@@ -237,9 +231,7 @@ class PhaseConfig:
     base_lr: PositiveFloat = setting(..., "the highest learning rate, at the end of the warm-up")
     sort_first_epoch: Bool = setting(False, "first epoch from short to long; for corpora that fit into memory")
     spec_augment: Bool = setting(True, "SpecAugment on the training data")
-    cpu_ranks: PositiveInt = setting(
-        1, "on a CPU and without --world-size: processes that share each batch of train.max_duration"
-    )
+    cpu_ranks: PositiveInt = setting(1, "on a CPU, without --world-size: processes that share each batch")
     average: PositiveInt = setting(1, "checkpoints of the last so many epochs are averaged into `final.pt`")
 
 
@@ -257,7 +249,7 @@ class TrainConfig:
     clip_grad_norm: PositiveFloat = setting(0.5, "the loss is a mean per frame, so its gradients are small")
     warmup_fraction: Share = setting(0.1, "of all steps; then linear decay to zero")
     save_every_n: PositiveInt = setting(500, "steps between checkpoints inside an epoch (for resuming)")
-    keep_last_k: PositiveInt = setting(2, "of those")
+    keep_last_k: PositiveInt = setting(2, "how many of those stay")
     keep_last_epochs: PositiveInt = setting(10, "epoch-N.pt that stay, beside the best; at least `average`")
     log_interval: PositiveInt = setting(50, "steps between lines of the log")
     cache_frozen_encoders: Bool = setting(
@@ -284,17 +276,12 @@ class DecodeConfig:
         "further searches, by k2: fast_beam_search, fast_beam_search_LG (words of an n-gram),"
         " fast_beam_search_hotwords; without k2 stage 8 leaves them out and says so",
     )
-    search_systems: Systems = setting(
-        None,
-        "`report_as` names of the systems that they decode; null: those of stage 10 whose `decoder.kind` is stateless",
-    )
+    search_systems: Systems = setting(None, "that they decode; null: those of stage 10 with a stateless decoder")
     fast_beam: PositiveFloat = setting(4.0, "nats")
     max_contexts: PositiveInt = setting(4, "of an utterance in a frame")
     max_states: PositiveInt = setting(24, "pairs of context and graph state of an utterance in a frame")
     lm_scales: list[NonNegativeFloat] = setting([0.01, 0.05, 0.1, 0.2], "of LG; one is chosen on dev")
-    arpa: Text | None = setting(
-        None, "n-gram model of LG; null: one is trained on the transcripts that the tokens come from"
-    )
+    arpa: Text | None = setting(None, "n-gram model of LG; null: one trained on the transcripts that the tokens are of")
     lm_order: PositiveInt = setting(3, "of that one")
     hotwords: list[Text] = setting([], "phrases, as transcripts spell them")
     hotword_score: NonNegativeFloat = setting(1.0, "nats for each token of a hotword")
@@ -314,9 +301,7 @@ class ExportConfig:
 
     systems: Systems = setting(None, "`report_as` names; null: those of teacher and student that are reported")
     chunk_size: PositiveInt = setting(4, "encoder frames per call of the streaming encoder: latency against speed")
-    decoded_seconds: PositiveFloat = setting(
-        3600.0, "of each test set, for the WER; of a longer one evenly spaced utterances"
-    )
+    decoded_seconds: PositiveFloat = setting(3600.0, "of each test set, evenly spaced utterances, for the WER")
     timed_utterances: PositiveInt = setting(40, "of the first test set, for speed and latency")
 
 
@@ -325,12 +310,10 @@ class SlurmJobConfig:
     """What one kind of job asks of Slurm; the words are sbatch's."""
 
     partition: Text | None = None
-    time: Annotated[Text, as_sbatch_takes_it(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED", "24:00:00 or 2-00")] = (
-        setting("24:00:00", "trainings and features that need longer go on in the next job by themselves")
-    )
+    time: SlurmTime = setting("24:00:00", "trainings and features that need longer go on in the next job")
     cpus: PositiveInt = setting(8, "of each rank")
     gpus: NonNegativeInt = setting(0, "of each rank")
-    mem: Annotated[Text, as_sbatch_takes_it(r"\d+[KMGT]?", "64G")] = setting("32G", "of each node")
+    mem: SlurmMemory = setting("32G", "of each node")
     options: list[Text] = setting([], "further options, e.g. [--account=speech, --exclude=node7]")
 
 
@@ -339,7 +322,7 @@ class SlurmGpuJobConfig(SlurmJobConfig):
     """The same with a GPU."""
 
     gpus: NonNegativeInt = setting(1, "of each rank")
-    mem: Annotated[Text, as_sbatch_takes_it(r"\d+[KMGT]?", "64G")] = setting("64G", "of each node")
+    mem: SlurmMemory = setting("64G", "of each node")
 
 
 @dataclass(config=STRICT)
@@ -355,9 +338,7 @@ class SlurmConfig:
 class Config:
     """The settings of an experiment."""
 
-    name: Annotated[Text, folder_beside("fbank", "manifests", "LibriSpeech", "musan")] = setting(
-        ..., "of the experiment's folder; that of the YAML file, where it has none"
-    )
+    name: ExperimentName = setting(..., "of the experiment's folder; that of the YAML file, where it has none")
     seed: NonNegativeInt = setting(42, "of everything random")
     min_reduction: Share = setting(0.55, "a student must have at least this share of parameters fewer than its teacher")
     corpus: CorpusConfig = section()
@@ -369,7 +350,7 @@ class Config:
     loss: LossConfig = section()
     kd: KdConfig = section()
     train: TrainConfig = section()
-    phases: dict[Annotated[Text, AfterValidator(check_phase_name)], PhaseConfig] = section()
+    phases: dict[PhaseName, PhaseConfig] = section()
     decode: DecodeConfig = section()
     export: ExportConfig = section()
     slurm: SlurmConfig = section()

@@ -65,28 +65,24 @@ class _TextLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_files(path: Path) -> list[Layer]:
+def read_files(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
     """The settings of a YAML file, behind those of the file that its key `base` names, if it has one.
 
+    Args:
+      above: the files that name this one as theirs.
     Raises:
       ConfigError: naming the file, and the line or the key.
     """
-    chain: list[Path] = []
-    layers: list[Layer] = []
-    following: Path | None = Path(path)
-    while following is not None:
-        path = following
-        if path.resolve() in chain:
-            raise ConfigError(f"{path}: `base` must not lead back to the file itself; name another, or none")
-        chain.append(path.resolve())
-        named = "`--conf`" if len(chain) == 1 else "`base`"
-        content = _read_yaml(path, named)
-        base = content.pop("base", None)
-        if base is not None and not (isinstance(base, str) and base):
-            raise ConfigError(f"{path}: `base` ({base}) must be the name of a YAML file")
-        layers.insert(0, Layer(f"{path}: ", content))
-        following = None if base is None else path.parent / base
-    return layers
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: `base` must not lead back to the file itself; name another, or none")
+    content = _read_yaml(path, "`base`" if above else "`--conf`")
+    layer = Layer(f"{path}: ", content)
+    base = content.pop("base", None)
+    if base is None:
+        return [layer]
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path}: `base` ({base}) must be the name of a YAML file")
+    return [*read_files(path.parent / base, [*above, path.resolve()]), layer]
 
 
 def _read_yaml(path: Path, named: str) -> dict[str, Any]:
