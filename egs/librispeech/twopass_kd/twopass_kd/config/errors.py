@@ -44,7 +44,7 @@ def explain(e: ValidationError, files: Sequence[Layer], overrides: Sequence[Laye
     if context in ({"gt": 0}, {"ge": 0}):
         must = "must be positive" if "gt" in context else "must not be negative"
     else:
-        must = _MUST[kind].format(**context)
+        must = _MUST[kind].format(**context) if kind in _MUST else f"must be right: {wrong['msg']}"
     if kind == "literal_error":
         must = must.replace("'", "").replace(" or ", ", ")
     if must.startswith("`"):  # of several settings, which may be those of several layers

@@ -11,7 +11,7 @@ from twopass_kd.files.write import state_of_file
 
 # What does not count, and why; all else counts in all stages, so that a setting that is forgotten here makes too much
 # run again, and never keeps what is stale.
-_NEVER = {
+NEVER = {
     "name": "of the folder that has the marker",
     "loss.backend": "either gives the same values",
     "train.num_workers": "for speed",
@@ -21,14 +21,14 @@ _NEVER = {
     "train.log_interval": "for reading along",
     "slurm": "where jobs run",
 }
-_NOT_BEFORE = {  # the first stage that reads it
+NOT_BEFORE = {  # the first stage that reads it
     **dict.fromkeys(("features", "tokens"), 2),
     **dict.fromkeys(("loss", "train", "teacher", "phases"), 3),
     **dict.fromkeys(("student", "external_teacher", "kd", "min_reduction"), 5),
     "decode": 8,
     "export": 10,
 }
-_NOT_AFTER_STAGE_2 = {
+NOT_AFTER_STAGE_2 = {
     "corpus.kind": "says how the corpus is made",
     "corpus.max_left_out": "stops a stage or does not",
     "corpus.dev_parts": "trainings know their data by a digest; `sets` has them again",
@@ -39,8 +39,8 @@ _NOT_AFTER_STAGE_2 = {
 def _counted(cfg: Config, stage: int) -> dict[str, Any]:
     """The settings that count in a stage."""
     full = config_to_dict(cfg)
-    late = [key for key, first in _NOT_BEFORE.items() if stage < first]
-    for key in (*_NEVER, *late, *(_NOT_AFTER_STAGE_2 if stage > 2 else ())):
+    late = [key for key, first in NOT_BEFORE.items() if stage < first]
+    for key in (*NEVER, *late, *(NOT_AFTER_STAGE_2 if stage > 2 else ())):
         section, _, name = key.rpartition(".")
         inside = full.get(section, {}) if section else full
         inside.pop(name, None)

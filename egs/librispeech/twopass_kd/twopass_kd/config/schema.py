@@ -1,7 +1,7 @@
 """The settings of an experiment: their types, defaults, meanings, and what they may be.
 
-`load.py` reads them, `checks.py` has the rules between sections; docs/settings.md is made from here. Imports neither
-torch nor k2.
+`load.py` reads them and has the rules between sections; docs/settings.md is made from here. Imports neither torch nor
+k2.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -172,7 +172,7 @@ class ModelConfig:
 class ExternalTeacherConfig:
     """A trained transducer that takes the place of `teacher`, which is not trained then."""
 
-    path: Text | None = setting(None, "of icefall, TorchScript of its export.py or pretrained.pt; a checkpoint of ours")
+    path: Text | None = setting(None, "icefall's TorchScript (export.py) or pretrained.pt, or a checkpoint of ours")
     recipe: Text | None = setting(None, "for pretrained.pt: the icefall recipe that built it, e.g. .../ASR/zipformer")
     options: Text = setting("", "of that recipe's train.py, where not its defaults, e.g. --causal 1 --chunk-size 16")
     tokens: Text | None = setting(None, "its tokens.txt; null: beside `path`, or in icefall's places near it")
@@ -281,7 +281,7 @@ class DecodeConfig:
     max_contexts: PositiveInt = setting(4, "of an utterance in a frame")
     max_states: PositiveInt = setting(24, "pairs of context and graph state of an utterance in a frame")
     lm_scales: list[NonNegativeFloat] = setting([0.01, 0.05, 0.1, 0.2], "of LG; one is chosen on dev")
-    arpa: Text | None = setting(None, "n-gram model of LG; null: one trained on the transcripts that the tokens are of")
+    arpa: Text | None = setting(None, "n-gram of LG; null: trained on the transcripts that the tokens come from")
     lm_order: PositiveInt = setting(3, "of that one")
     hotwords: list[Text] = setting([], "phrases, as transcripts spell them")
     hotword_score: NonNegativeFloat = setting(1.0, "nats for each token of a hotword")
