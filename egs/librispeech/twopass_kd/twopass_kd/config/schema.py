@@ -6,7 +6,7 @@ k2.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from twopass_kd.config.types import (
@@ -17,13 +17,13 @@ from twopass_kd.config.types import (
     Int,
     NonNegativeFloat,
     NonNegativeInt,
+    PhaseName,
     PositiveFloat,
     PositiveInt,
     Share,
     Text,
     Whole,
     as_sbatch_takes_it,
-    check_phase_name,
     folder_beside,
 )
 
@@ -36,7 +36,6 @@ EXTERNAL_TEACHER = "external_teacher"  # stands for it where `phases.*.teacher` 
 
 ExperimentName = Annotated[Text, folder_beside("fbank", "manifests", "LibriSpeech", "musan")]
 Parts = Annotated[list[Annotated[Text, folder_beside("musan")]], Filled, EachOnce]
-PhaseName = Annotated[Text, AfterValidator(check_phase_name)]
 SystemName = Annotated[Text, folder_beside("measured")]
 Systems = Annotated[list[Text], EachOnce] | None  # `report_as` names
 SlurmTime = Annotated[Text, as_sbatch_takes_it(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED", "24:00:00 or 2-00")]

@@ -92,16 +92,12 @@ def _read_yaml(path: Path, named: str) -> dict[str, Any]:
             f"{named} ({path}) must be an existing YAML file; {path.parent} has {', '.join(near) or 'none'}"
         )
     try:
-        data = path.read_bytes()
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
     except OSError as e:
         raise ConfigError(f"{named} ({path}) must be readable: {e.strerror}") from e
-    try:
-        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        line = data.count(b"\n", 0, e.start) + 1
+        line = e.object.count(b"\n", 0, e.start) + 1
         raise ConfigError(f"{path}, line {line}, must be in UTF-8; save the file in that encoding") from e
-    try:
-        content = yaml.load(text, _TextLoader)
     except yaml.YAMLError as e:
         raise ConfigError(f"{path}{_explain(e, with_line=True)}: not valid YAML") from e
     if not isinstance(content, dict):

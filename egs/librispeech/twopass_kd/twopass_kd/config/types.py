@@ -7,7 +7,7 @@ it begins with a key of its own, which is below the validator's.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -66,7 +66,10 @@ def _each_once(entries: list) -> list:
     return entries
 
 
-def _check_folder_name(name: str, ours: tuple[str, ...]) -> str:
+EachOnce = AfterValidator(_each_once)  # of lists
+
+
+def _check_folder_name(name: str, ours: Sequence[str]) -> str:
     """`name`, which becomes a folder beside those of `ours`, and a word that the shell takes apart at spaces."""
     if not _NAME.fullmatch(name) or not name.isprintable():
         raise ValueError(
@@ -78,8 +81,12 @@ def _check_folder_name(name: str, ours: tuple[str, ...]) -> str:
     return name
 
 
-def check_phase_name(name: str) -> str:
-    """`name`, if it is `<system>/<phase>`, which becomes folders."""
+def folder_beside(*ours: str) -> AfterValidator:
+    """A check of text that becomes the name of a folder beside ours."""
+    return AfterValidator(lambda name: _check_folder_name(name, ours))
+
+
+def _system_and_phase(name: str) -> str:
     if name.count("/") != 1:
         raise ValueError("must be named <system>/<phase>, e.g. student/rnnt_kd")
     for word in name.split("/"):
@@ -87,12 +94,7 @@ def check_phase_name(name: str) -> str:
     return name
 
 
-EachOnce = AfterValidator(_each_once)  # of lists
-
-
-def folder_beside(*ours: str) -> AfterValidator:
-    """A check of text that becomes the name of a folder beside ours."""
-    return AfterValidator(lambda name: _check_folder_name(name, ours))
+PhaseName = Annotated[Text, AfterValidator(_system_and_phase)]
 
 
 def as_sbatch_takes_it(pattern: str, example: str) -> AfterValidator:
