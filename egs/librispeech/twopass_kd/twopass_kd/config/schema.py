@@ -31,7 +31,7 @@ LossTerm = Literal["simple", "pruned", "ctc", "transducer_kd", "attention", "att
 Search = Literal["fast_beam_search", "fast_beam_search_LG", "fast_beam_search_hotwords"]
 ModelPart = Literal["encoder", "decoder", "joiner", "attention_decoder", "simple_heads", "ctc_head"]
 Precision = Literal["float32", "bfloat16", "float16"]
-LOSS_TERMS, SEARCHES, MODEL_PARTS = map(get_args, (LossTerm, Search, ModelPart))
+LOSS_TERMS, MODEL_PARTS = get_args(LossTerm), get_args(ModelPart)
 EXTERNAL_TEACHER = "external_teacher"  # stands for it where `phases.*.teacher` names a phase otherwise
 
 ExperimentName = Annotated[Text, folder_beside("fbank", "manifests", "LibriSpeech", "musan")]
