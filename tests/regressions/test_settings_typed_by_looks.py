@@ -100,6 +100,7 @@ def test_words_in_a_file_are_those_words(tmp_path):
         (f"base: {TINY}\ndecode:\n", "x.yaml: `decode` (null) must hold keys and values"),
         (f"base: {TINY}\ntrain: {{max_duration: abc}}", "x.yaml: `train.max_duration` (abc) must be a finite number"),
         (f"base: {TINY}\n---\nname: y", "x.yaml, line 2: "),
+        (f"base: {TINY}\nkd: &x {{kind: *x}}", "x.yaml, line 2: "),
         ("base: x.yaml", "must not lead back"),
         ("base: nowhere.yaml", "`base` ("),
         ("base: [a]", "must be the name of a YAML file"),

@@ -62,7 +62,7 @@ class _TextLoader(yaml.SafeLoader):
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"`{key}` is there twice", key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, deep=True)  # which refuses a map that holds itself
 
 
 def read_files(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
