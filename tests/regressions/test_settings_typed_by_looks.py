@@ -38,14 +38,14 @@ def value_of(cfg, key):
         ("train.num_workers=010", 10),
         ("corpus.speed_perturb=[0.9, 1.1]", [0.9, 1.1]),
         ("export.systems=null", None),
-        ("phases.student/deep.loss_scales={ctc: 0.25}", {"ctc": 0.25}),
+        ("phases.teacher/las.loss_scales={attention: 1e-1, ctc: 0.25}", {"attention": 0.1, "ctc": 0.25}),
     ],
 )
 def test_an_override_is_of_the_schemas_type(tmp_path, override, value):
     needed = ["external_teacher.path=x"] * override.startswith("external")
     cfg = load_config(TINY, [*needed, override])
     found = value_of(cfg, override.split("=")[0])
-    assert {k: found[k] for k in value} == value if isinstance(value, dict) else found == value
+    assert found == value
     save_config(cfg, tmp_path / "config.yaml")
     if not needed:  # which has replaced the teacher's phases in what is saved
         assert load_config(tmp_path / "config.yaml") == config_from_dict(config_to_dict(cfg)) == cfg
@@ -55,10 +55,12 @@ def test_an_override_is_of_the_schemas_type(tmp_path, override, value):
     "override, says",
     [
         ("corpus.train_parts=[train-clean", "must be a list in brackets"),
+        ("corpus.train_parts=train", "must be a list in brackets"),
         ("decode.hotwords=[a,,b]", "between its commas"),
         ("decode.arpa=", "decode.arpa=null is for none"),
         ("decode.arpa=???", "must be text"),
         ("decode.arpa=\udcff", "must be in UTF-8"),
+        ("train.max_duration=abc", "`train.max_duration` (abc) must be a finite number"),
         ("train.max_duration=nan", "(nan) must be a finite number"),
         ("train.max_duration=", "() must be a finite number"),
         ("train.num_workers=1.0", "(1.0) must be a whole number"),
@@ -70,6 +72,7 @@ def test_an_override_is_of_the_schemas_type(tmp_path, override, value):
         ("phases.student/deep=3", "must hold keys and values"),
         ("train.log_interval.x=3", "is not a key"),
         ("=3", "must look like key=value"),
+        ("train", "must look like key=value"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, says):
@@ -97,6 +100,7 @@ def test_words_in_a_file_are_those_words(tmp_path):
         (f"base: {TINY}\ndecode:\n", "x.yaml: `decode` (null) must hold keys and values"),
         (f"base: {TINY}\ntrain: {{max_duration: abc}}", "x.yaml: `train.max_duration` (abc) must be a finite number"),
         (f"base: {TINY}\n---\nname: y", "x.yaml, line 2: "),
+        (f"base: {TINY}\nkd: &x {{kind: *x}}", "x.yaml, line 2: "),
         ("base: x.yaml", "must not lead back"),
         ("base: nowhere.yaml", "`base` ("),
         ("base: [a]", "must be the name of a YAML file"),
@@ -113,53 +117,6 @@ def test_a_wrong_file_is_one_line_that_names_it_and_the_place(tmp_path, text, sa
 def test_a_byte_order_mark_is_no_mistake(tmp_path):
     (tmp_path / "x.yaml").write_bytes(f"base: {TINY}\n".encode("utf-8-sig"))
     assert load_config(tmp_path / "x.yaml").name == "x"
-
-
-PHASE = "stage: 3, model: teacher, train: [encoder], loss_scales: {ctc: 1}, num_epochs: 1, base_lr: 1"
-
-
-@pytest.mark.parametrize(
-    "overrides, says",
-    [
-        (["name=a b"], "`name` ('a b')"),
-        (["name=../x"], "`name` ('../x')"),
-        (["name=fbank"], "a folder of run.sh's"),
-        (["corpus.train_parts=[a,a]"], "`corpus.train_parts` (a) must be there once"),
-        (["corpus.dev_parts=[a/b]"], "`corpus.dev_parts` ('a/b')"),
-        (["corpus.test_parts=[..]"], "`corpus.test_parts` ('..')"),
-        (["corpus.train_parts=[musan]"], "a folder of run.sh's"),
-        ([f"phases={{log/x: {{{PHASE}}}}}"], "`phases.log/x` (log) must not be"),
-        ([f"phases={{a/x y: {{{PHASE}}}}}"], "`phases.a/x y` ('x y')"),
-        ([f"phases={{a/b/c: {{{PHASE}}}}}"], "must be named <system>/<phase>"),
-        (["phases.student/deep.report_as=measured"], "a folder of run.sh's"),
-        (["phases.student/deep.report_as=a/b"], "('a/b')"),
-        (["phases.student/deep.report_as=teacher", "external_teacher.path=/x"], "the external teacher is reported so"),
-    ],
-)
-def test_names_that_cannot_be_folders_or_are_ours_are_errors(overrides, says):
-    with pytest.raises(ConfigError) as e:
-        load_config(TINY, overrides)
-    assert says in str(e.value)
-
-
-@pytest.mark.parametrize(
-    "override, says",
-    [
-        ("student.encoder.dim=0", "must be positive"),
-        ("teacher.attention_decoder.num_heads=0", "must be positive"),
-        ("corpus.speed_perturb=[0.9,0]", "`corpus.speed_perturb` (0.0) must be positive"),
-        ("corpus.synthesis.num_dev=0", "must be positive"),
-        ("train.num_workers=-1", "must not be negative"),
-        ("seed=-1", "must not be negative"),
-        ("student.encoder.dropout=1", "must be in [0, 1)"),
-        ("train.betas=[0.9]", "must be two numbers"),
-        ("corpus.min_duration=31", "must be below `corpus.max_duration`"),
-    ],
-)
-def test_sizes_and_shares_that_cannot_be_are_errors(override, says):
-    with pytest.raises(ConfigError) as e:
-        load_config(TINY, [override])
-    assert says in str(e.value) and f"`{override.split('=')[0]}`" in str(e.value)
 
 
 def test_run_sh_says_it_on_one_line():

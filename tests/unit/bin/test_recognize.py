@@ -367,7 +367,7 @@ BLOCKED = """
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "k2", "lhotse", "sentencepiece", "omegaconf"):
+        if name.split(".")[0] in ("torch", "k2", "lhotse", "sentencepiece", "pydantic"):
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 from twopass_kd.bin.recognize import main

@@ -20,7 +20,7 @@ MODULES = {
     "lhotse": "lhotse",
     "sentencepiece": "sentencepiece",
     "kaldialign": "kaldialign",
-    "omegaconf": "omegaconf",
+    "pydantic": "pydantic",
     "soundfile": "soundfile",
     "lilcom": "lilcom",
     "scipy": "scipy",

@@ -9,21 +9,47 @@ from twopass_kd.config.load import config_to_dict
 from twopass_kd.config.schema import Config
 from twopass_kd.files.write import state_of_file
 
-# What the parameters of a trained model depend on; the other keys of these sections are bookkeeping.
-_CORPUS_TRAINED_ON = ("train_parts", "min_duration", "max_duration", "speed_perturb", "musan", "synthesis")
-_TRAIN_MATTERS = ("max_duration", "num_buckets", "betas", "weight_decay", "clip_grad_norm", "warmup_fraction",
-                  "cache_frozen_encoders", "accum_grad", "precision")  # fmt: skip
+# What does not count, and why; all else counts in all stages, so that a setting that is forgotten here makes too much
+# run again, and never keeps what is stale.
+NEVER = {
+    "name": "of the folder that has the marker",
+    "loss.backend": "either gives the same values",
+    "train.num_workers": "for speed",
+    "train.save_every_n": "for resuming",
+    "train.keep_last_k": "for resuming",
+    "train.keep_last_epochs": "for looking back",
+    "train.log_interval": "for reading along",
+    "slurm": "where jobs run",
+}
+NOT_BEFORE = {  # the first stage that reads it
+    **dict.fromkeys(("features", "tokens"), 2),
+    **dict.fromkeys(("loss", "train", "teacher", "phases"), 3),
+    **dict.fromkeys(("student", "external_teacher", "kd", "min_reduction"), 5),
+    "decode": 8,
+    "export": 10,
+}
+NOT_AFTER_STAGE_2 = {
+    "corpus.kind": "says how the corpus is made",
+    "corpus.max_left_out": "stops a stage or does not",
+    "corpus.dev_parts": "trainings know their data by a digest; `sets` has them again",
+    "corpus.test_parts": "no training reads them; `sets` has them again",
+}
+
+
+def _counted(cfg: Config, stage: int) -> dict[str, Any]:
+    """The settings that count in a stage."""
+    full = config_to_dict(cfg)
+    late = [key for key, first in NOT_BEFORE.items() if stage < first]
+    for key in (*NEVER, *late, *(NOT_AFTER_STAGE_2 if stage > 2 else ())):
+        section, _, name = key.rpartition(".")
+        inside = full.get(section, {}) if section else full
+        inside.pop(name, None)
+    return full
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:
     """The settings shared by all phases that change what is learnt, to recognise a run by."""
-    full = config_to_dict(cfg)
-    return {
-        **{key: full[key] for key in ("seed", "features", "tokens")},
-        "loss": {key: value for key, value in full["loss"].items() if key != "backend"},  # the same values from either
-        "corpus": {key: full["corpus"][key] for key in _CORPUS_TRAINED_ON},
-        "train": {key: full["train"][key] for key in _TRAIN_MATTERS},
-    }
+    return {key: value for key, value in _counted(cfg, stage=3).items() if key not in ("teacher", "phases")}
 
 
 def short_hash(content: Any) -> str:
@@ -36,25 +62,18 @@ def fingerprint(cfg: Config, stage: int) -> str:
 
     A stage's `.done` marker holds it, so that a changed YAML reruns just the stages that it touches.
     """
-    full = config_to_dict(cfg)
-    if stage <= 2:
-        keep: dict[str, Any] = {"seed": full["seed"], "corpus": full["corpus"]}
-        if stage == 1:
-            keep.update(normalization=full["tokens"]["normalization"])
-        if stage == 2:
-            factors = [getattr(cfg, which).encoder.subsampling_factor for which in ("teacher", "student")]
-            keep.update(features=full["features"], tokens=full["tokens"], subsampling_factor=max(factors))
-        return short_hash(keep)
-    keep = {**training_settings(cfg), "teacher": full["teacher"]}
-    keep["phases"] = {k: p for k, p in full["phases"].items() if p["stage"] <= stage}
+    keep = _counted(cfg, stage)
+    if stage == 1:
+        keep["normalization"] = cfg.tokens.normalization
+    if stage == 2:
+        keep["subsampling_factor"] = max(m.encoder.subsampling_factor for m in (cfg.teacher, cfg.student))
+    if stage >= 3:
+        keep["phases"] = {name: phase for name, phase in keep["phases"].items() if phase["stage"] <= stage}
     if stage >= 5:
         keep["external_teacher_file"] = _state(cfg.external_teacher.path)
-        keep.update({k: full[k] for k in ("student", "external_teacher", "kd", "min_reduction")})
     if stage >= 8:
         keep["arpa_file"] = _state(cfg.decode.arpa)
-        keep.update(decode=full["decode"], sets=[full["corpus"]["dev_parts"], full["corpus"]["test_parts"]])
-    if stage >= 10:
-        keep.update(export=full["export"])
+        keep["sets"] = [cfg.corpus.dev_parts, cfg.corpus.test_parts]
     return short_hash(keep)
 
 

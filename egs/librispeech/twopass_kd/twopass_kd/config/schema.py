@@ -1,257 +1,355 @@
-"""The settings of an experiment: typed dataclasses with their defaults. `config.py` reads and checks them.
+"""The settings of an experiment: their types, defaults, meanings, and what they may be.
 
-Imports neither torch nor k2.
+`load.py` reads them and has the rules between sections; docs/settings.md is made from here. Imports neither torch nor
+k2.
 """
 
-from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
 
-from omegaconf import MISSING
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 
-LOSS_TERMS = ("simple", "pruned", "ctc", "transducer_kd", "attention", "attention_kd")
-SEARCHES = ("fast_beam_search", "fast_beam_search_LG", "fast_beam_search_hotwords")
-MODEL_PARTS = ("encoder", "decoder", "joiner", "attention_decoder", "simple_heads", "ctc_head")
+from twopass_kd.config.types import (
+    Bool,
+    EachOnce,
+    Filled,
+    Float,
+    Int,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PhaseName,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    Text,
+    Whole,
+    as_sbatch_takes_it,
+    folder_beside,
+)
+
+LossTerm = Literal["simple", "pruned", "ctc", "transducer_kd", "attention", "attention_kd"]
+Search = Literal["fast_beam_search", "fast_beam_search_LG", "fast_beam_search_hotwords"]
+ModelPart = Literal["encoder", "decoder", "joiner", "attention_decoder", "simple_heads", "ctc_head"]
+Precision = Literal["float32", "bfloat16", "float16"]
+LOSS_TERMS, MODEL_PARTS = get_args(LossTerm), get_args(ModelPart)
 EXTERNAL_TEACHER = "external_teacher"  # stands for it where `phases.*.teacher` names a phase otherwise
+
+ExperimentName = Annotated[Text, folder_beside("fbank", "manifests", "LibriSpeech", "musan")]
+Parts = Annotated[list[Annotated[Text, folder_beside("musan")]], Filled, EachOnce]
+SystemName = Annotated[Text, folder_beside("measured")]
+Systems = Annotated[list[Text], EachOnce] | None  # `report_as` names
+SlurmTime = Annotated[Text, as_sbatch_takes_it(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED", "24:00:00 or 2-00")]
+SlurmMemory = Annotated[Text, as_sbatch_takes_it(r"\d+[KMGT]?", "64G")]
+STRICT = ConfigDict(extra="forbid")
 
 
 class ConfigError(ValueError):
     """What the user's YAML or overrides got wrong, and what to do about it."""
 
 
-@dataclass
+def setting(default: Any, meaning: str | None = None) -> Any:
+    """A setting's default (`...`: it must be given) and what it means."""
+    return Field(default, description=meaning)
+
+
+def section() -> Any:
+    """The default of a section that is left out: that of each of its settings."""
+    return Field(default_factory=dict, validate_default=True)
+
+
+@dataclass(config=STRICT)
 class SynthesisConfig:
     """How stage 0 makes synthetic speech (corpora of kind `mini` only)."""
 
-    grammar: str = "phrases"  # phrases | digits
-    num_sentences: int = 2100  # training sentences
-    num_fragments: int = 500  # training fragments of 1-4 words; short ones matter for convergence
-    num_dev: int = 200
-    num_test: int = 280  # utterances in each test part
-    num_train_voices: int = 62
-    num_dev_voices: int = 8
-    num_test_voices: int = 8
+    grammar: Literal["phrases", "digits"] = "phrases"
+    num_sentences: PositiveInt = setting(2100, "training sentences")
+    num_fragments: NonNegativeInt = setting(500, "training fragments of 1-4 words; short ones matter for convergence")
+    num_dev: PositiveInt = setting(200, "utterances in each dev part")
+    num_test: PositiveInt = setting(280, "utterances in each test part")
+    num_train_voices: Int = setting(62, "synthetic speakers")
+    num_dev_voices: Int = 8
+    num_test_voices: Int = 8
 
 
-@dataclass
+@dataclass(config=STRICT)
 class CorpusConfig:
     """A corpus, which has a folder for each part, and the parts of it that are used."""
 
-    kind: str = "folder"  # mini | librispeech | mini_librispeech | folder
-    train_parts: list[str] = MISSING
-    dev_parts: list[str] = MISSING
-    test_parts: list[str] = MISSING
-    max_left_out: float = 0.01  # share of utterances that may be left out as unusable before it is an error
-    min_duration: float = 0.3  # seconds; shorter utterances are left out
-    max_duration: float = 30.0  # seconds; longer utterances are left out
-    speed_perturb: list[float] = field(default_factory=list)  # extra copies of the train cuts, e.g. [0.9, 1.1]
-    musan: bool = False  # mix MUSAN (OpenSLR 17; `musan` beside the corpus) into half of the train cuts, at 10 to 20 dB
+    kind: Literal["mini", "librispeech", "mini_librispeech", "folder"] = "folder"
+    train_parts: Parts = setting(...)
+    dev_parts: Parts = setting(...)
+    test_parts: Parts = setting(...)
+    max_left_out: NonNegativeFloat = setting(0.01, "share of utterances that may be left out as unusable")
+    min_duration: NonNegativeFloat = setting(0.3, "seconds; shorter utterances are left out")
+    max_duration: PositiveFloat = setting(30.0, "seconds; longer utterances are left out")
+    speed_perturb: list[PositiveFloat] = setting([], "extra copies of the train cuts, e.g. [0.9, 1.1]")
+    musan: Bool = setting(False, "mix `musan` beside the corpus (OpenSLR 17) into half of the train cuts, at 10-20 dB")
     synthesis: SynthesisConfig | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> "CorpusConfig":
+        if self.min_duration >= self.max_duration:
+            limits = self.min_duration, self.max_duration
+            raise ValueError("`min_duration` ({:g}) must be below `corpus.max_duration` ({:g})".format(*limits))
+        if self.kind == "mini" and self.synthesis is None:
+            self.synthesis = SynthesisConfig()
+        return self
 
-@dataclass
+
+@dataclass(config=STRICT)
 class FeaturesConfig:
-    extractor: str = "auto"  # auto | kaldifeat | lhotse; auto takes kaldifeat where it is installed
-    num_mel_bins: int = 80
-    sampling_rate: int = 16000
+    """Log-mel filterbanks."""
+
+    extractor: Literal["auto", "kaldifeat", "lhotse"] = setting("auto", "auto takes kaldifeat where it is installed")
+    num_mel_bins: Annotated[int, Field(ge=7), Whole] = setting(80, "the encoder's first layers see 7 at once")
+    sampling_rate: PositiveInt = setting(16000, "Hz")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class TokensConfig:
-    vocab_size: int = 500  # BPE pieces, blank included
-    # NFC | NFKC: Unicode's form of all text (transcripts, references, n-grams, hotwords). NFC: one way to write a
-    # letter; NFKC: also one for letters that look alike (full width, ligatures, ordinals), and breaks Thai vowels up.
-    normalization: str = "NFC"
+    """The tokens, and the text that they are made from."""
+
+    vocab_size: PositiveInt = setting(500, "BPE pieces, blank included")
+    normalization: Literal["NFC", "NFKC"] = setting(
+        "NFC",
+        "Unicode's form of all text (transcripts, references, n-grams, hotwords). NFC: one way to write a letter; NFKC:"
+        " also one for letters that look alike (full width, ligatures, ordinals), and breaks Thai vowels up",
+    )
 
 
-@dataclass
+@dataclass(config=STRICT)
 class EncoderConfig:
-    subsampling_factor: int = 4  # 4 (40 ms) | 6 (60 ms)
-    dim: int = MISSING  # LSTM hidden size and residual size
-    num_layers: int = MISSING
-    conv_channels: int = 32  # of the convolutional subsampling
-    dropout: float = 0.1
+    """The shared encoder: convolutions, then an LSTM."""
+
+    subsampling_factor: Annotated[Literal[4, 6], Whole] = setting(4, "4 (40 ms) or 6 (60 ms)")
+    dim: PositiveInt = setting(..., "LSTM hidden size and residual size")
+    num_layers: PositiveInt = setting(..., "LSTM layers")
+    conv_channels: PositiveInt = setting(32, "of the convolutional subsampling")
+    dropout: Share = 0.1
 
 
-@dataclass
+@dataclass(config=STRICT)
 class DecoderConfig:
     """The RNN-T prediction network."""
 
-    kind: str = "stateless"  # stateless | lstm
-    dim: int = MISSING
-    context_size: int = 2  # stateless only: how many tokens it sees
-    num_layers: int = 1  # lstm only
-    dropout: float = 0.1
+    kind: Literal["stateless", "lstm"] = "stateless"
+    dim: PositiveInt = setting(...)
+    context_size: PositiveInt = setting(2, "stateless only: how many tokens it sees")
+    num_layers: PositiveInt = setting(1, "lstm only")
+    dropout: Share = 0.1
 
 
-@dataclass
+@dataclass(config=STRICT)
 class AttentionDecoderConfig:
     """The LAS second pass."""
 
-    dim: int = MISSING  # LSTM hidden size
-    num_layers: int = 1
-    num_heads: int = 4
-    dropout: float = 0.1
-    encoder_layers: int = 0  # extra LSTM layers on the shared encoder, second pass only
-    encoder_bidirectional: bool = True  # of those extra layers
+    dim: PositiveInt = setting(..., "LSTM hidden size")
+    num_layers: PositiveInt = 1
+    num_heads: PositiveInt = 4
+    dropout: Share = 0.1
+    encoder_layers: NonNegativeInt = setting(0, "extra LSTM layers on the shared encoder, second pass only")
+    encoder_bidirectional: Bool = setting(True, "of those extra layers")
+
+    @model_validator(mode="after")
+    def _check(self) -> "AttentionDecoderConfig":
+        if self.dim % self.num_heads:
+            raise ValueError(f"`dim` ({self.dim}) must be a multiple of its num_heads ({self.num_heads})")
+        return self
 
 
-@dataclass
+@dataclass(config=STRICT)
 class ModelConfig:
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    joiner_dim: int = MISSING
-    attention_decoder: AttentionDecoderConfig = field(default_factory=AttentionDecoderConfig)
+    """The architecture of a model."""
+
+    encoder: EncoderConfig = section()
+    decoder: DecoderConfig = section()
+    joiner_dim: PositiveInt = setting(..., "size at which encoder and decoder are joined")
+    attention_decoder: AttentionDecoderConfig = section()
 
 
-@dataclass
+@dataclass(config=STRICT)
 class ExternalTeacherConfig:
     """A trained transducer that takes the place of `teacher`, which is not trained then."""
 
-    path: str | None = None  # TorchScript of icefall's export.py, icefall's pretrained.pt, or a checkpoint of ours
-    recipe: str | None = None  # for pretrained.pt: the icefall recipe that built it, e.g. .../ASR/zipformer
-    options: str = ""  # of that recipe's train.py, where not its defaults, e.g. --causal 1 --chunk-size 16
-    tokens: str | None = None  # its tokens.txt; null: beside `path`, or in icefall's places near it
+    path: Text | None = setting(None, "icefall's TorchScript (export.py) or pretrained.pt, or a checkpoint of ours")
+    recipe: Text | None = setting(None, "for pretrained.pt: the icefall recipe that built it, e.g. .../ASR/zipformer")
+    options: Text = setting("", "of that recipe's train.py, where not its defaults, e.g. --causal 1 --chunk-size 16")
+    tokens: Text | None = setting(None, "its tokens.txt; null: beside `path`, or in icefall's places near it")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ExternalTeacherConfig":
+        if self.path is None and (self.recipe or self.options or self.tokens):
+            raise ValueError("`path` must be given with its other keys (run.sh: --teacher FILE)")
+        if self.options and self.recipe is None:
+            raise ValueError("`recipe` must be given with `external_teacher.options`, which are its")
+        return self
 
 
-@dataclass
+@dataclass(config=STRICT)
 class LossConfig:
     """Settings of the task losses, shared by all phases."""
 
-    backend: str = "auto"  # k2 | fast_rnnt: whose recursions, which give the same values; auto: the first that imports
-    rnnt_type: str = "modified"  # modified: at most one symbol a frame, as the searches decode | regular
-    prune_range: int = 5
-    lm_only_scale: float = 0.25
-    am_only_scale: float = 0.0
-    label_smoothing: float = 0.1
+    backend: Literal["auto", "k2", "fast_rnnt"] = setting("auto", "whose recursions; auto: the first that imports")
+    rnnt_type: Literal["modified", "regular"] = setting("modified", "modified: at most one symbol a frame, as decoded")
+    prune_range: Annotated[int, Field(ge=2), Whole] = setting(5, "symbols of the pruned band in a frame")
+    lm_only_scale: NonNegativeFloat = setting(0.25, "of the decoder alone in the simple loss")
+    am_only_scale: NonNegativeFloat = setting(0.0, "of the encoder alone in the simple loss")
+    label_smoothing: Share = setting(0.1, "of the attention decoder's cross-entropy")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class KdConfig:
     """Settings of the distillation losses, shared by all phases."""
 
-    kind: str = "full"  # full | collapsed
-    node_weights: str = "uniform"  # uniform | occupation
-    band: str = "student"  # student | teacher: whose simple loss chooses the pruned band
-    temperature: float = 1.0
-    attention_temperature: float = 1.0
-    # In the transducer the student's frame t learns from the teacher's frame t - frame_shift: above 0 for a teacher
-    # that emits earlier, as one that hears the whole utterance may. bin/scan_frame_shift.py finds it on dev.
-    frame_shift: int = 0
-    teacher_precision: str | None = None  # float32 | bfloat16 | float16; null: as train.precision
+    kind: Literal["full", "collapsed"] = setting("full", "over all tokens, or over blank, the next symbol and the rest")
+    node_weights: Literal["uniform", "occupation"] = setting("uniform", "of the lattice's nodes")
+    band: Literal["student", "teacher"] = setting("student", "whose simple loss chooses the pruned band")
+    temperature: PositiveFloat = setting(1.0, "of the transducer's distributions")
+    attention_temperature: PositiveFloat = setting(1.0, "of the attention decoder's")
+    frame_shift: Int = setting(
+        0,
+        "in the transducer the student's frame t learns from the teacher's frame t - frame_shift: above 0 for a teacher"
+        " that emits earlier, as one that hears the whole utterance may; bin/scan_frame_shift.py finds it on dev",
+    )
+    teacher_precision: Precision | None = setting(None, "null: as train.precision")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class PhaseConfig:
     """One training phase of one system. Its key in `phases` is `<system>/<phase>`."""
 
-    stage: int = MISSING  # stage of run.sh that trains it
-    model: str = MISSING  # teacher | student: which architecture
-    report_as: str | None = None  # name under which stages 8 and 9 decode and report it; null: not reported
-    init_from: str | None = None  # phase whose weights it starts from
-    teacher: str | None = None  # phase whose model is the teacher; with an external teacher, that one instead
-    copy_from_teacher: bool = False  # start from the teacher's weights wherever the shapes agree
-    train: list[str] = MISSING  # model parts that learn; the others are frozen
-    loss_scales: dict[str, float] = MISSING  # loss term -> scale
-    num_epochs: int = MISSING
-    base_lr: float = MISSING
-    sort_first_epoch: bool = False  # first epoch from short to long; for small corpora, whose cuts fit into memory
-    spec_augment: bool = True
-    cpu_ranks: int = 1  # on a CPU and without --world-size: processes that share each batch of train.max_duration
-    average: int = 1  # checkpoints of the last so many epochs are averaged into `final.pt`
+    stage: Int = setting(..., "stage of run.sh that trains it")
+    model: Literal["teacher", "student"] = setting(..., "which architecture")
+    report_as: SystemName | None = setting(None, "name under which it is decoded and reported; null: it is not")
+    init_from: Text | None = setting(None, "phase whose weights it starts from")
+    teacher: Text | None = setting(None, "phase whose model is the teacher; with an external teacher, that one instead")
+    copy_from_teacher: Bool = setting(False, "start from the teacher's weights wherever the shapes agree")
+    train: list[ModelPart] = setting(..., "model parts that learn; the others are frozen")
+    loss_scales: dict[LossTerm, NonNegativeFloat] = setting(..., "loss term -> scale")
+    num_epochs: PositiveInt = setting(..., "passes over the training data")
+    base_lr: PositiveFloat = setting(..., "the highest learning rate, at the end of the warm-up")
+    sort_first_epoch: Bool = setting(False, "first epoch from short to long; for corpora that fit into memory")
+    spec_augment: Bool = setting(True, "SpecAugment on the training data")
+    cpu_ranks: PositiveInt = setting(1, "on a CPU, without --world-size: processes that share each batch")
+    average: PositiveInt = setting(1, "checkpoints of the last so many epochs are averaged into `final.pt`")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class TrainConfig:
     """Settings of the training loop, shared by all phases."""
 
-    max_duration: float = MISSING  # seconds of audio in a batch of one rank
-    accum_grad: int = 1  # batches of each rank whose gradients make one step
-    precision: str = "float32"  # float32 | bfloat16 | float16: of matrix products on GPUs; all else is float32
-    num_buckets: int = 10
-    num_workers: int = 0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    weight_decay: float = 1e-6
-    clip_grad_norm: float = 0.5  # the loss is a mean per frame, so its gradients are small
-    warmup_fraction: float = 0.1  # of all steps; then linear decay to zero
-    save_every_n: int = 500  # steps between checkpoints inside an epoch (for resuming)
-    keep_last_k: int = 2  # of those
-    keep_last_epochs: int = 10  # epoch-N.pt that stay, beside the best one; at least the phase's `average`
-    log_interval: int = 50
-    # Encode the training data once with the encoders that do not learn. Needs memory for the whole corpus, and is only
-    # done in phases without SpecAugment that have more epochs than one.
-    cache_frozen_encoders: bool = False
-
-
-@dataclass
-class DecodeConfig:
-    max_duration: float = 200.0  # seconds of audio in a batch
-    beam: int = 4
-    nbest: int = 4
-    rescore_weights: list[float] = field(
-        default_factory=lambda: [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    max_duration: PositiveFloat = setting(..., "seconds of audio in a batch of one rank")
+    accum_grad: PositiveInt = setting(1, "batches of each rank whose gradients make one step")
+    precision: Precision = setting("float32", "of matrix products on GPUs; all else is float32")
+    num_buckets: PositiveInt = setting(10, "of utterances of like length, from which batches are taken")
+    num_workers: NonNegativeInt = setting(0, "processes of each rank that load data; 0: the rank itself")
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = setting([0.9, 0.98], "AdamW's two")
+    weight_decay: NonNegativeFloat = setting(1e-6, "AdamW's")
+    clip_grad_norm: PositiveFloat = setting(0.5, "the loss is a mean per frame, so its gradients are small")
+    warmup_fraction: Share = setting(0.1, "of all steps; then linear decay to zero")
+    save_every_n: PositiveInt = setting(500, "steps between checkpoints inside an epoch (for resuming)")
+    keep_last_k: PositiveInt = setting(2, "how many of those stay")
+    keep_last_epochs: PositiveInt = setting(10, "epoch-N.pt that stay, beside the best; at least `average`")
+    log_interval: PositiveInt = setting(50, "steps between lines of the log")
+    cache_frozen_encoders: Bool = setting(
+        False,
+        "encode the training data once with the encoders that do not learn; needs memory for the whole corpus, and is"
+        " only done in phases without SpecAugment that have more epochs than one",
     )
-    length_rewards: list[float] = field(default_factory=lambda: [0.0])  # per token; scanned on dev with the weights
-    bootstrap_samples: int = 10000
-    # Further searches, by k2: fast_beam_search, fast_beam_search_LG (words of an n-gram), fast_beam_search_hotwords.
-    # Without k2 stage 8 leaves them out and says so.
-    searches: list[str] = field(default_factory=list)
-    # `report_as` names of the systems that they decode; null: those of stage 10 whose `decoder.kind` is stateless.
-    search_systems: list[str] | None = None
-    fast_beam: float = 4.0  # nats
-    max_contexts: int = 4  # of an utterance in a frame
-    max_states: int = 24  # pairs of context and graph state of an utterance in a frame
-    lm_scales: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.2])  # of LG; one is chosen on dev
-    arpa: str | None = None  # n-gram model of LG; null: one is trained on the transcripts that the tokens come from
-    lm_order: int = 3  # of that one
-    hotwords: list[str] = field(default_factory=list)  # phrases, as transcripts spell them
-    hotword_score: float = 1.0  # nats for each token of a hotword
 
 
-@dataclass
+@dataclass(config=STRICT)
+class DecodeConfig:
+    """Decoding of dev and test sets, in stage 8."""
+
+    max_duration: PositiveFloat = setting(200.0, "seconds of audio in a batch")
+    beam: PositiveInt = setting(4, "hypotheses of modified_beam_search")
+    nbest: PositiveInt = setting(4, "hypotheses that the second pass rescores")
+    rescore_weights: Annotated[list[Float], Filled] = setting(
+        [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], "of the second pass; one is chosen on dev"
+    )
+    length_rewards: Annotated[list[Float], Filled] = setting([0.0], "per token; scanned on dev with the weights")
+    bootstrap_samples: PositiveInt = setting(10000, "for the confidence intervals of WERs")
+    searches: Annotated[list[Search], EachOnce] = setting(
+        [],
+        "further searches, by k2: fast_beam_search, fast_beam_search_LG (words of an n-gram),"
+        " fast_beam_search_hotwords; without k2 stage 8 leaves them out and says so",
+    )
+    search_systems: Systems = setting(None, "that they decode; null: those of stage 10 with a stateless decoder")
+    fast_beam: PositiveFloat = setting(4.0, "nats")
+    max_contexts: PositiveInt = setting(4, "of an utterance in a frame")
+    max_states: PositiveInt = setting(24, "pairs of context and graph state of an utterance in a frame")
+    lm_scales: list[NonNegativeFloat] = setting([0.01, 0.05, 0.1, 0.2], "of LG; one is chosen on dev")
+    arpa: Text | None = setting(None, "n-gram of LG; null: trained on the transcripts that the tokens come from")
+    lm_order: PositiveInt = setting(3, "of that one")
+    hotwords: list[Text] = setting([], "phrases, as transcripts spell them")
+    hotword_score: NonNegativeFloat = setting(1.0, "nats for each token of a hotword")
+
+    @model_validator(mode="after")
+    def _check(self) -> "DecodeConfig":
+        if "fast_beam_search_LG" in self.searches and not self.lm_scales:
+            raise ValueError("`lm_scales` must have at least one entry for fast_beam_search_LG")
+        if "fast_beam_search_hotwords" in self.searches and not any(phrase.strip() for phrase in self.hotwords):
+            raise ValueError("`hotwords` must have at least one phrase for fast_beam_search_hotwords")
+        return self
+
+
+@dataclass(config=STRICT)
 class ExportConfig:
     """What stage 10 takes to the device and measures there."""
 
-    systems: list[str] | None = None  # `report_as` names; null: those of teacher and student that are reported
-    chunk_size: int = 4  # encoder frames per call of the streaming encoder: latency against speed
-    decoded_seconds: float = 3600.0  # of each test set, for the WER; of a longer one evenly spaced utterances
-    timed_utterances: int = 40  # of the first test set, for speed and latency
+    systems: Systems = setting(None, "`report_as` names; null: those of teacher and student that are reported")
+    chunk_size: PositiveInt = setting(4, "encoder frames per call of the streaming encoder: latency against speed")
+    decoded_seconds: PositiveFloat = setting(3600.0, "of each test set, evenly spaced utterances, for the WER")
+    timed_utterances: PositiveInt = setting(40, "of the first test set, for speed and latency")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class SlurmJobConfig:
     """What one kind of job asks of Slurm; the words are sbatch's."""
 
-    partition: str | None = None
-    time: str = "24:00:00"  # trainings and features that need longer go on in the next job by themselves
-    cpus: int = 8  # of each rank
-    gpus: int = 0  # of each rank
-    mem: str = "32G"  # of each node
-    options: list[str] = field(default_factory=list)  # further options, e.g. [--account=speech, --exclude=node7]
+    partition: Text | None = None
+    time: SlurmTime = setting("24:00:00", "trainings and features that need longer go on in the next job")
+    cpus: PositiveInt = setting(8, "of each rank")
+    gpus: NonNegativeInt = setting(0, "of each rank")
+    mem: SlurmMemory = setting("32G", "of each node")
+    options: list[Text] = setting([], "further options, e.g. [--account=speech, --exclude=node7]")
 
 
-@dataclass
+@dataclass(config=STRICT)
+class SlurmGpuJobConfig(SlurmJobConfig):
+    """The same with a GPU."""
+
+    gpus: NonNegativeInt = setting(1, "of each rank")
+    mem: SlurmMemory = setting("64G", "of each node")
+
+
+@dataclass(config=STRICT)
 class SlurmConfig:
-    """The jobs of `run.sh --launcher slurm`."""
+    """The jobs of `run.sh --launcher slurm`: `cpu` of stages 0-2, 9 and 10, `gpu` of stages 3-8."""
 
-    cpu: SlurmJobConfig = field(default_factory=SlurmJobConfig)  # stages 0-2, 9 and 10
-    gpu: SlurmJobConfig = field(default_factory=lambda: SlurmJobConfig(gpus=1, mem="64G"))  # stages 3-8
-    feature_jobs: int = 8  # tasks of the array that computes features
+    cpu: SlurmJobConfig = section()
+    gpu: SlurmGpuJobConfig = section()
+    feature_jobs: PositiveInt = setting(8, "tasks of the array that computes features")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class Config:
-    name: str = MISSING
-    seed: int = 42
-    min_reduction: float = 0.55  # a student must have at least this share of parameters fewer than its teacher
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    tokens: TokensConfig = field(default_factory=TokensConfig)
-    teacher: ModelConfig = field(default_factory=ModelConfig)
-    student: ModelConfig = field(default_factory=ModelConfig)
-    external_teacher: ExternalTeacherConfig = field(default_factory=ExternalTeacherConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    kd: KdConfig = field(default_factory=KdConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    phases: dict[str, PhaseConfig] = field(default_factory=dict)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
-    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """The settings of an experiment."""
+
+    name: ExperimentName = setting(..., "of the experiment's folder; that of the YAML file, where it has none")
+    seed: NonNegativeInt = setting(42, "of everything random")
+    min_reduction: Share = setting(0.55, "a student must have at least this share of parameters fewer than its teacher")
+    corpus: CorpusConfig = section()
+    features: FeaturesConfig = section()
+    tokens: TokensConfig = section()
+    teacher: ModelConfig = section()
+    student: ModelConfig = section()
+    external_teacher: ExternalTeacherConfig = section()
+    loss: LossConfig = section()
+    kd: KdConfig = section()
+    train: TrainConfig = section()
+    phases: dict[PhaseName, PhaseConfig] = section()
+    decode: DecodeConfig = section()
+    export: ExportConfig = section()
+    slurm: SlurmConfig = section()

@@ -1,25 +1,48 @@
-"""Settings as people write them, in YAML files and as `key=value`, turned into values of the schema's types.
-
-What a value means is said by the schema, not by how it looks: where that wants text, `NO`, `007` and `run #2` are text.
-"""
+"""Settings as people write them, in YAML files and as `key=value`: nests of dicts and lists of text."""
 
 import dataclasses
 import difflib
-import math
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import MISSING
 
 from twopass_kd.config.schema import Config, ConfigError
 
-_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_WANTED = {str: "text", int: "a whole number of at most 18 digits", float: "a finite number", bool: "true or false"}
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _ELEMENT = re.compile(r"""\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<plain>[^,]*?))\s*(?:,|$)""", re.DOTALL)
+
+
+class Layer(NamedTuple):
+    """Settings that one file or one override gives."""
+
+    where: str  # how an error in them begins
+    settings: dict[str, Any]
+
+
+class Replacement(dict):
+    """A map that takes the place of the one below it, where another adds to it."""
+
+
+def merge(layers: Sequence[Layer]) -> dict[str, Any]:
+    """The settings of all layers; the last ones win."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge_into(merged, layer.settings)
+    return merged
+
+
+def _merge_into(below: dict[str, Any], above: dict[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict) and not isinstance(value, Replacement):
+            if not isinstance(below.get(key), dict):
+                below[key] = {}
+            _merge_into(below[key], value)
+        else:
+            below[key] = value
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -39,31 +62,27 @@ class _TextLoader(yaml.SafeLoader):
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"`{key}` is there twice", key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, deep=True)  # which refuses a map that holds itself
 
 
-def read_files(path: Path) -> list[dict[str, Any]]:
-    """The settings of a YAML file, typed, behind those of the file that its key `base` names, if it has one.
+def read_files(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
+    """The settings of a YAML file, behind those of the file that its key `base` names, if it has one.
 
+    Args:
+      above: the files that name this one as theirs.
     Raises:
       ConfigError: naming the file, and the line or the key.
     """
-    chain: list[Path] = []
-    trees: list[dict[str, Any]] = []
-    following: Path | None = Path(path)
-    while following is not None:
-        path = following
-        if path.resolve() in chain:
-            raise ConfigError(f"{path}: `base` must not lead back to the file itself; name another, or none")
-        chain.append(path.resolve())
-        named = "`--conf`" if len(chain) == 1 else "`base`"
-        content = _read_yaml(path, named)
-        base = content.pop("base", None)
-        if base is not None and not (isinstance(base, str) and base):
-            raise ConfigError(f"{path}: `base` ({base}) must be the name of a YAML file")
-        trees.insert(0, typed(content, where=f"{path}: "))
-        following = None if base is None else path.parent / base
-    return trees
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: `base` must not lead back to the file itself; name another, or none")
+    content = _read_yaml(path, "`base`" if above else "`--conf`")
+    layer = Layer(f"{path}: ", content)
+    base = content.pop("base", None)
+    if base is None:
+        return [layer]
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path}: `base` ({base}) must be the name of a YAML file")
+    return [*read_files(path.parent / base, [*above, path.resolve()]), layer]
 
 
 def _read_yaml(path: Path, named: str) -> dict[str, Any]:
@@ -73,16 +92,12 @@ def _read_yaml(path: Path, named: str) -> dict[str, Any]:
             f"{named} ({path}) must be an existing YAML file; {path.parent} has {', '.join(near) or 'none'}"
         )
     try:
-        data = path.read_bytes()
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
     except OSError as e:
         raise ConfigError(f"{named} ({path}) must be readable: {e.strerror}") from e
-    try:
-        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        line = data.count(b"\n", 0, e.start) + 1
+        line = e.object.count(b"\n", 0, e.start) + 1
         raise ConfigError(f"{path}, line {line}, must be in UTF-8; save the file in that encoding") from e
-    try:
-        content = yaml.load(text, _TextLoader)
     except yaml.YAMLError as e:
         raise ConfigError(f"{path}{_explain(e, with_line=True)}: not valid YAML") from e
     if not isinstance(content, dict):
@@ -96,11 +111,12 @@ def _explain(e: yaml.YAMLError, with_line: bool) -> str:
     return f"{line}: {getattr(e, 'problem', None) or getattr(e, 'reason', None) or 'a mistake'}"
 
 
-def parse_override(item: str) -> dict[str, Any]:
-    """The nest of dicts that `key=value` stands for, its value of the schema's type.
+def parse_override(item: str) -> Layer:
+    """The settings that `key=value` stands for.
 
     Text stands for itself, to the last character; for a setting that may be null, `null` is. A list is
-    `[a, b]`, whose words may be quoted where they have a comma; keys and values are YAML, as in `{simple: 1}`.
+    `[a, b]`, whose words may be quoted where they have a comma; keys and values are YAML, as in `{simple: 1}`. They are
+    added to those of a section, and take the place of a setting.
 
     Raises:
       ConfigError: naming the override.
@@ -114,7 +130,7 @@ def parse_override(item: str) -> dict[str, Any]:
         )
     where = f"override ({item}): "
     parts = key.split(".")
-    kind, optional = _kind_of(parts, where)
+    kind, optional = kind_of(parts, where)
     value: Any = text
     if optional and text in ("null", ""):
         if not text:
@@ -127,13 +143,19 @@ def parse_override(item: str) -> dict[str, Any]:
             value = yaml.load(text, _TextLoader)
         except yaml.YAMLError as e:
             raise ConfigError(f"{where}not valid YAML{_explain(e, with_line=False)}") from e
+        if isinstance(value, dict) and get_args(kind)[1:] and not dataclasses.is_dataclass(get_args(kind)[1]):
+            value = Replacement(value)
     for part in reversed(parts):
         value = {part: value}
-    return typed(value, where=where)
+    return Layer(where, value)
 
 
-def _kind_of(parts: list[str], where: str) -> tuple[Any, bool]:
-    """The type that the schema has for a key, and whether it may be null."""
+def kind_of(parts: Sequence[str], where: str) -> tuple[Any, bool]:
+    """The type that the schema has for a key, and whether it may be null.
+
+    Raises:
+      ConfigError: if it has no such key, with the one that may be meant.
+    """
     kind, optional = Config, False
     for depth, part in enumerate(parts):
         if get_origin(kind) is dict:
@@ -141,22 +163,19 @@ def _kind_of(parts: list[str], where: str) -> tuple[Any, bool]:
         else:
             hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
             if part not in hints:
-                raise _unknown(part, ".".join(parts[: depth + 1]), hints, where)
+                hint = did_you_mean(part, hints) or f"known keys: {', '.join(hints) or 'none below a value'}"
+                raise ConfigError(f"{where}`{'.'.join(parts[: depth + 1])}` is not a key of this config; {hint}")
             kind = hints[part]
-        kind, optional = _without_none(kind)
+        optional = get_origin(kind) in (Union, UnionType)
+        if optional:
+            kind = next(k for k in get_args(kind) if k is not type(None))
     return kind, optional
 
 
-def _without_none(kind: Any) -> tuple[Any, bool]:
-    if get_origin(kind) not in (Union, UnionType):
-        return kind, False
-    return next(k for k in get_args(kind) if k is not type(None)), True
-
-
-def _unknown(name: str, key: str, hints: dict[str, Any], where: str) -> ConfigError:
-    near = difflib.get_close_matches(name, hints, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(hints) or 'none below a value'}"
-    return ConfigError(f"{where}`{key}` is not a key of this config; {hint}")
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that names the one out of `known` that is like `name`; empty where none is."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{near[0]}`?" if near else ""
 
 
 def _split_list(text: str, where: str) -> list[str]:
@@ -172,56 +191,3 @@ def _split_list(text: str, where: str) -> list[str]:
         words.append(next(word for word in found.groups() if word is not None))
         at = found.end()
     return words
-
-
-def typed(value: Any, kind: Any = Config, key: str = "", where: str = "") -> Any:
-    """`value`, made of dicts, lists and text (or what such text stands for), with leaves of the types of schema `kind`.
-
-    Raises:
-      ConfigError: a key that the schema does not have, or a value that is not of its type; the message begins with
-        `where`.
-    """
-    kind, optional = _without_none(kind)
-    if value is None and optional:
-        return None
-    origin, inside = get_origin(kind), get_args(kind)
-    prefix = f"{key}." if key else ""
-    if dataclasses.is_dataclass(kind) or origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}`{key}` ({_shown(value)}) must hold keys and values, e.g. {{key: value}}")
-        if origin is dict:
-            return {name: typed(v, inside[1], prefix + name, where) for name, v in value.items()}
-        hints = get_type_hints(kind)
-        for name in value:
-            if name not in hints:
-                raise _unknown(name, prefix + name, hints, where)
-        return {name: typed(v, hints[name], prefix + name, where) for name, v in value.items()}
-    if origin is list:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where}`{key}` ({_shown(value)}) must be a list in brackets, e.g. [a,b]")
-        return [typed(v, inside[0], key, where) for v in value]
-    found = _leaf(value, kind)
-    if found is None:
-        quote = '; in quotes, "null" is a word' if value is None and kind is str else ""
-        raise ConfigError(f"{where}`{key}` ({_shown(value)}) must be {_WANTED[kind]}{quote}")
-    return found
-
-
-def _leaf(value: Any, kind: type) -> Any:
-    """`value` as text, a number or a bool; None where it is not one."""
-    if kind is str:
-        return value if isinstance(value, str) and value != MISSING else None
-    if kind is bool:
-        return value if isinstance(value, bool) else _BOOLS.get(str(value).lower())
-    if isinstance(value, bool) or not isinstance(value, (str, int, kind)):
-        return None
-    try:
-        number = kind(value)
-    except (ValueError, OverflowError):
-        return None
-    fits = abs(number) < 10**18 if kind is int else math.isfinite(number)  # torch's and NumPy's have 64 bits
-    return number if fits else None
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
