@@ -281,14 +281,14 @@ def test_path_sh_without_loss_backend_says_what_to_do(tmp_path):
         [recipe / "run.sh", "--dry-run"], env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "`import omegaconf`, or both `import k2` and `import fast_rnnt`, fail in" in done.stderr
+    assert "`import pydantic`, or both `import k2` and `import fast_rnnt`, fail in" in done.stderr
     assert "make venv" in done.stderr and "pip install -e" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("imports", "there", "taken"),
     [
-        ("omegaconf, fast_rnnt", [".venv", ".venv-torch2"], "active"),
+        ("pydantic, fast_rnnt", [".venv", ".venv-torch2"], "active"),
         ("k2", [".venv", ".venv-torch2"], ".venv"),
         ("nothing", [".venv", ".venv-torch2"], ".venv"),
         ("nothing", [".venv-torch2"], ".venv-torch2"),
@@ -307,7 +307,7 @@ def test_path_sh_takes_active_environment_then_venv_then_torch2(tmp_path, import
     code = f'. "{recipe}/path.sh" && command -v python3'
     env = {"PATH": path, "VIRTUAL_ENV": f"{tmp_path}/active"}
     done = subprocess.run(["bash", "-c", code], env=env, capture_output=True, text=True)
-    assert ("lacks omegaconf, or both k2 and fast_rnnt, so" in done.stderr) == (taken != "active")
+    assert ("lacks pydantic, or both k2 and fast_rnnt, so" in done.stderr) == (taken != "active")
     assert done.stdout.strip() == str(tmp_path / taken / "bin" / "python3"), done.stderr
 
 
