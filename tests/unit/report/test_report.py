@@ -13,17 +13,9 @@ import pytest
 from fake_experiment import write_fake_experiment
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config
-from twopass_kd.report.content import (
-    Report,
-    collect,
-    format_duration,
-    read_metrics,
-    scan_at_chosen_reward,
-    stage_rows,
-    write_reports,
-)
-from twopass_kd.report.html import render_html
-from twopass_kd.report.markdown import render_markdown, render_results_md
+from twopass_kd.report.collect import Report, collect, read_metrics
+from twopass_kd.report.content import format_duration, scan_at_chosen_reward, stage_rows
+from twopass_kd.report.render import render_html, render_markdown, render_results_md, write_reports
 from twopass_kd.scoring.results import build_results, write_results
 from twopass_kd.scoring.wer import write_decoding_results
 
@@ -84,7 +76,8 @@ def test_html_loads_nothing(page: str):
             assert value.startswith("#"), (tag, name, value)
         assert not name.startswith("on"), (tag, name)
     assert "http://" not in page and "https://" not in page and "//" not in "".join(re.findall(r"url\((.*?)\)", page))
-    assert "@import" not in page and "default-src &#x27;none&#x27;" in page
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert "@import" not in page and ("meta", "content", policy) in reader.attributes
 
 
 def test_html_ids_are_unique_and_every_reference_resolves(page: str):

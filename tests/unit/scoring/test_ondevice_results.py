@@ -13,9 +13,9 @@ from fake_experiment import write_fake_experiment
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config
 from twopass_kd.report import plots_ondevice
-from twopass_kd.report.content import Report, collect, stage_rows
-from twopass_kd.report.html import render_html
-from twopass_kd.report.markdown import render_markdown, render_results_md
+from twopass_kd.report.collect import Report, collect
+from twopass_kd.report.content import stage_rows
+from twopass_kd.report.render import render_html, render_markdown, render_results_md
 from twopass_kd.scoring.ondevice_results import (
     COST_GROUPS,
     RUNTIME_TITLES,

@@ -4,18 +4,18 @@ Every system keeps one colour (Okabe and Ito's palette, which the colour-blind c
 text in it can be read on white) and one marker. The style sheet has a lighter shade of each for dark pages.
 """
 
-import hashlib
-import html
 import io
-import re
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from twopass_kd.report.collect import Curve
 from twopass_kd.report.content import format_duration, scan_at_chosen_reward
 
 _STYLES = {
@@ -47,6 +47,7 @@ RC = {
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
 }
+_XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 _MAX_POINTS = 300  # of a curve; more than a panel has pixels only makes the page heavy
 
 
@@ -62,27 +63,35 @@ def themed(colour: str) -> str:
     return f"var(--c{colour[1:]}, {colour})"
 
 
-def loss_curve(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]], system: str, term: str) -> str:
-    """One loss term of one phase against training steps; thin line: train, markers: valid. Returns inline SVG."""
-    colour, marker = system_style(system)
+_CSS_COLOURS = {
+    _INK: "currentColor",
+    _GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+    **{colour: themed(colour) for colour, _ in (*_STYLES.values(), *_OTHER_STYLES)},
+}
+
+
+def loss_curve(curve: Curve, phase: str) -> Markup:
+    """One loss term of one phase against training steps; thin line: train, markers: valid."""
+    colour, marker = system_style(phase.split("/")[0])
     with matplotlib.rc_context(RC):
         fig = Figure(figsize=(2.7, 1.85))  # fixed margins: a layout engine would take half of the time of 32 panels
         ax = fig.add_axes((0.25, 0.23, 0.72, 0.65))
-        if train:
-            ax.plot(*zip(*_thin(train), strict=True), color=colour, linewidth=1.0, alpha=0.6)
-        if valid:
-            ax.plot(*zip(*_thin(valid), strict=True), color=colour, linewidth=1.4, marker=marker, markersize=3.5)
-        ax.set_title(term, loc="left")
+        if curve.train:
+            ax.plot(*zip(*_thin(curve.train), strict=True), color=colour, linewidth=1.0, alpha=0.6)
+        if curve.valid:
+            ax.plot(*zip(*_thin(curve.valid), strict=True), color=colour, linewidth=1.4, marker=marker, markersize=3.5)
+        ax.set_title(curve.term, loc="left")
         ax.set_xlabel("training step")
         ax.set_ylabel("nats per frame")
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(5))
-        _fit_losses(ax, [*train, *valid])
-        return to_svg(fig, f"loss {term} against training step")
+        _fit_losses(ax, [*curve.train, *curve.valid])
+        return to_svg(fig, f"{phase}: loss {curve.term} against training step")
 
 
-def wer_against_size(systems: Sequence[dict[str, Any]], set_name: str) -> str:
-    """WER against deployed parameters, a line from each system's first pass to its two passes. Returns inline SVG."""
+def wer_against_size(systems: Sequence[dict[str, Any]], set_name: str) -> Markup:
+    """WER against deployed parameters, a line from each system's first pass to its two passes."""
     with matplotlib.rc_context(RC):
         fig, ax = _figure(4.6, 3.5)
         width = max(s["params"]["total"] for s in systems) / 1e6
@@ -110,8 +119,8 @@ def wer_against_size(systems: Sequence[dict[str, Any]], set_name: str) -> str:
         return to_svg(fig, f"WER on {set_name} against deployed parameters")
 
 
-def weight_scan(systems: Sequence[dict[str, Any]]) -> str:
-    """Dev WER against the weight of the second pass, at the chosen length reward; ring: chosen. Returns inline SVG."""
+def weight_scan(systems: Sequence[dict[str, Any]]) -> Markup:
+    """Dev WER against the weight of the second pass, at the chosen length reward; ring: chosen."""
     with matplotlib.rc_context(RC):
         fig, ax = _figure(4.6, 3.2)
         labels, right = [], 0.0
@@ -131,8 +140,8 @@ def weight_scan(systems: Sequence[dict[str, Any]]) -> str:
         return to_svg(fig, "WER on dev against rescoring weight")
 
 
-def stage_times(rows: Sequence[tuple[str, float]]) -> str:
-    """Wall time of the stages of run.sh, from (name, seconds). Returns inline SVG."""
+def stage_times(rows: Sequence[tuple[str, float]]) -> Markup:
+    """Wall time of the stages of run.sh, from (name, seconds)."""
     with matplotlib.rc_context(RC):
         fig, ax = _figure(4.6, 0.55 + 0.27 * len(rows))
         minutes = [seconds / 60 for _, seconds in rows]
@@ -201,27 +210,24 @@ def _label_points(ax: Axes, labels: Sequence[tuple[float, float, str]], offset: 
             ax.text(edge, placed, f" {name}", color=colour, va="center", fontweight="bold")
 
 
-def to_svg(fig: Figure, description: str) -> str:
-    """A figure drawn under `RC` as an `<svg>` element, with nothing that reaches outside the page or clashes inside."""
+def to_svg(fig: Figure, description: str) -> Markup:
+    """A figure drawn under `RC` as an `<svg>` element for the page, in the page's colours.
+
+    `description` is read out in place of the figure. It must be another one for each figure of the page, since
+    matplotlib makes the names that a figure's parts are referred to by from it.
+    """
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": description}):
-        fig.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would style the whole page
-    used = set(re.findall(r"#([\w-]+)\)", svg)) | set(re.findall(r'href="#([\w-]+)"', svg))
-    svg = re.sub(r' id="([\w.-]+)"', lambda m: m.group(0) if m.group(1) in used else "", svg)
-    prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:10] + "-"
-    for name in used:
-        svg = re.sub(rf'(id="|#){re.escape(name)}(?=["\)])', rf"\g<1>{prefix}{name}", svg)
-    for colour, _ in (*_STYLES.values(), *_OTHER_STYLES):
-        svg = svg.replace(colour, themed(colour))
-    svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)").replace(PAPER, "var(--paper)")
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
-    svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-label="LABEL">', svg, count=1
-    )
-    svg = re.sub(r"\s+", " ", svg.replace("xlink:href", "href"))
-    return svg.replace("LABEL", html.escape(description), 1)
+        fig.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = ET.fromstring(out.getvalue())
+    svg.attrib = {"viewBox": svg.attrib["viewBox"], "role": "img", "aria-label": description}
+    for element in svg.iter():
+        element.tag = element.tag.rpartition("}")[2]  # inside HTML, SVG needs no namespaces
+        if element.tag == "g":
+            element.attrib.pop("id", None)  # nothing refers to groups, and every figure has the same ones
+        if _XLINK_HREF in element.attrib:
+            element.set("href", element.attrib.pop(_XLINK_HREF))
+    text = ET.tostring(svg, encoding="unicode")
+    for colour, css in _CSS_COLOURS.items():
+        text = text.replace(colour, css)
+    return Markup(text)
