@@ -21,6 +21,7 @@ def page_content(report: Report) -> dict[str, Any]:
     stages = stage_rows(results)
     search_heads, *searches = search_rows(results) or [()]
     return {
+        "report": report,
         "results": results,
         "corpus_line": corpus_line(results),
         "facts": _facts(results),
@@ -42,14 +43,11 @@ def page_content(report: Report) -> dict[str, Any]:
         "scanned": [s for s in results["systems"] if s["rescore_weight"] is not None and scan_at_chosen_reward(s)],
         "phases": [(phase, format_duration(phase.seconds)) for phase in report.phases],
         "loss_rows": _loss_rows(report),
-        "untrained": report.untrained,
         "stages": stages,
         "stage_times": [(name, format_duration(seconds)) for name, seconds in stages],
         "total_time": format_duration(sum(seconds for _, seconds in stages)),
-        "worst": report.worst,
         "worst_of": f"{report.worst.system}, {PASS_TITLES[report.worst.pass_name]}, {report.worst.set_name}",
         "environment": environment_rows(results),
-        "commands": report.commands,
     }
 
 

@@ -1,18 +1,16 @@
 """The report's on-device figures: WER against bytes and against real-time factor, a point per system and runtime."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from twopass_kd.report.labels import label_points, to_points
-from twopass_kd.report.plots import AXES_PLACE, PAPER, RC, system_style, to_svg
+from twopass_kd.report.plots import PAPER, RC, log_ticks, new_axes, system_style, to_svg
 from twopass_kd.scoring.ondevice_results import RUNTIME_TITLES
 
 # Marker and its size, the larger ones drawn first, so that runtimes at one place show as shapes inside each other.
@@ -39,47 +37,40 @@ class _Point:
 
 def wer_against_bytes(rows: Sequence[dict[str, Any]], set_name: str) -> Markup:
     """WER of what each runtime does in full against what it needs on disk."""
-    points = [_point(row, set_name, lambda row, _: row["bytes"] / 1e6) for row in rows]
+    points = [_point(row, set_name) for row in rows]
+    for point, row in zip(points, rows, strict=True):
+        point.x, point.first = row["bytes"] / 1e6, None
     return _draw(points, set_name, "on disk (MB)", f"WER on {set_name} against bytes on disk")
 
 
 def wer_against_rtf(rows: Sequence[dict[str, Any]], set_name: str) -> Markup:
     """WER against real-time factor, a line from each first pass to its two passes."""
-    points = [_point(row, set_name, lambda row, pass_name: row["rtf"][pass_name]) for row in rows]
-    for point, row in zip(points, rows, strict=True):
-        if point.second_pass:
-            point.first = (row["rtf"]["first_pass"], row["wer"][set_name]["first_pass"])
+    points = [_point(row, set_name) for row in rows]
     return _draw(points, set_name, "real-time factor", f"WER on {set_name} against real-time factor")
 
 
-def _point(row: dict[str, Any], set_name: str, x: Callable[[dict[str, Any], str], float]) -> _Point:
-    wer = row["wer"][set_name]
-    second_pass = wer["two_pass"] is not None and row["rtf"]["two_pass"] is not None
-    pass_name = "two_pass" if second_pass else "first_pass"
-    return _Point(row["system"], row["runtime"], x(row, pass_name), wer[pass_name], second_pass)
+def _point(row: dict[str, Any], set_name: str) -> _Point:
+    """At its real-time factor."""
+    wer, rtf = row["wer"][set_name], row["rtf"]
+    first = (rtf["first_pass"], wer["first_pass"])
+    if wer["two_pass"] is None or rtf["two_pass"] is None:
+        return _Point(row["system"], row["runtime"], *first, second_pass=False)
+    return _Point(row["system"], row["runtime"], rtf["two_pass"], wer["two_pass"], second_pass=True, first=first)
 
 
+@matplotlib.rc_context(RC)
 def _draw(points: Sequence[_Point], set_name: str, x_label: str, description: str) -> Markup:
-    with matplotlib.rc_context(RC):
-        fig = Figure(figsize=(4.6, 3.7))
-        ax = fig.add_axes(AXES_PLACE)
-        ends = [(p.x, p.wer) for p in points] + [p.first for p in points if p.first]
-        _set_limits(ax, ends)
-        ax.set_xlabel(x_label + (", log scale" if ax.get_xscale() == "log" else ""))
-        ax.set_ylabel("WER (%)")
-        ax.set_title(set_name, loc="left")
-        for point in sorted(points, key=lambda p: -_MARKERS[p.runtime][1]):
-            _draw_point(ax, point)
-        labels = [
-            (
-                f"{members[0].system} {', '.join(RUNTIME_TITLES[p.runtime] for p in members)}",
-                system_style(members[0].system)[0],
-                (members[0].x, members[0].wer),
-            )
-            for members in _groups(ax, points)
-        ]
-        label_points(ax, labels, [[p.first, (p.x, p.wer)] if p.first else [(p.x, p.wer)] for p in points])
-        return to_svg(fig, description)
+    ax = new_axes(3.7, set_name, x_label, "WER (%)")
+    lines = [[p.first, (p.x, p.wer)] if p.first else [(p.x, p.wer)] for p in points]
+    _set_limits(ax, [end for line in lines for end in line])
+    for point in sorted(points, key=lambda p: -_MARKERS[p.runtime][1]):
+        _draw_point(ax, point)
+    labels = []
+    for first, *others in _groups(ax, points):
+        runtimes = ", ".join(RUNTIME_TITLES[p.runtime] for p in (first, *others))
+        labels.append((f"{first.system} {runtimes}", system_style(first.system)[0], (first.x, first.wer)))
+    label_points(ax, labels, lines)
+    return to_svg(ax.figure, description)
 
 
 def _draw_point(ax: Axes, point: _Point) -> None:
@@ -100,9 +91,8 @@ def _set_limits(ax: Axes, ends: Sequence[tuple[float, float]]) -> None:
         room = (max(xs) / min(xs)) ** 0.3
         ax.set_xscale("log")
         ax.set_xlim(min(xs) / room, max(xs) * room)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_xlabel(f"{ax.get_xlabel()}, log scale")
+        log_ticks(ax.xaxis)
     else:
         ax.set_xlim(0, 1.35 * max(xs) or 1)
     room = max(0.28 * (max(wers) - min(wers)), 0.05 * max(wers), 0.1)
@@ -111,14 +101,15 @@ def _set_limits(ax: Axes, ends: Sequence[tuple[float, float]]) -> None:
 
 def _groups(ax: Axes, points: Sequence[_Point]) -> list[list[_Point]]:
     """One system's points that lie on each other together, the highest first."""
+
+    def lie_together(a: _Point, b: _Point) -> bool:
+        return a.system == b.system and math.dist(*to_points(ax, [(a.x, a.wer), (b.x, b.wer)])) < _NEAR
+
     groups: list[list[_Point]] = []
-    places = to_points(ax, [(p.x, p.wer) for p in points])
-    at = {id(point): place for point, place in zip(points, places, strict=True)}
     for point in sorted(points, key=lambda p: (-p.wer, p.x)):
-        for group in groups:
-            if group[0].system == point.system and math.dist(at[id(group[0])], at[id(point)]) < _NEAR:
-                group.append(point)
-                break
-        else:
+        group = next((g for g in groups if lie_together(g[0], point)), None)
+        if group is None:
             groups.append([point])
+        else:
+            group.append(point)
     return groups
