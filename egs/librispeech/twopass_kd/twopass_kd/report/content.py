@@ -7,7 +7,7 @@ from typing import Any
 
 from twopass_kd.report.collect import Report, Utterance
 from twopass_kd.scoring import ondevice_results
-from twopass_kd.scoring.ondevice_results import METHOD_TITLES, RUNTIME_TITLES, OnDevice
+from twopass_kd.scoring.ondevice_results import COST_GROUPS, METHOD_TITLES, RUNTIME_TITLES, OnDevice
 from twopass_kd.scoring.results import PASS_TITLES, PASSES, Results, comparisons, dev_set_mark, find_system, verdict
 from twopass_kd.scoring.schemas import PARTS
 from twopass_kd.scoring.search_results import SEARCHES_UNIT, search_rows, searches_left_out
@@ -170,9 +170,11 @@ def _on_device(on_device: OnDevice, sets: list[str]) -> dict[str, Any]:
     return {
         "rows": on_device["rows"],
         "how_measured": ondevice_results.how_measured(on_device),
-        "cost_groups": ondevice_results.COST_GROUPS,
+        "cost_groups": [(group, len(below)) for group, below in COST_GROUPS],
+        "cost_heads": [name for _, below in COST_GROUPS for name in below],
+        "cost_titles": [f"{group} {name}".rstrip() for group, below in COST_GROUPS for name in below or [""]],
         "costs": [[*n, *ondevice_results.cost_cells(row)] for n, row in zip(names, on_device["rows"], strict=True)],
-        "wer_by_set": {s: [[*name, *cells] for name, cells in zip(names, wer[s], strict=True)] for s in sets},
+        "wer_below_each_other": [[s, *n, *cells] for s in sets for n, cells in zip(names, wer[s], strict=True)],
         "wer_side_by_side": [[*name, *sum((wer[s][i] for s in sets), [])] for i, name in enumerate(names)],
         "size": ondevice_results.size_line(on_device),
         "long_audio": ondevice_results.long_audio_line(on_device),
