@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twopass_kd.config.schema import Config
+from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.read import read_lines
-from twopass_kd.scoring.results import Results, find_system, load_results
+from twopass_kd.files.results_json import ResultsJson
+from twopass_kd.scoring.results import load_results
 from twopass_kd.scoring.wer import WordPair, align_words, read_recogs
 
 NUM_WORST = 10
@@ -57,7 +59,7 @@ class Worst:
     """The utterances with the most errors of one system, pass and set."""
 
     system: str
-    pass_name: str
+    pass_name: Pass
     set_name: str
     utterances: list[Utterance]
 
@@ -66,7 +68,7 @@ class Worst:
 class Report:
     """All that the reports show."""
 
-    results: Results
+    results: ResultsJson
     phases: list[Phase]
     untrained: list[str]  # phases of the config without metrics in this experiment
     worst: Worst
@@ -88,10 +90,10 @@ def collect(
     """
     experiment = Path(experiment)
     results = load_results(experiment)
-    if results["conf"] != cfg.name or results["corpus"]["test_parts"] != cfg.corpus.test_parts:
+    if results.conf != cfg.name or results.corpus.test_parts != cfg.corpus.test_parts:
         raise ValueError(
-            f"{experiment / 'results.json'} (conf {results['conf']}, test sets "
-            f"{', '.join(results['corpus']['test_parts'])}) must be of this config ({cfg.name}, "
+            f"{experiment / 'results.json'} (conf {results.conf}, test sets "
+            f"{', '.join(results.corpus.test_parts)}) must be of this config ({cfg.name}, "
             f"{', '.join(cfg.corpus.test_parts)}); score again (stage 9)"
         )
     phases, untrained = [], []
@@ -134,17 +136,17 @@ def read_metrics(path: Path, name: str) -> Phase:
     return Phase(name, steps, seconds, curves)
 
 
-def _find_worst(results: Results, experiment: Path) -> Worst:
+def _find_worst(results: ResultsJson, experiment: Path) -> Worst:
     """Of the student, or of the last system that was decoded where there is none."""
-    system, set_name = find_system(results, "student") or results["systems"][-1], results["corpus"]["test_parts"][0]
-    pass_name = "two_pass" if system["wer"][set_name]["two_pass"] else "first_pass"
-    path = experiment / "decode" / system["name"] / f"recogs-{set_name}-{pass_name}.txt"
+    system, set_name = results.system("student") or results.systems[-1], results.corpus.test_parts[0]
+    pass_name = Pass.TWO_PASS if system.wer[set_name].two_pass else Pass.FIRST_PASS
+    path = experiment / "decode" / system.name / f"recogs-{set_name}-{pass_name}.txt"
     if not path.is_file():
-        raise ValueError(f"{path} must exist; decode {system['name']} again (stage 8)")
+        raise ValueError(f"{path} must exist; decode {system.name} again (stage 8)")
     utterances = [_align(cut_id, ref, hyp) for cut_id, ref, hyp in read_recogs(path)]
     utterances = [u for u in utterances if u.errors > 0]
     utterances.sort(key=lambda u: (-u.errors, u.ref_words, u.cut_id))
-    return Worst(system["name"], pass_name, set_name, utterances[:NUM_WORST])
+    return Worst(system.name, pass_name, set_name, utterances[:NUM_WORST])
 
 
 def _align(cut_id: str, ref: Sequence[str], hyp: Sequence[str]) -> Utterance:

@@ -7,7 +7,6 @@ text in it can be read on white) and one marker. The style sheet has a lighter s
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -16,6 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from twopass_kd.files.results_json import System
 from twopass_kd.report.collect import Curve
 from twopass_kd.report.content import format_duration, scan_at_chosen_reward
 from twopass_kd.report.labels import label_points
@@ -106,29 +106,29 @@ def loss_curve(curve: Curve, phase: str) -> Markup:
 
 
 @matplotlib.rc_context(RC)
-def wer_against_size(systems: Sequence[dict[str, Any]], set_name: str) -> Markup:
+def wer_against_size(systems: Sequence[System], set_name: str) -> Markup:
     """WER against deployed parameters, a line from each system's first pass to its two passes."""
     ax = new_axes(3.5, set_name, "deployed parameters (millions)", "WER (%)")
-    sizes = [system["params"]["total"] / 1e6 for system in systems]
+    sizes = [system.params.total / 1e6 for system in systems]
     labels, drawn = [], []
     for i, (system, size) in enumerate(zip(systems, sizes, strict=True)):
-        colour, marker = system_style(system["name"])
-        scored = system["wer"][set_name]
+        colour, marker = system_style(system.name)
+        scored = system.wer[set_name]
         # Side by side where systems are of one size, so that their error bars can be told apart.
         size += 0.022 * max(sizes) * (sizes[:i].count(size) - (sizes.count(size) - 1) / 2)
-        points = [(size - system["params"]["attention_decoder"] / 1e6, scored["first_pass"], "none")]
-        if scored["two_pass"]:
-            points.append((size, scored["two_pass"], colour))
-        line = [(x, result["wer"]) for x, result, _ in points]
+        points = [(size - system.params.attention_decoder / 1e6, scored.first_pass, "none")]
+        if scored.two_pass:
+            points.append((size, scored.two_pass, colour))
+        line = [(x, result.wer) for x, result, _ in points]
         ax.plot(*zip(*line, strict=True), color=colour, linewidth=1.0, alpha=0.6)
         for x, result, face in points:
-            low, high = result["ci95"]
-            bar = [[max(result["wer"] - low, 0)], [max(high - result["wer"], 0)]]
-            ax.errorbar(x, result["wer"], bar, color=colour, elinewidth=1.0, capsize=2)
-            ax.plot(x, result["wer"], marker=marker, color=colour, markerfacecolor=face, markersize=6)
+            low, high = result.ci95
+            bar = [[max(result.wer - low, 0)], [max(high - result.wer, 0)]]
+            ax.errorbar(x, result.wer, bar, color=colour, elinewidth=1.0, capsize=2)
+            ax.plot(x, result.wer, marker=marker, color=colour, markerfacecolor=face, markersize=6)
             drawn.append([(x, low), (x, high)])
         drawn.append(line)
-        labels.append((system["name"], colour, line[-1]))
+        labels.append((system.name, colour, line[-1]))
     ax.set_xlim(0, 1.3 * max(sizes))
     ax.set_ylim(0, None)
     label_points(ax, labels, drawn)
@@ -136,18 +136,18 @@ def wer_against_size(systems: Sequence[dict[str, Any]], set_name: str) -> Markup
 
 
 @matplotlib.rc_context(RC)
-def weight_scan(systems: Sequence[dict[str, Any]]) -> Markup:
+def weight_scan(systems: Sequence[System]) -> Markup:
     """Dev WER against the weight of the second pass, at the chosen length reward; ring: chosen."""
     ax = new_axes(3.2, "", "weight of the attention decoder in rescoring", "WER on dev (%)")
     labels, drawn = [], []
     for system in systems:
-        colour, marker = system_style(system["name"])
+        colour, marker = system_style(system.name)
         points = scan_at_chosen_reward(system)
         ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.2)
-        chosen = min(points, key=lambda p: abs(p[0] - system["rescore_weight"]))
+        chosen = min(points, key=lambda p: abs(p[0] - system.rescore_weight))
         ax.plot(*chosen, marker="o", markersize=11, markerfacecolor="none", color=colour, markeredgewidth=1.3)
         drawn.append(points)
-        labels.append((system["name"], colour, points[-1]))
+        labels.append((system.name, colour, points[-1]))
     right = max(points[-1][0] for points in drawn)
     ax.set_xlim(-0.04 * right, 1.45 * right if right else None)
     ax.set_xticks([x for x in ax.get_xticks() if 0 <= x <= right + 1e-9])

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from twopass_kd.files.ondevice_json import DeviceRow, RuntimeName
 from twopass_kd.report.labels import label_points, to_points
 from twopass_kd.report.plots import PAPER, RC, log_ticks, new_axes, system_style, to_svg
-from twopass_kd.scoring.ondevice_results import RUNTIME_TITLES
 
 # Marker and its size, the larger ones drawn first, so that runtimes at one place show as shapes inside each other.
 _MARKERS = {
@@ -28,34 +27,34 @@ _LOG_FROM = 4.0  # times from the least to the greatest x
 @dataclass
 class _Point:
     system: str
-    runtime: str
+    runtime: RuntimeName
     x: float
     wer: float
     second_pass: bool
     first: tuple[float, float] | None = None  # (x, WER) of the first pass alone
 
 
-def wer_against_bytes(rows: Sequence[dict[str, Any]], set_name: str) -> Markup:
+def wer_against_bytes(rows: Sequence[DeviceRow], set_name: str) -> Markup:
     """WER of what each runtime does in full against what it needs on disk."""
     points = [_point(row, set_name) for row in rows]
     for point, row in zip(points, rows, strict=True):
-        point.x, point.first = row["bytes"] / 1e6, None
+        point.x, point.first = row.bytes / 1e6, None
     return _draw(points, set_name, "on disk (MB)", f"WER on {set_name} against bytes on disk")
 
 
-def wer_against_rtf(rows: Sequence[dict[str, Any]], set_name: str) -> Markup:
+def wer_against_rtf(rows: Sequence[DeviceRow], set_name: str) -> Markup:
     """WER against real-time factor, a line from each first pass to its two passes."""
     points = [_point(row, set_name) for row in rows]
     return _draw(points, set_name, "real-time factor", f"WER on {set_name} against real-time factor")
 
 
-def _point(row: dict[str, Any], set_name: str) -> _Point:
+def _point(row: DeviceRow, set_name: str) -> _Point:
     """At its real-time factor."""
-    wer, rtf = row["wer"][set_name], row["rtf"]
-    first = (rtf["first_pass"], wer["first_pass"])
-    if wer["two_pass"] is None or rtf["two_pass"] is None:
-        return _Point(row["system"], row["runtime"], *first, second_pass=False)
-    return _Point(row["system"], row["runtime"], rtf["two_pass"], wer["two_pass"], second_pass=True, first=first)
+    wer, rtf = row.wer[set_name], row.rtf
+    first = (rtf.first_pass, wer.first_pass)
+    if wer.two_pass is None or rtf.two_pass is None:
+        return _Point(row.system, row.runtime, *first, second_pass=False)
+    return _Point(row.system, row.runtime, rtf.two_pass, wer.two_pass, second_pass=True, first=first)
 
 
 @matplotlib.rc_context(RC)
@@ -67,7 +66,7 @@ def _draw(points: Sequence[_Point], set_name: str, x_label: str, description: st
         _draw_point(ax, point)
     labels = []
     for first, *others in _groups(ax, points):
-        runtimes = ", ".join(RUNTIME_TITLES[p.runtime] for p in (first, *others))
+        runtimes = ", ".join(p.runtime.title for p in (first, *others))
         labels.append((f"{first.system} {runtimes}", system_style(first.system)[0], (first.x, first.wer)))
     label_points(ax, labels, lines)
     return to_svg(ax.figure, description)
