@@ -8,12 +8,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from twopass_kd.config.schema import Config
+from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.read import read_lines
+from twopass_kd.files.results_json import ResultsJson, System
 from twopass_kd.files.write import write_text_atomically
-from twopass_kd.scoring.results import Results, dev_set_mark, find_system, load_results
+from twopass_kd.scoring.results import load_results
+from twopass_kd.scoring.summary import dev_set_mark
 from twopass_kd.scoring.wer import WordPair, align_words, read_recogs
 
 NUM_WORST = 10
@@ -59,7 +61,7 @@ class Worst:
     """The utterances with the most errors of one system, pass and set."""
 
     system: str
-    pass_name: str
+    pass_name: Pass
     set_name: str
     utterances: list[Utterance]
 
@@ -68,7 +70,7 @@ class Worst:
 class Report:
     """All that the reports show."""
 
-    results: Results
+    results: ResultsJson
     phases: list[Phase]
     untrained: list[str]  # phases of the config without metrics in this experiment
     worst: Worst
@@ -90,10 +92,10 @@ def collect(
     """
     experiment = Path(experiment)
     results = load_results(experiment)
-    if results["conf"] != cfg.name or results["corpus"]["test_parts"] != cfg.corpus.test_parts:
+    if results.conf != cfg.name or results.corpus.test_parts != cfg.corpus.test_parts:
         raise ValueError(
-            f"{experiment / 'results.json'} (conf {results['conf']}, test sets "
-            f"{', '.join(results['corpus']['test_parts'])}) must be of this config ({cfg.name}, "
+            f"{experiment / 'results.json'} (conf {results.conf}, test sets "
+            f"{', '.join(results.corpus.test_parts)}) must be of this config ({cfg.name}, "
             f"{', '.join(cfg.corpus.test_parts)}); score again (stage 9)"
         )
     phases, untrained = [], []
@@ -136,54 +138,54 @@ def read_metrics(path: Path, name: str) -> Phase:
     return Phase(name, steps, seconds, curves)
 
 
-def main_system(results: Results) -> dict[str, Any]:
+def main_system(results: ResultsJson) -> System:
     """The student, or the last system that was decoded where there is none."""
-    return find_system(results, "student") or results["systems"][-1]
+    return results.system("student") or results.systems[-1]
 
 
-def stage_rows(results: Results) -> list[tuple[str, float]]:
+def stage_rows(results: ResultsJson) -> list[tuple[str, float]]:
     """(`3 teacher RNN-T`, seconds) of every finished stage; `stage 3` where its marker has no title."""
     rows = []
-    for done in results["stages"]:
-        stage, title = done["stage"], done["title"]
-        rows.append((title if title == f"stage {stage}" else f"{stage} {title}", float(done["seconds"])))
+    for done in results.stages:
+        stage, title = done.stage, done.title
+        rows.append((title if title == f"stage {stage}" else f"{stage} {title}", float(done.seconds)))
     return rows
 
 
-def fewer(results: Results, system: dict[str, Any]) -> float | None:
+def fewer(results: ResultsJson, system: System) -> float | None:
     """Share of the teacher's parameters that a system does without; None for the teacher or without one."""
-    teacher = find_system(results, "teacher")
-    if teacher is None or system["name"] == "teacher":
+    teacher = results.system("teacher")
+    if teacher is None or system.name == "teacher":
         return None
-    return 1 - system["params"]["total"] / teacher["params"]["total"]
+    return 1 - system.params.total / teacher.params.total
 
 
-def corpus_line(results: Results) -> str:
+def corpus_line(results: ResultsJson) -> str:
     """What was tested, said where WERs are shown."""
-    corpus = results["corpus"]
-    kind = "synthetic speech" if corpus["synthetic"] else "speech"
-    system = results["systems"][0]
-    sets = (f"{s} ({system['wer'][s]['ref_words']:,} words){dev_set_mark(results, s)}" for s in corpus["test_parts"])
-    return f"Corpus: {corpus['kind']} ({kind}); test sets {', '.join(sets)}."
+    corpus = results.corpus
+    kind = "synthetic speech" if corpus.synthetic else "speech"
+    system = results.systems[0]
+    sets = (f"{s} ({system.wer[s].ref_words:,} words){dev_set_mark(results, s)}" for s in corpus.test_parts)
+    return f"Corpus: {corpus.kind} ({kind}); test sets {', '.join(sets)}."
 
 
-def only_dev_parts(results: Results) -> list[str]:
+def only_dev_parts(results: ResultsJson) -> list[str]:
     """The dev sets that are not shown among the test sets."""
-    corpus = results["corpus"]
-    return [s for s in corpus["dev_parts"] if s not in corpus["test_parts"]]
+    corpus = results.corpus
+    return [s for s in corpus.dev_parts if s not in corpus.test_parts]
 
 
-def rtf_note(results: Results) -> str:
+def rtf_note(results: ResultsJson) -> str:
     """How the real-time factors shown were measured."""
-    first_set = results["corpus"]["test_parts"][0]
+    first_set = results.corpus.test_parts[0]
     return f"real-time factors from features to text in batches, {first_set}, each on one thread, other jobs beside it"
 
 
-def scan_at_chosen_reward(system: dict[str, Any]) -> list[tuple[float, float]]:
+def scan_at_chosen_reward(system: System) -> list[tuple[float, float]]:
     """(weight, WER in percent) of a system's scan on dev, at the length reward it chose, by weight."""
-    reward = system["length_reward"]
-    scan = [p for p in system["weight_scan"] or [] if reward is None or abs(p["length_reward"] - reward) < 1e-9]
-    return sorted((p["weight"], p["wer"]) for p in scan)
+    reward = system.length_reward
+    scan = [p for p in system.weight_scan or [] if reward is None or abs(p.length_reward - reward) < 1e-9]
+    return sorted((p.weight, p.wer) for p in scan)
 
 
 def format_duration(seconds: float) -> str:
@@ -193,10 +195,10 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def environment_rows(results: Results) -> list[tuple[str, str]]:
+def environment_rows(results: ResultsJson) -> list[tuple[str, str]]:
     """(name, value) of the seed and of what is known of the machine and the software."""
-    rows = [("seed", results["seed"]), ("bootstrap samples", f"{results['bootstrap_samples']:,}")]
-    rows += [(name.replace("_", " "), value) for name, value in results["environment"].items()]
+    rows = [("seed", results.seed), ("bootstrap samples", f"{results.bootstrap_samples:,}")]
+    rows += [(name.replace("_", " "), value) for name, value in results.environment.items()]
     return [(name, str(value)) for name, value in rows if value is not None]
 
 
@@ -213,16 +215,16 @@ def write_reports(report: Report, experiment: Path, results_md: Path | None = No
     return list(pages)
 
 
-def _find_worst(results: Results, experiment: Path) -> Worst:
-    system, set_name = main_system(results), results["corpus"]["test_parts"][0]
-    pass_name = "two_pass" if system["wer"][set_name]["two_pass"] else "first_pass"
-    path = experiment / "decode" / system["name"] / f"recogs-{set_name}-{pass_name}.txt"
+def _find_worst(results: ResultsJson, experiment: Path) -> Worst:
+    system, set_name = main_system(results), results.corpus.test_parts[0]
+    pass_name = Pass.TWO_PASS if system.wer[set_name].two_pass else Pass.FIRST_PASS
+    path = experiment / "decode" / system.name / f"recogs-{set_name}-{pass_name}.txt"
     if not path.is_file():
-        raise ValueError(f"{path} must exist; decode {system['name']} again (stage 8)")
+        raise ValueError(f"{path} must exist; decode {system.name} again (stage 8)")
     utterances = [_align(cut_id, ref, hyp) for cut_id, ref, hyp in read_recogs(path)]
     utterances = [u for u in utterances if u.errors > 0]
     utterances.sort(key=lambda u: (-u.errors, u.ref_words, u.cut_id))
-    return Worst(system["name"], pass_name, set_name, utterances[:NUM_WORST])
+    return Worst(system.name, pass_name, set_name, utterances[:NUM_WORST])
 
 
 def _align(cut_id: str, ref: Sequence[str], hyp: Sequence[str]) -> Utterance:

@@ -9,13 +9,13 @@ import html
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from twopass_kd.files.results_json import System
 from twopass_kd.report.content import format_duration, scan_at_chosen_reward
 
 _STYLES = {
@@ -81,26 +81,26 @@ def loss_curve(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, fl
         return to_svg(fig, f"loss {term} against training step")
 
 
-def wer_against_size(systems: Sequence[dict[str, Any]], set_name: str) -> str:
+def wer_against_size(systems: Sequence[System], set_name: str) -> str:
     """WER against deployed parameters, a line from each system's first pass to its two passes. Returns inline SVG."""
     with matplotlib.rc_context(RC):
         fig, ax = _figure(4.6, 3.5)
-        width = max(s["params"]["total"] for s in systems) / 1e6
+        width = max(s.params.total for s in systems) / 1e6
         shift = _side_by_side(systems, width)
         labels = []
         for system in systems:
-            colour, marker = system_style(system["name"])
-            scored = system["wer"][set_name]
-            total, dx = system["params"]["total"] / 1e6, shift[system["name"]]
-            points = [(total - system["params"]["attention_decoder"] / 1e6 + dx, scored["first_pass"], "none")]
-            if scored["two_pass"]:
-                points.append((total + dx, scored["two_pass"], colour))
-            ax.plot([p[0] for p in points], [p[1]["wer"] for p in points], color=colour, linewidth=1.0, alpha=0.6)
+            colour, marker = system_style(system.name)
+            scored = system.wer[set_name]
+            total, dx = system.params.total / 1e6, shift[system.name]
+            points = [(total - system.params.attention_decoder / 1e6 + dx, scored.first_pass, "none")]
+            if scored.two_pass:
+                points.append((total + dx, scored.two_pass, colour))
+            ax.plot([p[0] for p in points], [p[1].wer for p in points], color=colour, linewidth=1.0, alpha=0.6)
             for x, result, face in points:
-                low, high = result["wer"] - result["ci95"][0], result["ci95"][1] - result["wer"]
-                ax.errorbar(x, result["wer"], [[max(low, 0)], [max(high, 0)]], color=colour, elinewidth=1.0, capsize=2)
-                ax.plot(x, result["wer"], marker=marker, color=colour, markerfacecolor=face, markersize=6)
-            labels.append((points[-1][0], points[-1][1]["wer"], system["name"]))
+                low, high = result.wer - result.ci95[0], result.ci95[1] - result.wer
+                ax.errorbar(x, result.wer, [[max(low, 0)], [max(high, 0)]], color=colour, elinewidth=1.0, capsize=2)
+                ax.plot(x, result.wer, marker=marker, color=colour, markerfacecolor=face, markersize=6)
+            labels.append((points[-1][0], points[-1][1].wer, system.name))
         ax.set_xlim(0, 1.42 * width)
         ax.set_ylim(0, None)
         ax.set_xlabel("deployed parameters (millions)")
@@ -110,18 +110,18 @@ def wer_against_size(systems: Sequence[dict[str, Any]], set_name: str) -> str:
         return to_svg(fig, f"WER on {set_name} against deployed parameters")
 
 
-def weight_scan(systems: Sequence[dict[str, Any]]) -> str:
+def weight_scan(systems: Sequence[System]) -> str:
     """Dev WER against the weight of the second pass, at the chosen length reward; ring: chosen. Returns inline SVG."""
     with matplotlib.rc_context(RC):
         fig, ax = _figure(4.6, 3.2)
         labels, right = [], 0.0
         for system in systems:
-            colour, marker = system_style(system["name"])
+            colour, marker = system_style(system.name)
             points = scan_at_chosen_reward(system)
             ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.2)
-            chosen = min(points, key=lambda p: abs(p[0] - system["rescore_weight"]))
+            chosen = min(points, key=lambda p: abs(p[0] - system.rescore_weight))
             ax.plot(*chosen, marker="o", markersize=11, markerfacecolor="none", color=colour, markeredgewidth=1.3)
-            labels.append((*points[-1], system["name"]))
+            labels.append((*points[-1], system.name))
             right = max(right, points[-1][0])
         ax.set_xlim(-0.04 * right, 1.45 * right if right else None)
         ax.set_xticks([x for x in ax.get_xticks() if 0 <= x <= right + 1e-9])
@@ -170,11 +170,11 @@ def _fit_losses(ax: Axes, points: Sequence[tuple[int, float]]) -> None:
         ax.set_ylabel("nats per frame (log)")
 
 
-def _side_by_side(systems: Sequence[dict[str, Any]], width: float) -> dict[str, float]:
+def _side_by_side(systems: Sequence[System], width: float) -> dict[str, float]:
     """Horizontal shifts (millions of parameters) that keep the error bars of systems of one size apart."""
     by_size: dict[int, list[str]] = {}
     for system in systems:
-        by_size.setdefault(system["params"]["total"], []).append(system["name"])
+        by_size.setdefault(system.params.total, []).append(system.name)
     shift = {}
     for names in by_size.values():
         for i, name in enumerate(names):

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -11,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from twopass_kd.files.decode_json import Pass
+from twopass_kd.files.ondevice_json import DeviceRow, RuntimeName
 from twopass_kd.report.plots import PAPER, RC, system_style, to_svg
-from twopass_kd.scoring.ondevice_results import RUNTIME_TITLES
 
 # Marker and its size, the larger ones drawn first, so that runtimes at one place show as shapes inside each other.
 _MARKERS = {
@@ -34,7 +34,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top, in points
 @dataclass
 class _Point:
     system: str
-    runtime: str
+    runtime: RuntimeName
     x: float
     wer: float
     second_pass: bool
@@ -52,26 +52,26 @@ class _Label:
     leader: Sequence[Box] = ()  # pieces of the line that leads to a label that is not next to its point
 
 
-def wer_against_bytes(rows: Sequence[dict[str, Any]], set_name: str) -> str:
+def wer_against_bytes(rows: Sequence[DeviceRow], set_name: str) -> str:
     """WER of what each runtime does in full against what it needs on disk. Returns inline SVG."""
-    points = [_point(row, set_name, lambda row, _: row["bytes"] / 1e6) for row in rows]
+    points = [_point(row, set_name, lambda row, _: row.bytes / 1e6) for row in rows]
     return _draw(points, set_name, "on disk (MB)", f"WER on {set_name} against bytes on disk")
 
 
-def wer_against_rtf(rows: Sequence[dict[str, Any]], set_name: str) -> str:
+def wer_against_rtf(rows: Sequence[DeviceRow], set_name: str) -> str:
     """WER against real-time factor, a line from each first pass to its two passes. Returns inline SVG."""
-    points = [_point(row, set_name, lambda row, pass_name: row["rtf"][pass_name]) for row in rows]
+    points = [_point(row, set_name, lambda row, pass_name: row.rtf[pass_name]) for row in rows]
     for point, row in zip(points, rows, strict=True):
         if point.second_pass:
-            point.first = (row["rtf"]["first_pass"], row["wer"][set_name]["first_pass"])
+            point.first = (row.rtf.first_pass, row.wer[set_name].first_pass)
     return _draw(points, set_name, "real-time factor", f"WER on {set_name} against real-time factor")
 
 
-def _point(row: dict[str, Any], set_name: str, x: Callable[[dict[str, Any], str], float]) -> _Point:
-    wer = row["wer"][set_name]
-    second_pass = wer["two_pass"] is not None and row["rtf"]["two_pass"] is not None
-    pass_name = "two_pass" if second_pass else "first_pass"
-    return _Point(row["system"], row["runtime"], x(row, pass_name), wer[pass_name], second_pass)
+def _point(row: DeviceRow, set_name: str, x: Callable[[DeviceRow, Pass], float]) -> _Point:
+    wer = row.wer[set_name]
+    second_pass = wer.two_pass is not None and row.rtf.two_pass is not None
+    pass_name = Pass.TWO_PASS if second_pass else Pass.FIRST_PASS
+    return _Point(row.system, row.runtime, x(row, pass_name), wer[pass_name], second_pass)
 
 
 def _draw(points: Sequence[_Point], set_name: str, x_label: str, description: str) -> str:
@@ -129,7 +129,7 @@ def _place_labels(ax: Axes, points: Sequence[_Point]) -> None:
             lines += _along(start, end)
     labels = []
     for members in _groups(points, at):
-        text = f"{points[members[0]].system} {', '.join(RUNTIME_TITLES[points[i].runtime] for i in members)}"
+        text = f"{points[members[0]].system} {', '.join(points[i].runtime.title for i in members)}"
         x, y = (sum(at[i][axis] for i in members) / len(members) for axis in (0, 1))
         width = TextPath((0, 0), text, size=_FONT_SIZE).get_extents().width * 1.12  # bold, in the reader's font
         labels.append(_Label(text, system_style(points[members[0]].system)[0], x, y, width))
