@@ -20,7 +20,7 @@ sys.path.insert(0, str(RECIPE / "local"))
 from find_utterances import audio_files  # noqa: E402
 from twopass_kd.config.environment import describe_environment  # noqa: E402
 from twopass_kd.device_benchmark.measure import time_utterances  # noqa: E402
-from twopass_kd.device_benchmark.own import OwnRecognizer  # noqa: E402
+from twopass_kd.device_benchmark.recipe_recognizer import RecipeRecognizer  # noqa: E402
 from twopass_kd.device_benchmark.sherpa import SherpaRecognizer, pad_for_sherpa  # noqa: E402
 from twopass_kd.ondevice.audio import read_chunks  # noqa: E402
 from twopass_kd.ondevice.runtime import OnnxRuntime  # noqa: E402
@@ -59,10 +59,10 @@ def main() -> None:
 
     variants = {}
     for method in METHODS:
-        variants[f"ours, {method}"] = timed(OwnRecognizer(runtime, method))
+        variants[f"ours, {method}"] = timed(RecipeRecognizer(runtime, method))
         variants[f"sherpa-onnx, {method}"] = timed(SherpaRecognizer(args.export_dir, info, method, args.int8))
     if info.second_pass:
-        variants["ours, two-pass"] = timed(OwnRecognizer(runtime, METHODS[1], second_pass=True))
+        variants["ours, two-pass"] = timed(RecipeRecognizer(runtime, METHODS[1], second_pass=True))
     found = median_seconds(variants, args.repeats)
 
     print(f"{len(audios)} recordings, {seconds:.1f} s with padding, one thread, {args.repeats} rounds; "
@@ -72,7 +72,7 @@ def main() -> None:
         print(f"{name:36}  RTF {value / seconds:.5f}")
     for method in METHODS:
         print(f"ours / sherpa-onnx, {method}: {found[f'ours, {method}'] / found[f'sherpa-onnx, {method}']:.3f}")
-    finals = time_utterances(OwnRecognizer(runtime, METHODS[1], second_pass=True), audios).finals
+    finals = time_utterances(RecipeRecognizer(runtime, METHODS[1], second_pass=True), audios).finals
     near = min(range(len(audios)), key=lambda i: abs(len(audios[i]) / info.sampling_rate - 5.0))
     length = len(audios[near]) / info.sampling_rate
     print(f"final text {1000 * finals[near]:.2f} ms after the end of a recording of {length:.1f} s")

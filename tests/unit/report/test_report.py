@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from twopass_kd.files.decode_json import ScanPoint
-from twopass_kd.files.results_json import System
 
 from fake_experiment import write_fake_experiment
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config
+from twopass_kd.files.decode_json import ScanPoint
+from twopass_kd.files.results_json import System
 from twopass_kd.report.collect import Report, collect, read_metrics
 from twopass_kd.report.content import format_duration, scan_at_chosen_reward, stage_rows
 from twopass_kd.report.render import render_html, render_markdown, render_results_md, write_reports

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from feature_cuts import FeatureSet, feature_sets
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config, ConfigError, FeaturesConfig
-from twopass_kd.data.cut_lines import read_lines
+from twopass_kd.data.cut_lines import manifest_lines
 from twopass_kd.files.write import write_text_atomically
 
 HIGH_FREQ = -400.0  # Hz below the Nyquist frequency, as in icefall's recipes
@@ -220,7 +220,7 @@ def _say_where(wanted: FeatureSet) -> None:
     manifest, audio = wanted.folder / "cuts.jsonl.gz", wanted.audio_paths()
     partial = manifest.with_name(f".partial-{manifest.name}")
     with gzip.open(partial, "wt", encoding="utf-8", compresslevel=6) as f:
-        for line in read_lines(manifest):
+        for line in manifest_lines(manifest):
             cut = json.loads(line)
             cut["features"]["storage_path"] = str(wanted.folder / Path(cut["features"]["storage_path"]).name)
             for source in cut["recording"]["sources"]:

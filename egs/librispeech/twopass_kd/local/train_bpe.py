@@ -22,7 +22,7 @@ from tqdm import tqdm
 from prepare_manifests import corpus_parts
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config, ConfigError
-from twopass_kd.data.cut_lines import read_lines
+from twopass_kd.data.cut_lines import manifest_lines
 from twopass_kd.data.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, open_tokenizer, too_many_tokens
 from twopass_kd.files.layout import lang_path, manifest_path
 from twopass_kd.files.write import write_text_atomically
@@ -95,7 +95,7 @@ def part_texts(data_dir: Path, part: str) -> Iterator[tuple[str, str]]:
     path = manifest_path(data_dir, "supervisions", part)
     if not path.is_file():
         raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(manifest_lines(path), start=1):
         try:
             supervision = json.loads(line)
             name, text = supervision["id"], supervision.get("text")
@@ -169,7 +169,7 @@ def drop_unalignable(data_dir: Path, part: str, tokenizer: Tokenizer, subsamplin
     rows = [row for row in before if row.part != part or not row.reason.startswith(TOO_MANY_TOKENS)]
     reason = f"{TOO_MANY_TOKENS} (BPE {tokenizer.vocab_size}, subsampling {subsampling_factor})"
     rows += [LeftOut(cut_id, part, reason) for cut_id in dropped]
-    if rows != before or total - len(dropped) != sum(1 for _ in read_lines(cuts_path(data_dir, part))):
+    if rows != before or total - len(dropped) != sum(1 for _ in manifest_lines(cuts_path(data_dir, part))):
         write_left_out(left_out_path, rows)
         leave_out = set(dropped)
 

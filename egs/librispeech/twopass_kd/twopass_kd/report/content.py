@@ -121,8 +121,9 @@ def _facts(results: ResultsJson) -> list[tuple[str, str]]:
             facts.append((wers, f"two-pass WER, teacher → student, {set_name}"))
     int8 = results.on_device.int8.get("student") if results.on_device else None
     if int8 and int8.size_ratio:
-        ratio = int8.size_ratio
-        facts.append((f"1/{1 / ratio:.1f}", "of the teacher’s bytes on disk: student in int8, teacher in fp32"))
+        facts.append(
+            (f"1/{1 / int8.size_ratio:.1f}", "of the teacher’s bytes on disk: student in int8, teacher in fp32")
+        )
     if results.stages:
         total = sum(seconds for _, seconds in stage_rows(results))
         facts.append((format_duration(total), f"wall time of {len(results.stages)} stages"))
