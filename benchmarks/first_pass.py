@@ -16,7 +16,7 @@ from common import make_parser, median_seconds
 from find_utterances import audio_files
 from twopass_kd.config.environment import describe_environment
 from twopass_kd.device_benchmark.measure import time_utterances
-from twopass_kd.device_benchmark.own import OwnRecognizer
+from twopass_kd.device_benchmark.recipe_recognizer import RecipeRecognizer
 from twopass_kd.device_benchmark.sherpa import SherpaRecognizer, pad_for_sherpa
 from twopass_kd.ondevice.audio import read_chunks
 from twopass_kd.ondevice.runtime import OnnxRuntime
@@ -51,10 +51,10 @@ def main() -> None:
 
     variants = {}
     for method in METHODS:
-        variants[f"ours, {method}"] = timed(OwnRecognizer(runtime, method))
+        variants[f"ours, {method}"] = timed(RecipeRecognizer(runtime, method))
         variants[f"sherpa-onnx, {method}"] = timed(SherpaRecognizer(args.export_dir, info, method, args.int8))
     if info.second_pass:
-        variants["ours, two-pass"] = timed(OwnRecognizer(runtime, METHODS[1], second_pass=True))
+        variants["ours, two-pass"] = timed(RecipeRecognizer(runtime, METHODS[1], second_pass=True))
     found = median_seconds(variants, args.repeats)
 
     print(f"{len(audios)} recordings, {seconds:.1f} s with padding, one thread, {args.repeats} rounds; "
@@ -64,7 +64,7 @@ def main() -> None:
         print(f"{name:36}  RTF {value / seconds:.5f}")
     for method in METHODS:
         print(f"ours / sherpa-onnx, {method}: {found[f'ours, {method}'] / found[f'sherpa-onnx, {method}']:.3f}")
-    finals = time_utterances(OwnRecognizer(runtime, METHODS[1], second_pass=True), audios).finals
+    finals = time_utterances(RecipeRecognizer(runtime, METHODS[1], second_pass=True), audios).finals
     near = min(range(len(audios)), key=lambda i: abs(len(audios[i]) / info.sampling_rate - 5.0))
     length = len(audios[near]) / info.sampling_rate
     print(f"final text {1000 * finals[near]:.2f} ms after the end of a recording of {length:.1f} s")

@@ -11,7 +11,8 @@ import pytest
 
 from fake_experiment import write_fake_experiment
 from twopass_kd.config.load import load_config
-from twopass_kd.report.content import collect, write_reports
+from twopass_kd.report.collect import collect
+from twopass_kd.report.render import write_reports
 from twopass_kd.scoring.results import build_results, write_results
 
 CONF = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf/mini.yaml"

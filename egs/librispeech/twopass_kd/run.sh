@@ -243,7 +243,7 @@ stage_10() {
       --data-dir "$data_dir" --exp-dir "$exp_dir" "${overrides[@]}")
   done
   launch "$nj" "${jobs[@]}"
-  launch 1 ondevice python3 -m twopass_kd.bin.ondevice --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+  launch 1 ondevice python3 -m twopass_kd.bin.benchmark_device --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
     "${overrides[@]}"
 }
 

@@ -23,11 +23,10 @@ from twopass_kd.device_benchmark.decode_sets import decode_sets
 from twopass_kd.device_benchmark.jobs import MeasureError, find_jobs, read_exports, run_kept
 from twopass_kd.device_benchmark.long_audio import long_recording, stream_long
 from twopass_kd.device_benchmark.measure import Timing, time_utterances
-from twopass_kd.device_benchmark.own import OwnRecognizer
+from twopass_kd.device_benchmark.recipe_recognizer import RecipeRecognizer
 from twopass_kd.device_benchmark.sherpa import num_feature_frames, padding_for_sherpa
 from twopass_kd.device_benchmark.utterances import Utterance, read_audio, read_utterances, write_utterances
 from twopass_kd.ondevice.stream import open_runtime
-from twopass_kd.scoring.ondevice_results import check_on_device
 
 SETS = ("test-clean", "test-other")
 PACKAGE = Path(twopass_kd.__file__).parents[1]
@@ -149,7 +148,7 @@ def test_own_recognizer_decode_equals_streaming(exported):
     runtime = open_runtime(folder)
     audios = [read_audio(u, 16000) for u in read_utterances(path)[:3]]
     for method, second_pass in (("greedy_search", False), ("modified_beam_search", True)):
-        recognizer = OwnRecognizer(runtime, method, second_pass)
+        recognizer = RecipeRecognizer(runtime, method, second_pass)
         texts = []
         for samples in audios:
             stream = recognizer.create_stream()

@@ -1,4 +1,4 @@
-"""Tests of twopass_kd/files/read.py and tokens_file.py."""
+"""Tests of twopass_kd/files/read.py and data/tokens_file.py."""
 
 import gzip
 import os
@@ -7,7 +7,7 @@ import pytest
 
 from twopass_kd.config.schema import ConfigError
 from twopass_kd.data.tokens_file import read_pieces, without_disambiguation
-from twopass_kd.files.read import compile_test, find_problem, no_content, read_json, read_lines
+from twopass_kd.files.read import no_content, read_lines
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 SEPARATORS = "\u2028\u2029\u0085\u00a0\u3000\x0b\x0c\x1c\x1d\x1e"
@@ -61,30 +61,6 @@ def test_no_content_of_files_that_may_be_right(tmp_path):
     assert "git lfs pull" in no_content(tmp_path / "x")
 
 
-@pytest.mark.parametrize(
-    "content, says",
-    [
-        (b'{"a": 1', r"x must be JSON, but is not .*; do this"),
-        (b'{"a": "\xff"}', "x must be JSON, but is not .*; do this"),
-        (b"[" * 100000, "x must be JSON, but is not .*; do this"),
-        (b"[]", r"x \(\[\]\) must be a dict; do this"),
-        (b"{}", "x must have a, b; do this"),
-        (b'{"a": "1", "b": []}', r"x: `a` \('1'\) must be a int; do this"),
-        (b'{"a": 1, "b": [{"c": null}]}', r"x: `b\[0\].c` \(None\) must be a float; do this"),
-        (b'{"a": 1, "b": [], "d": 1}', r"x: `d` \(1\) must be a bool; do this"),
-    ],
-)
-def test_read_json_errors_name_file_field_and_what_to_do(tmp_path, content, says):
-    (tmp_path / "x").write_bytes(content)
-    with pytest.raises(ConfigError, match=says):
-        read_json(tmp_path / "x", {"a": int, "b": [{"c": float}], "d?": bool}, "do this", ConfigError)
-
-
-def test_find_problem_lets_optional_fields_lack():
-    schema = {"a": int, "d?": bool}
-    assert find_problem({"a": 1}, schema) is None and find_problem({"a": 1, "d": True, "e": 0}, schema) is None
-
-
 def test_read_pieces_may_hold_other_spaces(tmp_path):
     pieces = ["<blk>", *(f"A{c}B" for c in SEPARATORS), "#1", " "]
     text = "".join(f"{piece} {i}\r\n" for i, piece in enumerate(pieces))
@@ -115,15 +91,3 @@ def test_names_of_files_that_are_not_utf8(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     with pytest.raises(ValueError, match="cannot be read"):
         list(read_lines(path, path, "do this"))
-
-
-def test_compile_test_is_as_strict_as_find_problem():
-    schema = {"a": str, "b?": (None, {"c": [{"d": float}], "e": int}), "f": bool}
-    good = {"a": "x", "b": {"c": [{"d": 1}, {"d": 2.5}], "e": 3, "more": 0}, "f": True}
-    fits = compile_test(schema)
-    for value in (good, {"a": "", "f": False}, {**good, "b": None}, {**good, "b": {"c": [], "e": 0}}):
-        assert fits(value) and find_problem(value, schema) is None
-    inner = [0, {"c": [{"d": True}], "e": 3}, {"c": {}, "e": 3}, {"c": [{}], "e": 3}, {"c": [], "e": 1.0}]
-    odd = [None, [], {}, {**good, "a": 1}, {**good, "f": 1}, *({**good, "b": value} for value in inner)]
-    for value in odd:
-        assert not fits(value) and find_problem(value, schema) is not None, value

@@ -13,17 +13,11 @@ import pytest
 from fake_experiment import write_fake_experiment
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config
-from twopass_kd.report.content import (
-    Report,
-    collect,
-    format_duration,
-    read_metrics,
-    scan_at_chosen_reward,
-    stage_rows,
-    write_reports,
-)
-from twopass_kd.report.html import render_html
-from twopass_kd.report.markdown import render_markdown, render_results_md
+from twopass_kd.files.decode_json import ScanPoint
+from twopass_kd.files.results_json import System
+from twopass_kd.report.collect import Report, collect, read_metrics
+from twopass_kd.report.content import format_duration, scan_at_chosen_reward, stage_rows
+from twopass_kd.report.render import render_html, render_markdown, render_results_md, write_reports
 from twopass_kd.scoring.results import build_results, write_results
 from twopass_kd.scoring.wer import write_decoding_results
 
@@ -84,7 +78,8 @@ def test_html_loads_nothing(page: str):
             assert value.startswith("#"), (tag, name, value)
         assert not name.startswith("on"), (tag, name)
     assert "http://" not in page and "https://" not in page and "//" not in "".join(re.findall(r"url\((.*?)\)", page))
-    assert "@import" not in page and "default-src &#x27;none&#x27;" in page
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert "@import" not in page and ("meta", "content", policy) in reader.attributes
 
 
 def test_html_ids_are_unique_and_every_reference_resolves(page: str):
@@ -112,12 +107,12 @@ def test_html_has_all_sections_and_figures(page: str, cfg: Config):
 
 def test_html_numbers_are_those_of_results(report: Report, page: str):
     text = re.sub(r"<[^>]+>", " ", page)
-    for system in report.results["systems"]:
-        for per_set in system["wer"].values():
+    for system in report.results.systems:
+        for per_set in system.wer.values():
             for name in ("greedy_search", "first_pass", "two_pass"):
                 if per_set[name]:
-                    assert f"{per_set[name]['wer']:.2f}" in text
-        assert f"{system['params']['total']:,}" in text
+                    assert f"{per_set[name].wer:.2f}" in text
+        assert f"{system.params.total:,}" in text
 
 
 def test_html_axes_have_labels_with_units(page: str):
@@ -159,7 +154,7 @@ def test_reports_escape_what_the_data_holds(tmp_path: Path, cfg: Config):
     rows = [(HOSTILE, ["A&B", HOSTILE], ["]]>", "| x |", "```"])]
     write_decoding_results(folder, "test-clean", "two_pass", rows)
     report = collect(cfg, experiment, CONF, command=f"./run.sh --conf 'a b' {HOSTILE}")
-    report.results.update(conf=HOSTILE, corpus={**report.results["corpus"], "kind": HOSTILE})
+    report.results.conf = report.results.corpus.kind = HOSTILE
     report.untrained.append(HOSTILE)
     page = render_html(report)
     assert "<script" not in page and "&lt;script&gt;" in page
@@ -305,14 +300,18 @@ def test_collect_with_results_of_another_config(experiment: Path):
 @pytest.mark.parametrize(
     "keys, value, message",
     [
-        (("systems",), [], r": `systems` \(\[\]\) must have at least one"),
-        (("systems", 0, "wer", "test-clean"), None, r": `systems\[0\].wer.test-clean` \(None\) must be a dict"),
+        (("systems",), [], r": `systems` \(\[\]\) must have at least 1 item"),
+        (("systems", 0, "wer", "test-clean"), None, r": `systems\[0\].wer.test-clean` \(None\) must be an object"),
         (("systems", 0, "wer"), {}, r": `wer` of student must have test-clean, test-other"),
-        (("systems", 0, "params", "total"), "many", r": `systems\[0\].params.total` \('many'\) must be a int"),
-        (("environment",), None, r": `environment` \(None\) must be a dict"),
+        (
+            ("systems", 0, "params", "total"),
+            "many",
+            r": `systems\[0\].params.total` \('many'\) must be a valid integer",
+        ),
+        (("environment",), None, r": `environment` \(None\) must be an object"),
         (("significance",), {"test-clean": {"p": 1}}, r": `significance.test-clean` must have delta_wer, ci95"),
-        (("corpus", "synthetic"), 1, r": `corpus.synthetic` \(1\) must be a bool"),
-        (("stages", 0, "title"), None, r": `stages\[0\].title` \(None\) must be a str"),
+        (("corpus", "synthetic"), 1, r": `corpus.synthetic` \(1\) must be a valid boolean"),
+        (("stages", 0, "title"), None, r": `stages\[0\].title` \(None\) must be a valid string"),
         (("on_device",), {}, r": `on_device` must have set"),
     ],
 )
@@ -361,7 +360,8 @@ def test_read_metrics_malformed_names_file_and_line(tmp_path: Path, line: str):
 
 def test_scan_at_chosen_reward_leaves_the_other_rewards_out():
     scan = [{"weight": w, "length_reward": r, "wer": 10 * w + r} for w in (0.5, 0.0) for r in (0.0, 1.0)]
-    assert scan_at_chosen_reward({"length_reward": 1.0, "weight_scan": scan}) == [(0.0, 1.0), (0.5, 6.0)]
+    system = System.model_construct(length_reward=1.0, weight_scan=[ScanPoint(**point) for point in scan])
+    assert scan_at_chosen_reward(system) == [(0.0, 1.0), (0.5, 6.0)]
 
 
 @pytest.mark.parametrize("seconds, text", [(3, "3.0 s"), (42, "42 s"), (408, "6.8 min"), (11160, "3.1 h")])

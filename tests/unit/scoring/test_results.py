@@ -11,15 +11,17 @@ from fake_experiment import SIZES, SYSTEMS, write_fake_experiment
 from twopass_kd.bin import score
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config
+from twopass_kd.files.decode_json import Pass
+from twopass_kd.files.ondevice_json import Difference
 from twopass_kd.scoring.results import (
     build_results,
     ignored_systems,
     load_results,
-    summary_text,
-    verdict,
     write_results,
 )
-from twopass_kd.scoring.wer import bootstrap_wer, corpus_wer, paired_bootstrap, read_recogs
+from twopass_kd.scoring.summary import summary_text
+from twopass_kd.scoring.verdicts import verdict
+from twopass_kd.scoring.wer import corpus_wer, paired_bootstrap, read_recogs, score_wer
 
 RECIPE = Path(__file__).parents[3] / "egs/librispeech/twopass_kd"
 CONF = RECIPE / "conf/mini.yaml"
@@ -42,6 +44,7 @@ def recogs(experiment: Path, system: str, set_name: str, suffix: str):
 
 def test_build_results_has_the_schema_of_the_design(scored):
     _, results = scored
+    results = json.loads(json.dumps(results.model_dump()))
     assert {"conf", "corpus", "seed", "environment", "systems", "compression", "significance"} <= set(results)
     assert results["conf"] == "mini" and results["seed"] == 42
     assert results["corpus"]["kind"] == "mini" and results["corpus"]["synthetic"] is True
@@ -57,39 +60,39 @@ def test_build_results_has_the_schema_of_the_design(scored):
 
 def test_build_results_numbers_are_those_of_the_transcripts(scored):
     experiment, results = scored
-    student = results["systems"][-1]
+    student = results.systems[-1]
     for suffix in ("greedy_search", "first_pass", "two_pass"):
         rows = recogs(experiment, "student", "test-other", suffix)
-        expected = bootstrap_wer(rows, 300, seed=42)
-        entry = student["wer"]["test-other"][suffix]
-        assert (entry["wer"], entry["ci95"]) == (expected["wer"], expected["ci95"])
-    assert student["wer"]["test-other"]["ref_words"] == corpus_wer(rows).ref_words
+        expected = score_wer(rows, 300, seed=42)
+        entry = student.wer["test-other"][suffix]
+        assert entry == expected
+    assert student.wer["test-other"].ref_words == corpus_wer(rows).ref_words
 
 
 def test_build_results_significance_is_student_minus_baseline(scored):
     experiment, results = scored
     student = recogs(experiment, "student", "test-clean", "two_pass")
     teacher = recogs(experiment, "teacher", "test-clean", "two_pass")
-    assert results["significance"]["test-clean"] == paired_bootstrap(teacher, student, 300, seed=42)
+    assert results.significance["test-clean"] == paired_bootstrap(teacher, student, 300, seed=42)
     student, copied = (recogs(experiment, s, "test-clean", "first_pass") for s in ("student", "student_copy"))
     expected = paired_bootstrap(copied, student, 300, seed=42)
-    assert results["significance_baseline"]["test-clean"]["first_pass"] == expected
-    assert results["significance_baseline"]["test-clean"]["first_pass"]["delta_wer"] < 0
+    assert results.significance_baseline["test-clean"]["first_pass"] == expected
+    assert results.significance_baseline["test-clean"]["first_pass"].delta_wer < 0
 
 
 def test_build_results_compression(scored):
     expected = 1 - sum(SIZES["student"]) / sum(SIZES["teacher"])
-    assert scored[1]["compression"] == pytest.approx({"params": expected, "bytes": expected})
+    assert scored[1].compression.model_dump() == pytest.approx({"params": expected, "bytes": expected})
 
 
 def test_build_results_stage1_has_no_second_pass(scored):
-    stage1 = next(s for s in scored[1]["systems"] if s["name"] == "student_stage1")
-    assert stage1["wer"]["test-clean"]["two_pass"] is None and stage1["wer"]["test-clean"]["first_pass"]["wer"] > 0
+    stage1 = next(s for s in scored[1].systems if s.name == "student_stage1")
+    assert stage1.wer["test-clean"].two_pass is None and stage1.wer["test-clean"].first_pass.wer > 0
 
 
 def test_build_results_stages_in_order(scored):
-    assert [s["stage"] for s in scored[1]["stages"]] == list(range(9))
-    assert scored[1]["stages"][3] == {
+    assert [s.stage for s in scored[1].stages] == list(range(9))
+    assert scored[1].stages[3].model_dump() == {
         "stage": 3,
         "title": "title of 3",
         "seconds": 402,
@@ -100,7 +103,7 @@ def test_build_results_stages_in_order(scored):
 def test_build_results_stage_without_a_title(tmp_path: Path, cfg: Config):
     experiment = write_fake_experiment(tmp_path, cfg, systems=["student"], num_utts=5)
     (experiment / ".stages/3.done").write_text('{"stage": 3, "seconds": 1, "finished": "now"}')
-    titles = [s["title"] for s in build_results(cfg, experiment, progress=False)["stages"]]
+    titles = [s.title for s in build_results(cfg, experiment, progress=False).stages]
     assert titles[2:5] == ["title of 2", "stage 3", "title of 4"]
 
 
@@ -110,7 +113,7 @@ def test_build_results_ignores_systems_that_the_config_no_longer_reports(tmp_pat
     shutil.move(experiment / "decode/teacher", experiment / "decode/old_teacher")
     assert ignored_systems(cfg, experiment) == ["old_teacher"]
     results = build_results(cfg, experiment, progress=False)
-    assert [s["name"] for s in results["systems"]] == ["student"] and "teacher" in results["not_decoded"]
+    assert [s.name for s in results.systems] == ["student"] and "teacher" in results.not_decoded
     shutil.rmtree(experiment / "decode/student")
     with pytest.raises(ValueError, match=r"must hold decoded systems of the config \(teacher, .*stage 8"):
         build_results(cfg, experiment, progress=False)
@@ -125,7 +128,7 @@ def test_build_results_of_a_retrained_checkpoint_names_stage_8(tmp_path: Path, c
     ):
         build_results(cfg, experiment, progress=False)
     path.unlink()  # nothing to compare with
-    assert build_results(cfg, experiment, progress=False)["systems"][0]["name"] == "student"
+    assert build_results(cfg, experiment, progress=False).systems[0].name == "student"
 
 
 def test_build_results_decoded_without_an_identity_is_malformed(tmp_path: Path, cfg: Config):
@@ -147,11 +150,11 @@ def test_build_results_decoded_without_an_identity_is_malformed(tmp_path: Path, 
 def test_build_results_scores_what_there_is(tmp_path: Path, cfg: Config, systems, missing):
     experiment = write_fake_experiment(tmp_path, cfg, systems=systems, num_utts=10)
     results = build_results(cfg, experiment, progress=False)
-    assert [s["name"] for s in results["systems"]] == systems
-    assert results["not_decoded"] == missing
-    assert (results["compression"] is None) == (not {"teacher", "student"} <= set(systems))
-    assert bool(results["significance"]) == ({"teacher", "student"} <= set(systems))
-    assert bool(results["significance_baseline"]) == ("student_copy" in systems)
+    assert [s.name for s in results.systems] == systems
+    assert results.not_decoded == missing
+    assert (results.compression is None) == (not {"teacher", "student"} <= set(systems))
+    assert bool(results.significance) == ({"teacher", "student"} <= set(systems))
+    assert bool(results.significance_baseline) == ("student_copy" in systems)
     assert f"not decoded, so not scored: {', '.join(missing)}" in summary_text(results)
 
 
@@ -171,14 +174,18 @@ def test_build_results_missing_recogs_names_file_and_stage(tmp_path: Path, cfg: 
     "name, text, message",
     [
         ("decode/student/decode.json", '{"phase": "x"', r"decode\.json must be JSON.*decode again \(stage 8\)"),
-        ("decode/student/decode.json", '{"phase": "x"}', r"must have identity, params, bytes.*stage 8"),
-        ("decode/student/decode.json", "[]", r"decode\.json \(\[\]\) must be a dict; decode again"),
-        (".stages/3.done", "[]", r"3\.done \(\[\]\) must be a dict; remove it"),
-        (".stages/3.done", '{"stage": 3, "seconds": "1", "finished": "now"}', r"3\.done must hold stage, seconds"),
-        ("ondevice.json", "[]", r"ondevice\.json \(\[\]\) must be a dict; run stage 10 again"),
+        ("decode/student/decode.json", '{"phase": "x"}', r"must have beam, .*identity, params, bytes.*stage 8"),
+        ("decode/student/decode.json", "[]", r"decode\.json \(\[\]\) must be an object; decode again"),
+        (".stages/3.done", "[]", r"3\.done \(\[\]\) must be an object; remove it"),
+        (
+            ".stages/3.done",
+            '{"stage": 3, "seconds": "1", "finished": "now"}',
+            r"3\.done: `seconds` \('1'\) must be a valid number",
+        ),
+        ("ondevice.json", "[]", r"ondevice\.json \(\[\]\) must be an object; run stage 10 again"),
         ("decode/student/recogs-test-clean-two_pass.txt", "", r"two_pass\.txt is empty"),
         (".stages/3.done", "done", r"3\.done must be JSON"),
-        (".stages/3.done", '{"stage": 3}', r"3\.done must hold stage, seconds"),
+        (".stages/3.done", '{"stage": 3}', r"3\.done must have seconds, finished"),
     ],
 )
 def test_build_results_malformed_file_is_named(tmp_path: Path, cfg: Config, name: str, text: str, message: str):
@@ -191,12 +198,12 @@ def test_build_results_malformed_file_is_named(tmp_path: Path, cfg: Config, name
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("params", 3, r"`params` \(3\) must be a dict"),
+        ("params", 3, r"`params` \(3\) must be an object"),
         ("params", {}, r"`params` must have encoder, decoder, joiner, attention_decoder, total"),
-        ("train_seconds", "long", r"`train_seconds` \('long'\) must be a float"),
+        ("train_seconds", "long", r"`train_seconds` \('long'\) must be a valid number"),
         ("weight_scan", [{"weight": 1}], r"`weight_scan\[0\]` must have length_reward, wer"),
-        ("rtf", {"test-clean": 1}, r"`rtf.test-clean` \(1\) must be a dict"),
-        ("searches", [], r"`searches` \(\[\]\) must be a dict"),
+        ("rtf", {"test-clean": 1}, r"`rtf.test-clean` \(1\) must be an object"),
+        ("searches", [], r"`searches` \(\[\]\) must be an object"),
     ],
 )
 def test_build_results_edited_decode_json_is_named(tmp_path: Path, cfg: Config, key: str, value, message: str):
@@ -239,7 +246,8 @@ def test_results_round_trip(tmp_path: Path, scored):
     ],
 )
 def test_verdict_is_computed(delta: float, p: float, end: str):
-    sentence = verdict("teacher", "two_pass", {"delta_wer": delta, "ci95": [delta - 0.5, delta + 0.5], "p": p})
+    difference = Difference(delta_wer=delta, ci95=(delta - 0.5, delta + 0.5), p=p)
+    sentence = verdict("teacher", Pass.TWO_PASS, difference)
     assert sentence.startswith(f"student vs teacher, two-pass: {delta:+.2f} (95% CI ") and sentence.endswith(end)
 
 
@@ -294,9 +302,7 @@ def test_score_command_that_cannot_write_says_so_in_one_line(tmp_path: Path, cfg
 
 
 def test_scoring_and_reporting_do_not_import_torch():
-    code = (
-        "import sys, twopass_kd.bin.score, twopass_kd.bin.report, twopass_kd.report.html; print('torch' in sys.modules)"
-    )
+    code = "import sys, twopass_kd.bin.score, twopass_kd.bin.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=RECIPE)
     assert done.stdout.strip() == "False", done.stderr
 
@@ -304,14 +310,14 @@ def test_scoring_and_reporting_do_not_import_torch():
 def test_further_searches_are_in_results_and_summary(cfg: Config, tmp_path: Path):
     experiment = write_fake_experiment(tmp_path, cfg, systems=("teacher", "student"), searched=("student",))
     results = build_results(cfg, experiment, progress=False)
-    teacher, student = results["systems"]
-    assert teacher["searches"] == {} and list(student["searches"]) == ["fast_beam_search", "fast_beam_search_LG"]
+    teacher, student = results.systems
+    assert teacher.searches == {} and list(student.searches) == ["fast_beam_search", "fast_beam_search_LG"]
     lines = [line.split() for line in summary_text(results).splitlines()]
     assert ["student", "fast_beam_search", "8.25", "7.50", "8.25", "7.50", "0.0123"] in lines
     assert ["student", "fast_beam_search_LG", "(scale", "0.05)", "8.25", "7.50", "8.25", "7.50", "0.0123"] in lines
-    own = student["wer"]["test-clean"]
+    own = student.wer["test-clean"]
     beam = next(line for line in lines if line[:2] == ["student", "modified_beam_search"])
-    assert beam[2:4] == [f"{own[key]['wer']:.2f}" for key in ("first_pass", "two_pass")]
+    assert beam[2:4] == [f"{own[key].wer:.2f}" for key in ("first_pass", "two_pass")]
 
 
 def test_searches_that_were_left_out_are_told_once(cfg: Config, tmp_path: Path):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from fake_experiment import transcripts
+from twopass_kd.files.ondevice_json import Difference
 from twopass_kd.scoring.wer import (
     align_words,
-    bootstrap_wer,
     corpus_wer,
     error_counts,
     paired_bootstrap,
     read_recogs,
+    score_wer,
     write_decoding_results,
 )
 
@@ -169,16 +170,16 @@ def test_read_recogs_malformed_names_file_and_line(tmp_path: Path, text: str, li
 
 def test_bootstrap_wer_is_deterministic_and_covers_the_estimate():
     rows = transcripts(200, 0.15, seed=3)
-    first = bootstrap_wer(rows, 2000, seed=1)
-    assert first == bootstrap_wer(rows, 2000, seed=1)
-    assert first["ci95"] != bootstrap_wer(rows, 2000, seed=2)["ci95"]
-    assert first["wer"] == corpus_wer(rows).wer
-    assert first["ci95"][0] < first["wer"] < first["ci95"][1]
+    first = score_wer(rows, 2000, seed=1)
+    assert first == score_wer(rows, 2000, seed=1)
+    assert first.ci95 != score_wer(rows, 2000, seed=2).ci95
+    assert first.wer == corpus_wer(rows).wer
+    assert first.ci95[0] < first.wer < first.ci95[1]
 
 
 def test_bootstrap_wer_agrees_with_kaldialign():
     rows = transcripts(400, 0.15, seed=4)
-    ours = bootstrap_wer(rows, 10000, seed=0)["ci95"]
+    ours = score_wer(rows, 10000, seed=0).ci95
     theirs = kaldialign.bootstrap_wer_ci([r for _, r, _ in rows], [h for *_, h in rows], replications=10000, seed=0)
     assert ours == pytest.approx([100 * theirs["ci95min"], 100 * theirs["ci95max"]], abs=0.15)
 
@@ -190,33 +191,33 @@ def test_bootstrap_wer_interval_covers_the_true_rate_about_as_often_as_it_says()
     for trial in range(200):
         wrong = rng.random((150, 5)) < rate
         rows = [(str(i), ["A"] * 5, ["B" if w else "A" for w in row]) for i, row in enumerate(wrong)]
-        low, high = bootstrap_wer(rows, 400, seed=trial)["ci95"]
+        low, high = score_wer(rows, 400, seed=trial).ci95
         held += low <= 100 * rate <= high
     assert 0.89 <= held / 200 <= 0.99
 
 
 def test_bootstrap_wer_survives_resamples_of_empty_references_only():
-    result = bootstrap_wer([("a", ["A"], ["A"]), ("b", [], [])], 200, seed=0)
-    assert result == {"wer": 0.0, "ci95": [0.0, 0.0]}
+    result = score_wer([("a", ["A"], ["A"]), ("b", [], [])], 200, seed=0)
+    assert (result.wer, result.ci95) == (0.0, (0.0, 0.0))
 
 
 def test_bootstrap_wer_needs_samples():
     with pytest.raises(ValueError, match=r"`num_samples` \(0\) must be positive"):
-        bootstrap_wer(SMALL, 0, seed=0)
+        score_wer(SMALL, 0, seed=0)
 
 
 def test_paired_bootstrap_of_a_system_with_itself():
     rows = transcripts(50, 0.2, seed=5)
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert paired_bootstrap(rows, shuffled, 500, seed=0) == {"delta_wer": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
+    assert paired_bootstrap(rows, shuffled, 500, seed=0) == Difference(delta_wer=0.0, ci95=(0.0, 0.0), p=1.0)
 
 
 def test_paired_bootstrap_sign_and_significance():
     good, bad = transcripts(200, 0.05, seed=6), transcripts(200, 0.2, seed=7)
     worse, better = paired_bootstrap(good, bad, 2000, seed=0), paired_bootstrap(bad, good, 2000, seed=0)
-    assert worse["delta_wer"] == pytest.approx(corpus_wer(bad).wer - corpus_wer(good).wer)
-    assert worse["ci95"][0] > 0 and worse["p"] < 0.01
-    assert better["delta_wer"] == pytest.approx(-worse["delta_wer"]) and better["ci95"][1] < 0
+    assert worse.delta_wer == pytest.approx(corpus_wer(bad).wer - corpus_wer(good).wer)
+    assert worse.ci95[0] > 0 and worse.p < 0.01
+    assert better.delta_wer == pytest.approx(-worse.delta_wer) and better.ci95[1] < 0
 
 
 def test_paired_bootstrap_p_of_a_case_that_can_be_counted():
@@ -225,8 +226,8 @@ def test_paired_bootstrap_p_of_a_case_that_can_be_counted():
     a = [("1", ["A"] * 9, ["A"] * 9), ("2", ["A"] * 9, ["A"] * 8 + ["B"])]
     b = [("1", ["A"] * 9, ["A"] * 6 + ["B"] * 3), ("2", ["A"] * 9, ["A"] * 9)]
     result = paired_bootstrap(a, b, 20000, seed=0)
-    assert result["p"] == pytest.approx(0.5, abs=0.02)
-    assert result["ci95"] == pytest.approx([-100 * 2 / 18, 100 * 6 / 18])
+    assert result.p == pytest.approx(0.5, abs=0.02)
+    assert result.ci95 == pytest.approx([-100 * 2 / 18, 100 * 6 / 18])
 
 
 def test_paired_bootstrap_rarely_calls_equal_systems_different():
@@ -234,7 +235,7 @@ def test_paired_bootstrap_rarely_calls_equal_systems_different():
     called = 0
     for trial in range(200):
         a, b = (transcripts(60, 0.2, seed=1000 + 2 * trial + k, set_seed=trial) for k in (0, 1))
-        called += paired_bootstrap(a, b, 400, seed=trial)["p"] < 0.05
+        called += paired_bootstrap(a, b, 400, seed=trial).p < 0.05
     assert called / 200 <= 0.11
 
 
@@ -242,8 +243,8 @@ def test_paired_bootstrap_is_narrower_than_unpaired_where_errors_are_shared():
     """The same hard utterances for both systems: their difference is far more certain than either WER."""
     a = [(str(i), ["A"] * 10, ["B"] * 10 if i % 4 == 0 else ["A"] * 10) for i in range(100)]
     b = [(i, ref, hyp[:-1] + ["C"] if int(i) % 10 == 1 else hyp) for i, ref, hyp in a]
-    low, high = paired_bootstrap(a, b, 2000, seed=0)["ci95"]
-    single = bootstrap_wer(a, 2000, seed=0)["ci95"]
+    low, high = paired_bootstrap(a, b, 2000, seed=0).ci95
+    single = score_wer(a, 2000, seed=0).ci95
     assert high - low < 0.2 * (single[1] - single[0])
 
 

@@ -22,7 +22,7 @@ from command import make_parser, run
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_dataset import load_features
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
-from twopass_kd.data.cut_lines import features_path, is_in_files, parse_line, place_files, read_lines
+from twopass_kd.data.cut_lines import features_path, is_in_files, manifest_lines, parse_line, place_files
 from twopass_kd.data.tokenizer import Tokenizer, open_tokenizer
 from twopass_kd.files.layout import cuts_path, lang_path, musan_cuts_path
 
@@ -59,7 +59,7 @@ def read_sample(path: Path, every: bool) -> Sample:
       ValueError: it is not a gzipped manifest, or is cut short.
     """
     sample, wanted, unique = Sample([], []), 4, UniqueIds()
-    for number, line in enumerate(read_lines(path)):
+    for number, line in enumerate(manifest_lines(path)):
         sample.size += 1
         sample.perturbed += re.search(rb'^\{"id": "[^"]*_sp\d', line) is not None
         opened = number < 4 or number == wanted

@@ -34,7 +34,7 @@ from command import add_num_jobs, make_parser, run
 from feature_sets import FeatureSet, feature_sets
 from twopass_kd.config.schema import Config, ConfigError, FeaturesConfig
 from twopass_kd.data.asr_dataset import load_features
-from twopass_kd.data.cut_lines import read_lines
+from twopass_kd.data.cut_lines import manifest_lines
 from twopass_kd.files.write import write_text_atomically
 from twopass_kd.ondevice.features import HIGH_FREQ
 
@@ -203,7 +203,7 @@ def _publish(wanted: FeatureSet) -> None:
     manifest, audio = wanted.folder / "cuts.jsonl.gz", wanted.audio_paths()
     partial = manifest.with_name(f".partial-{manifest.name}")
     with gzip.open(partial, "wt", encoding="utf-8", compresslevel=6) as f:
-        for line in read_lines(manifest):
+        for line in manifest_lines(manifest):
             cut = json.loads(line)
             cut["features"]["storage_path"] = str(wanted.folder / Path(cut["features"]["storage_path"]).name)
             for source in cut["recording"]["sources"]:

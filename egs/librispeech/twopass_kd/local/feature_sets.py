@@ -16,7 +16,8 @@ from lhotse.features import FeatureExtractor
 from prepare_manifests import corpus_parts
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.cut_checks import UniqueIds, has_half_characters, is_name
-from twopass_kd.data.cut_lines import read_lines, without_folders
+from twopass_kd.data.cut_lines import manifest_lines, without_folders
+from twopass_kd.data.manifest_fields import RecordingFields, SupervisionFields, find_problem
 from twopass_kd.data.noise import MAX_SECONDS, MIN_SECONDS
 from twopass_kd.files.layout import (
     MUSAN_PARTS,
@@ -28,20 +29,9 @@ from twopass_kd.files.layout import (
     musan_features_dir,
     musan_manifest_path,
 )
-from twopass_kd.files.read import find_problem
 
 _TOLERANCE = 0.01  # seconds that a supervision may be longer than its recording, which may be rounded
-# What is read of the lines of manifests, as `find_problem` has it; Lhotse takes values of any type.
-_FIELDS = {
-    SupervisionSet: {"id": str, "recording_id": str, "start": float, "duration": float, "channel?": int},
-    RecordingSet: {
-        "id": str,
-        "sources": [{"type": str, "channels": [int], "source": str}],
-        "sampling_rate": int,
-        "num_samples": int,
-        "duration": float,
-    },
-}
+_FIELDS = {SupervisionSet: SupervisionFields, RecordingSet: RecordingFields}
 
 Manifest = TypeVar("Manifest", RecordingSet, SupervisionSet)
 
@@ -132,7 +122,7 @@ def _read_manifest(path: Path, kind: type[Manifest]) -> Manifest:
       ConfigError: it is not, or cut short, or a field is of another type.
     """
     try:
-        for number, line in enumerate(read_lines(path), start=1):
+        for number, line in enumerate(manifest_lines(path), start=1):
             problem = find_problem(json.loads(line), _FIELDS[kind])
             if problem is not None:
                 raise ValueError(f"line {number}: {problem}")
@@ -178,7 +168,7 @@ class FeatureSet:
         for path in self.manifests:
             if not path.is_file():
                 raise ConfigError(f"`--data-dir` ({path.parents[1]}) must hold {path.name}; run stage 1")
-            for line in read_lines(path):
+            for line in manifest_lines(path):
                 digest.update(without_folders(line) if known else line)
                 places.update(line)
         return {"digest": digest.hexdigest(), "places": places.hexdigest()}
@@ -191,7 +181,7 @@ class FeatureSet:
         """Name of each audio file -> its path; empty where the cuts have the paths that are in the manifests."""
         if not self._knows_audio():  # files of a user may have one name, in several folders
             return {}
-        recordings = (json.loads(line) for path in self.manifests for line in read_lines(path))
+        recordings = (json.loads(line) for path in self.manifests for line in manifest_lines(path))
         sources = (source["source"] for recording in recordings for source in recording.get("sources", []))
         return {Path(path).name: path for path in sources}
 

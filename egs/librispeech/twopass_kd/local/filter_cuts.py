@@ -18,7 +18,7 @@ from command import make_parser, run
 from left_out import LeftOut, read_left_out, write_left_out
 from prepare_manifests import save_manifest
 from twopass_kd.config.schema import Config, ConfigError
-from twopass_kd.data.cut_lines import read_lines
+from twopass_kd.data.cut_lines import manifest_lines
 from twopass_kd.data.tokenizer import Tokenizer, open_tokenizer, too_many_tokens
 from twopass_kd.files.layout import cuts_path, features_dir
 
@@ -52,7 +52,7 @@ def filter_part(data_dir: Path, part: str, tokenizer: Tokenizer, subsampling_fac
     def fits(cut: Cut) -> bool:
         return cut.id not in leave_out
 
-    if rows != before or total - len(dropped) != sum(1 for _ in read_lines(public)):
+    if rows != before or total - len(dropped) != sum(1 for _ in manifest_lines(public)):
         write_left_out(data_dir, rows)
         save_manifest(cuts.filter(fits), public)
     return len(dropped), total

@@ -23,7 +23,7 @@ from espeak import Espeak
 from grammar import draw_texts
 from synthetic_audio import CLEAN_STYLE, NOISY_STYLE, SAMPLING_RATE, TRAIN_STYLE, Style, make_utterance, utterance_rng
 from twopass_kd.config.schema import Config, ConfigError, SynthesisConfig
-from twopass_kd.files.read import read_json
+from twopass_kd.files.json_model import read_json
 from voices import draw_voices, voice_sex
 
 FORMAT = 2  # goes up when the same parameters would give other audio
@@ -134,7 +134,7 @@ def _already_made(out: Path, parameters: dict) -> bool:
     if not out.exists() or not any(out.iterdir()):
         return False
     record = out / "corpus.json"
-    made_with = read_json(record, {}, "remove the folder or name another") if record.is_file() else None
+    made_with = read_json(record, dict, "remove the folder or name another") if record.is_file() else None
     if made_with == parameters:
         return True
     if made_with is None:

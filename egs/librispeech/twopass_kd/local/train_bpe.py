@@ -20,7 +20,7 @@ import sentencepiece
 from command import make_parser, run
 from prepare_manifests import corpus_parts
 from twopass_kd.config.schema import Config, ConfigError
-from twopass_kd.data.cut_lines import read_lines
+from twopass_kd.data.cut_lines import manifest_lines
 from twopass_kd.data.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer, open_tokenizer
 from twopass_kd.files.layout import lang_path, manifest_path
 from twopass_kd.files.write import write_text_atomically
@@ -86,7 +86,7 @@ def part_texts(data_dir: Path, part: str) -> Iterator[tuple[str, str]]:
     path = manifest_path(data_dir, "supervisions", part)
     if not path.is_file():
         raise ConfigError(f"`--data-dir` ({data_dir}) must hold {path.name}; run stage 1, which makes it")
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(manifest_lines(path), start=1):
         try:
             supervision = json.loads(line)
             name, text = supervision["id"], supervision.get("text")

@@ -23,7 +23,7 @@ from typing import Any
 
 from twopass_kd.config.load import load_config, phases_of_stage
 from twopass_kd.config.schema import Config, ConfigError, SlurmJobConfig
-from twopass_kd.files.read import read_json
+from twopass_kd.files.json_model import JsonModel, read_json
 from twopass_kd.files.write import write_text_atomically
 
 GPU_STAGES = range(3, 9)
@@ -103,6 +103,19 @@ def features_script(args: argparse.Namespace, cfg: Config) -> str:
     )
 
 
+class SubmittedJob(JsonModel):
+    """A row of slurm.json: a job that was submitted."""
+
+    name: str
+    """As `squeue` shows it."""
+    stage: int
+    """The stage that it runs."""
+    job_id: str
+    """Slurm's number."""
+    log: str
+    """Where its output is; of an array with %a."""
+
+
 def chain_path(experiment: Path) -> Path:
     """Where the jobs that were submitted last are listed."""
     return experiment / ".stages" / "slurm.json"
@@ -113,8 +126,8 @@ def read_chain(experiment: Path) -> list[dict[str, Any]]:
     path = chain_path(experiment)
     if not path.is_file():
         return []
-    fields = {"name": str, "stage": int, "job_id": str, "log": str}
-    return read_json(path, [fields], "remove it; `squeue` shows the jobs", SlurmError)
+    jobs = read_json(path, list[SubmittedJob], "remove it; `squeue` shows the jobs", SlurmError)
+    return [job.model_dump() for job in jobs]
 
 
 def queued(job_ids: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -448,7 +448,8 @@ show_results() {
   python3 - "$experiment" <<'EOF'
 import sys
 from pathlib import Path
-from twopass_kd.scoring.results import load_results, summary_text
+from twopass_kd.scoring.results import load_results
+from twopass_kd.scoring.summary import summary_text
 
 try:
     print(summary_text(load_results(Path(sys.argv[1]))))

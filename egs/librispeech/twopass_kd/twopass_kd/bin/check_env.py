@@ -25,6 +25,7 @@ MODULES = {
     "lilcom": "lilcom",
     "scipy": "scipy",
     "matplotlib": "matplotlib",
+    "jinja2": "jinja2",
     "tqdm": "tqdm",
     "torch.utils.tensorboard": "tensorboard six",
     "kaldilm": "kaldilm",

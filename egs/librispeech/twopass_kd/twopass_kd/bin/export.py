@@ -29,10 +29,11 @@ from twopass_kd.export.scan import DevDecoder, choose_layers, log_choice
 from twopass_kd.export.streaming import MAX_SECONDS, check_streaming, load_utterances
 from twopass_kd.export.torchscript import export_torchscript
 from twopass_kd.export.weights import export_weights
-from twopass_kd.files.read import read_json
+from twopass_kd.files.decode_json import CheckpointDecoding
+from twopass_kd.files.export_json import ExportJson, ExportSettings
+from twopass_kd.files.json_model import read_json, write_json
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.ondevice.runtime import OnnxRuntime
-from twopass_kd.scoring.schemas import DECODING
 from twopass_kd.teachers.systems import load_system
 
 
@@ -47,12 +48,12 @@ def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path, reuse: bool 
       ExportError: if a file does not do what the model does; the folder is as it was before.
     """
     _, model, content, tokenizer = load_system(cfg, system, data_dir, exp_dir)
-    settings = _read_decode_json(Path(exp_dir) / cfg.name / "decode" / system / "decode.json", content["identity"])
-    settings["chunk_size"] = cfg.export.chunk_size
+    decoded = _read_decode_json(Path(exp_dir) / cfg.name / "decode" / system / "decode.json", content["identity"])
+    settings = ExportSettings(**decoded.decoding().model_dump(), chunk_size=cfg.export.chunk_size)
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
     cuts = {part: data.cuts([part]) for part in dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts])}
     key = short_hash(
-        [content["weights_digest"], tokenizer.digest(), settings, cfg.seed]
+        [content["weights_digest"], tokenizer.digest(), settings.model_dump(), cfg.seed]
         + [(part, [cut.id for cut in cut_set]) for part, cut_set in cuts.items()]
     )
 
@@ -67,7 +68,7 @@ def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path, reuse: bool 
         summary = {"system": system, "phase": content["phase"], "identity": content["identity"], "key": key}
         summary.update(weights_digest=content["weights_digest"], settings=settings)
         summary.update(_fill(partial, cfg, model, content, settings, tokenizer, cuts))
-        (partial / "export.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_json(partial / "export.json", ExportJson(**summary))
         _replace(final, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -100,16 +101,17 @@ def _replace(final: Path, partial: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_decode_json(path: Path, identity: str) -> dict[str, Any]:
+def _read_decode_json(path: Path, identity: str) -> CheckpointDecoding:
     """What stage 8 chose for the checkpoint of that identity."""
     remedy = "stage 8 makes it: ./run.sh --stage 8 --stop-stage 8"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {remedy}")
-    decoded = read_json(path, {"identity": str, **DECODING}, remedy)
-    found = decoded["identity"]
-    if found != identity:
-        raise ValueError(f"{path} (identity {found}) must be of the trained model (identity {identity}); {remedy}")
-    return {name: decoded[name] for name in DECODING}
+    decoded = read_json(path, CheckpointDecoding, remedy)
+    if decoded.identity != identity:
+        raise ValueError(
+            f"{path} (identity {decoded.identity}) must be of the trained model (identity {identity}); {remedy}"
+        )
+    return decoded
 
 
 def _fill(
@@ -117,22 +119,22 @@ def _fill(
     cfg: Config,
     model: TwoPassModel,
     content: dict[str, Any],
-    settings: dict[str, Any],
+    settings: ExportSettings,
     tokenizer: Tokenizer,
     cuts: dict[str, CutSet],
 ) -> dict[str, Any]:
     """Write and check all files of an export; returns what export.json says of them."""
     tokens = "".join(f"{piece} {i}\n" for i, piece in enumerate(tokenizer.pieces)).encode()
     (folder / "tokens.txt").write_bytes(tokens)
-    second_pass = settings["rescore_weight"] is not None
+    second_pass = settings.rescore_weight is not None
     common = {
-        "export_id": short_hash([content["weights_digest"], settings]),
+        "export_id": short_hash([content["weights_digest"], settings.model_dump()]),
         "precision": "float32",
         "tokens_sha256": hashlib.sha256(tokens).hexdigest(),
     }
-    search = {key: str(settings[key]) for key in ("beam", "nbest")}
-    encoder = chunk_metadata(model, settings["chunk_size"], cfg.features.sampling_rate)
-    rescoring = {key: str(settings[key]) for key in ("rescore_weight", "length_reward")}
+    search = {key: str(getattr(settings, key)) for key in ("beam", "nbest")}
+    encoder = chunk_metadata(model, settings.chunk_size, cfg.features.sampling_rate)
+    rescoring = {key: str(getattr(settings, key)) for key in ("rescore_weight", "length_reward")}
     metadata = {
         "encoder": {**encoder, **search, "second_pass": str(int(second_pass)), **common},
         "decoder": common,
@@ -154,18 +156,18 @@ def _fill(
     dev = [u for part in cfg.corpus.dev_parts for u in load_utterances(cuts[part], runtime.info)]
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as work:
         decoder = DevDecoder(folder, Path(work), dev)
-        choice = choose_layers(decoder.layers, decoder, cfg.seed)
+        choice = choose_layers(decoder.layers, decoder, cfg.seed, cfg.corpus.dev_parts)
     log_choice(choice)
     for path in sorted(folder.glob("*.onnx")):
         int8_path = path.with_suffix(".int8.onnx")
-        quantize(path, int8_path, set(choice["left_out"]))
+        quantize(path, int8_path, set(choice.left_out))
         check_finite(model, int8_path)
     OnnxRuntime(folder, int8=True)  # reads all metadata back
     return {
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         "checks": checks,
         "streaming": streaming,
-        "int8": {"dev_parts": cfg.corpus.dev_parts, **choice},
+        "int8": choice,
     }
 
 

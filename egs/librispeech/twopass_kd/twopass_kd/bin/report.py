@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from twopass_kd.config.load import load_config
-from twopass_kd.report.content import collect, write_reports
+from twopass_kd.report.collect import collect
+from twopass_kd.report.render import write_reports
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from twopass_kd.config.load import load_config
-from twopass_kd.scoring.results import build_results, ignored_systems, summary_text, write_results
+from twopass_kd.scoring.results import build_results, ignored_systems, write_results
+from twopass_kd.scoring.summary import summary_text
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_dataset import AsrDataset, cut_text, load_features
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
-from twopass_kd.data.cut_lines import CutLines, read_cuts, read_lines, without_folders
+from twopass_kd.data.cut_lines import CutLines, manifest_lines, read_cuts, without_folders
 from twopass_kd.data.noise import NoiseMixer, find_musan
 from twopass_kd.data.tokenizer import Tokenizer, too_many_tokens
 from twopass_kd.files.layout import cuts_path
@@ -134,7 +134,7 @@ class AsrDataModule:
         """Number of cuts of a part."""
         if self.measured is not None and part in self.measured.sizes:
             return self.measured.sizes[part]
-        return sum(1 for _ in read_lines(*self._paths([part])))
+        return sum(1 for _ in manifest_lines(*self._paths([part])))
 
     def why_unusable(self, cut: Cut) -> tuple[str | None, int]:
         """Why a cut cannot be trained on, None where it can; and how many tokens it has then."""

@@ -20,38 +20,12 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from lhotse.serialization import deserialize_item
 
-from twopass_kd.files.read import compile_test, find_problem
+from twopass_kd.data.manifest_fields import MonoCutFields, find_problem
 
 # How Lhotse begins the line of a cut; another line is parsed as a whole.
 _BEGINNING = re.compile(rb'\{"id": "([^"\\]+)", "start": [-+.\de]+, "duration": ([-+.\de]+), ')
 # Where features and audio lie: the folders may be others on another disk.
 _FOLDERS = re.compile(rb'("(?:storage_path|source)": ")[^"]*/')
-# What is read of a MonoCut, as `find_problem` has it; Lhotse takes a value of any type.
-_MONO_CUT = {
-    "id": str,
-    "start": float,
-    "duration": float,
-    "channel": int,
-    "supervisions": [{"start": float, "duration": float}],
-    "features?": (None, {
-        "type": str,
-        "num_frames": int,
-        "num_features": int,
-        "frame_shift?": float,
-        "sampling_rate": int,
-        "start": float,
-        "duration": float,
-        "storage_type": str,
-        "storage_path": str,
-    }),
-    "recording?": (None, {
-        "sources": [{"type": str, "channels": [int], "source": str}],
-        "sampling_rate": int,
-        "num_samples": int,
-        "duration": float,
-    }),
-}  # fmt: skip
-_is_mono_cut = compile_test(_MONO_CUT)
 
 
 @cache
@@ -76,7 +50,7 @@ def features_path(data_dir: Path, stored: str) -> Path:
     return here if fbank and here.exists() else paths_root(data_dir) / stored
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
+def manifest_lines(path: Path) -> Iterator[bytes]:
     """The lines of a gzipped manifest.
 
     Raises:
@@ -98,13 +72,12 @@ def parse_line(line: bytes) -> Cut:
     try:
         content = json.loads(line)
         is_mono = isinstance(content, dict) and content.get("type") in ("MonoCut", "Cut")
-        problem = find_problem(content, _MONO_CUT) if is_mono and not _is_mono_cut(content) else None
+        problem = find_problem(content, MonoCutFields) if is_mono else None
         cut = deserialize_item(content) if problem is None else None
     except Exception as e:  # each kind of manifest has errors of its own
         raise ValueError(f"{line[:80]!r} must be a cut ({type(e).__name__}: {e}); make the manifest anew") from e
     if problem is not None:
-        whole = problem.replace("`content`", "it")
-        raise ValueError(f"{line[:80]!r} must be a cut, but {whole}; make the manifest anew")
+        raise ValueError(f"{line[:80]!r} must be a cut, but {problem}; make the manifest anew")
     if not isinstance(cut, Cut):
         raise ValueError(f"{line[:80]!r} must be a cut, not a {type(cut).__name__}; make the manifest anew")
     return cut
@@ -116,7 +89,7 @@ def read_cuts(path: Path) -> Iterator[tuple[bytes, Cut]]:
     Raises:
       ValueError: naming the file, and the line that is no cut.
     """
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(manifest_lines(path), start=1):
         try:
             yield line, parse_line(line)
         except ValueError as e:
@@ -145,7 +118,7 @@ class CutLines:
         self.path = path
 
     def __iter__(self) -> Iterator[LineCut]:
-        for line in read_lines(self.path):
+        for line in manifest_lines(self.path):
             found = _BEGINNING.match(line)
             if found:
                 cut_id, duration = found[1].decode(), float(found[2])

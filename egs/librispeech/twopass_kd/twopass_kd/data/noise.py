@@ -6,7 +6,7 @@ from pathlib import Path
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from twopass_kd.data.cut_lines import read_lines, whole_cut
+from twopass_kd.data.cut_lines import manifest_lines, whole_cut
 from twopass_kd.files.layout import musan_cuts_path
 
 MIX_PROBABILITY = 0.5
@@ -42,7 +42,7 @@ class NoiseMixer:
     """
 
     def __init__(self, data_dir: Path, seed: int, epoch: int) -> None:
-        self.lines = list(read_lines(find_musan(data_dir)))  # 20 MB for 100 hours; as cuts ten times as much
+        self.lines = list(manifest_lines(find_musan(data_dir)))  # 20 MB for 100 hours; as cuts ten times as much
         self.data_dir = data_dir
         self.seed, self.epoch = seed, epoch
 

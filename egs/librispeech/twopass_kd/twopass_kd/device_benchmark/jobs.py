@@ -18,10 +18,11 @@ import twopass_kd
 from twopass_kd.config.environment import describe_environment
 from twopass_kd.config.load import exported_systems, reported_systems
 from twopass_kd.config.schema import Config, ConfigError
-from twopass_kd.device_benchmark.runtimes import RUNTIMES
-from twopass_kd.files.read import read_json
+from twopass_kd.files.decode_json import CheckpointDecoding, Decoding
+from twopass_kd.files.export_json import ExportJson, ExportSettings
+from twopass_kd.files.json_model import read_json
+from twopass_kd.files.ondevice_json import RuntimeName
 from twopass_kd.files.write import write_text_atomically
-from twopass_kd.scoring.schemas import DECODING, EXPORT
 
 _running: set[subprocess.Popen] = set()
 _PACKAGE = Path(twopass_kd.__file__).parent
@@ -39,15 +40,15 @@ class Job:
       identity: of the checkpoint that was exported.
       model: what the measuring process opens.
       files: what the runtime needs on disk (bytes count).
-      settings: of the export: chunk_size, beam, nbest, rescore_weight, length_reward.
+      settings: of the export.
     """
 
     system: str
-    runtime: str
+    runtime: RuntimeName
     identity: str
     model: Path
     files: Sequence[Path]
-    settings: dict[str, Any]
+    settings: ExportSettings
 
     @property
     def name(self) -> str:
@@ -56,13 +57,13 @@ class Job:
     def arguments(self, utterances: Path) -> list[str]:
         """Of the measuring processes."""
         args = [str(self.model), "--runtime", self.runtime, "--utterances", str(utterances)]
-        return [*args, "--chunk-size", str(self.settings["chunk_size"])] if self.runtime == "pytorch" else args
+        return [*args, "--chunk-size", str(self.settings.chunk_size)] if self.runtime == "pytorch" else args
 
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files)
 
 
-def read_exports(cfg: Config, exp_dir: Path) -> dict[str, dict[str, Any]]:
+def read_exports(cfg: Config, exp_dir: Path) -> dict[str, ExportJson]:
     """The export.json of each system of the config.
 
     Raises:
@@ -77,33 +78,32 @@ def read_exports(cfg: Config, exp_dir: Path) -> dict[str, dict[str, Any]]:
         remedy = f"export it again: python -m twopass_kd.bin.export --system {system} (stage 10)"
         if not path.is_file():
             raise ConfigError(f"{path} must exist; {remedy}")
-        exports[system] = read_json(path, EXPORT, remedy, ConfigError)
+        exports[system] = read_json(path, ExportJson, remedy, ConfigError)
         # Without the file (a checkpoint brought from elsewhere) there is nothing to compare with.
         marker = trained / "identity"
-        if marker.is_file() and marker.read_text("utf-8", "replace").strip() != exports[system]["identity"]:
+        if marker.is_file() and marker.read_text("utf-8", "replace").strip() != exports[system].identity:
             raise ConfigError(f"{path.parent} must be of the checkpoint in {trained}, which was trained anew; {remedy}")
-        decoded = read_json(
-            experiment / "decode" / system / "decode.json", DECODING, "decode again (stage 8)", ConfigError
-        )
-        old = [key for key in DECODING if exports[system]["settings"][key] != decoded[key]]
+        decoded_path = experiment / "decode" / system / "decode.json"
+        decoded = read_json(decoded_path, CheckpointDecoding, "decode again (stage 8)", ConfigError)
+        old = [key for key in Decoding.model_fields if getattr(exports[system].settings, key) != getattr(decoded, key)]
         if old:
             raise ConfigError(f"{path.parent} must have the {old[0]} that stage 8 decoded with now; {remedy}")
     return exports
 
 
-def find_jobs(cfg: Config, exp_dir: Path, exports: dict[str, dict[str, Any]]) -> list[Job]:
+def find_jobs(cfg: Config, exp_dir: Path, exports: dict[str, ExportJson]) -> list[Job]:
     """All exported systems (`read_exports`) on all runtimes."""
     experiment, jobs = Path(exp_dir) / cfg.name, []
     for system, exported in exports.items():
         folder = experiment / "export" / system
-        for runtime in RUNTIMES:
-            model = experiment / exported["phase"] / "final.pt" if runtime == "pytorch" else folder
+        for runtime in RuntimeName:
+            model = experiment / exported.phase / "final.pt" if runtime == "pytorch" else folder
             files = _files(model, runtime)
-            jobs.append(Job(system, runtime, exported["identity"], model, files, exported["settings"]))
+            jobs.append(Job(system, runtime, exported.identity, model, files, exported.settings))
     return jobs
 
 
-def _files(model: Path, runtime: str) -> list[Path]:
+def _files(model: Path, runtime: RuntimeName) -> list[Path]:
     if runtime == "pytorch":
         return [model]
     suffix = ".int8.onnx" if runtime.endswith("int8") else ".onnx"
@@ -224,4 +224,4 @@ def decode_all(
 def _depends_on(job: Job, utterances: Path) -> dict[str, Any]:
     machine = {key: value for key, value in describe_environment().items() if key != "git_commit"}
     content = {"files": digest_of(job.files), "utterances": digest_of([utterances])}
-    return {"identity": job.identity, "settings": job.settings, "machine": machine, **content}
+    return {"identity": job.identity, "settings": job.settings.model_dump(), "machine": machine, **content}

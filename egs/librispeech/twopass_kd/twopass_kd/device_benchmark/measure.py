@@ -46,7 +46,7 @@ def time_utterances(recognizer: Any, audios: Iterable[np.ndarray]) -> Timing:
     for frames that reach over its end.
 
     Args:
-      recognizer: an `OwnRecognizer` or a `SherpaRecognizer`.
+      recognizer: an `RecipeRecognizer` or a `SherpaRecognizer`.
       audios: samples of each utterance, (num_samples,) float32 in [-1, 1].
     """
     timing, clock, info = Timing(), time.perf_counter, recognizer.info

@@ -11,7 +11,7 @@ from typing import Any
 
 from twopass_kd.device_benchmark.sherpa import SherpaRecognizer
 
-RUNTIMES = ("pytorch", "onnx", "onnx-int8", "sherpa-onnx", "sherpa-onnx-int8")
+RUNTIMES = ("pytorch", "onnx", "onnx-int8", "sherpa-onnx", "sherpa-onnx-int8")  # as `RuntimeName` has them
 METHODS = {"greedy_search": "greedy_search", "first_pass": "modified_beam_search", "two_pass": "modified_beam_search"}
 
 
@@ -34,7 +34,7 @@ def open_recognizers(model: Path, runtime: str, chunk_size: int | None = None) -
       runtime: one of `RUNTIMES`.
       chunk_size: encoder frames for each call, for `pytorch`; an export has its own.
     Returns:
-      pass (greedy_search | first_pass | two_pass) -> function that gives an `OwnRecognizer` or a `SherpaRecognizer`.
+      pass (greedy_search | first_pass | two_pass) -> function that gives an `RecipeRecognizer` or a `SherpaRecognizer`.
     Raises:
       ValueError: if `model` is missing, broken or of the other kind.
     """
@@ -45,7 +45,9 @@ def open_recognizers(model: Path, runtime: str, chunk_size: int | None = None) -
             info = SimpleNamespace(**pool.submit(_read_info, model, int8).result())
         passes = ("first_pass", "greedy_search")
         return {name: lambda name=name: SherpaRecognizer(model, info, METHODS[name], int8) for name in passes}
-    from twopass_kd.device_benchmark.own import OwnRecognizer  # late, since these bring onnxruntime or torch
+    from twopass_kd.device_benchmark.recipe_recognizer import (
+        RecipeRecognizer,  # late, since these bring onnxruntime or torch
+    )
 
     if Path(model).is_dir() == (runtime == "pytorch"):
         wanted = "a checkpoint (final.pt)" if runtime == "pytorch" else "an export folder"
@@ -59,7 +61,7 @@ def open_recognizers(model: Path, runtime: str, chunk_size: int | None = None) -
 
         loaded = OnnxRuntime(model, int8)
     passes = ("two_pass", "first_pass", "greedy_search") if loaded.info.second_pass else ("first_pass", "greedy_search")
-    return {name: lambda name=name: OwnRecognizer(loaded, METHODS[name], name == "two_pass") for name in passes}
+    return {name: lambda name=name: RecipeRecognizer(loaded, METHODS[name], name == "two_pass") for name in passes}
 
 
 def _read_info(model: Path, int8: bool) -> dict[str, Any]:

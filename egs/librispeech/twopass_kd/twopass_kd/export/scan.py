@@ -11,6 +11,7 @@ import numpy as np
 from twopass_kd.data.detokenize import detokenize
 from twopass_kd.export.quantization import quantizable_layers, quantize
 from twopass_kd.export.streaming import Utterance, encode_utterance, search_utterance
+from twopass_kd.files.export_json import Int8Wer, LayerChoice, LayerScan, LayerStep
 from twopass_kd.ondevice.runtime import PARTS, ModelInfo, OnnxRuntime
 from twopass_kd.ondevice.search import StreamingSearch
 from twopass_kd.scoring.wer import Transcript, corpus_wer, paired_bootstrap
@@ -81,7 +82,9 @@ class DevDecoder:
         return out
 
 
-def choose_layers(layers: Sequence[str], decode: Callable[[Set[str]], list[Transcript]], seed: int) -> dict[str, Any]:
+def choose_layers(
+    layers: Sequence[str], decode: Callable[[Set[str]], list[Transcript]], seed: int, dev_parts: list[str]
+) -> LayerChoice:
     """Choose the layers to leave in float32, by their word errors on dev.
 
     All layers start as int8. Only where that loses words against float32 (by more than 1% of its WER, and in so many of
@@ -92,50 +95,49 @@ def choose_layers(layers: Sequence[str], decode: Callable[[Set[str]], list[Trans
       layers: all that can be int8.
       decode: int8 layers -> transcripts of dev.
       seed: of the bootstrap.
-    Returns:
-      {"wer": {"fp32", "int8" (as chosen), "all_int8"} in percent, "layers" (how many there are), "scan" (empty where no
-      word is lost): [{"layer", "wer" (this layer alone as int8), "errors" (word errors more than float32)}],
-      "left_out": [layer, ...] in the order of leaving out, "steps": [{"left_out", "wer", "p"}], "utterances", "words"}.
+      dev_parts: the sets of dev, by name.
     """
     reference = decode(frozenset())
     base = corpus_wer(reference)
-    scan: list[dict[str, Any]] = []
-    steps: list[dict[str, Any]] = []
+    scan: list[LayerScan] = []
+    steps: list[LayerStep] = []
     left_out: list[str] = []
     while True:
         test = paired_bootstrap(reference, decode(frozenset(layers) - set(left_out)), _BOOTSTRAP_SAMPLES, seed)
-        steps.append({"left_out": left_out, "wer": base.wer + test["delta_wer"], "p": test["p"]})
-        loses = test["delta_wer"] > TOLERATED * base.wer and test["p"] < P_VALUE
+        steps.append(LayerStep(left_out=left_out, wer=base.wer + test.delta_wer, p=test.p))
+        loses = test.delta_wer > TOLERATED * base.wer and test.p < P_VALUE
         if not loses or len(left_out) == len(layers):
             break
         if not scan:
             for layer in layers:
                 wer = corpus_wer(decode(frozenset([layer]))).wer
-                scan.append({"layer": layer, "wer": wer, "errors": round((wer - base.wer) * base.ref_words / 100)})
-        order = [entry["layer"] for entry in sorted(scan, key=lambda entry: -entry["errors"])]
+                errors = round((wer - base.wer) * base.ref_words / 100)
+                scan.append(LayerScan(layer=layer, wer=wer, errors=errors))
+        order = [entry.layer for entry in sorted(scan, key=lambda entry: -entry.errors)]
         left_out = order[: len(left_out) + 1]
-    return {
-        "wer": {"fp32": base.wer, "int8": steps[-1]["wer"], "all_int8": steps[0]["wer"]},
-        "layers": len(layers),
-        "scan": scan,
-        "left_out": steps[-1]["left_out"],
-        "steps": steps,
-        "utterances": base.num_utts,
-        "words": base.ref_words,
-    }
+    return LayerChoice(
+        dev_parts=dev_parts,
+        wer=Int8Wer(fp32=base.wer, int8=steps[-1].wer, all_int8=steps[0].wer),
+        layers=len(layers),
+        scan=scan,
+        left_out=steps[-1].left_out,
+        steps=steps,
+        utterances=base.num_utts,
+        words=base.ref_words,
+    )
 
 
-def log_choice(choice: dict[str, Any]) -> None:
+def log_choice(choice: LayerChoice) -> None:
     """The scan as a table in the log."""
-    wer = choice["wer"]
-    logging.info("int8, WER of %d dev utterances: float32 %.2f%%, all layers int8 %.2f%%", choice["utterances"],
-                 wer["fp32"], wer["all_int8"])  # fmt: skip
+    wer = choice.wer
+    logging.info("int8, WER of %d dev utterances: float32 %.2f%%, all layers int8 %.2f%%", choice.utterances,
+                 wer.fp32, wer.all_int8)  # fmt: skip
     title = "only this layer int8"
-    width = max(len(name) for name in (title, *(entry["layer"] for entry in choice["scan"])))
-    if choice["scan"]:
+    width = max(len(name) for name in (title, *(entry.layer for entry in choice.scan)))
+    if choice.scan:
         logging.info("%-*s  %7s  %12s", width, title, "WER", "more errors")
-    for entry in choice["scan"]:
-        left = "  left out" if entry["layer"] in choice["left_out"] else ""
-        logging.info("%-*s  %6.2f%%  %+12d%s", width, entry["layer"], entry["wer"], entry["errors"], left)
-    logging.info("int8 as exported: %.2f%%, %d of %d layers left in float32", wer["int8"], len(choice["left_out"]),
-                 choice["layers"])  # fmt: skip
+    for entry in choice.scan:
+        left = "  left out" if entry.layer in choice.left_out else ""
+        logging.info("%-*s  %6.2f%%  %+12d%s", width, entry.layer, entry.wer, entry.errors, left)
+    logging.info("int8 as exported: %.2f%%, %d of %d layers left in float32", wer.int8, len(choice.left_out),
+                 choice.layers)  # fmt: skip

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from lhotse.cut import Cut
 from twopass_kd.data.asr_dataset import cut_text
 from twopass_kd.export import ExportError
 from twopass_kd.export.onnx_files import TOLERANCE
+from twopass_kd.files.export_json import StreamingCheck
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.ondevice.features import OnlineFeatures
 from twopass_kd.ondevice.runtime import ModelInfo, Runtime
@@ -106,12 +106,11 @@ def search_utterance(search: StreamingSearch, info: ModelInfo, encoder_out: np.n
 
 
 @torch.no_grad()
-def check_streaming(model: TwoPassModel, runtime: Runtime, utterances: Sequence[Utterance]) -> dict[str, Any]:
+def check_streaming(model: TwoPassModel, runtime: Runtime, utterances: Sequence[Utterance]) -> StreamingCheck:
     """The exported model, chunk by chunk, against the PyTorch model on whole utterances.
 
-    Returns:
-      {"utterances" (compared; those too short for an encoder frame are not), "same_greedy" (those with the same greedy
-      hypothesis), "different" (ids of the others), "encoder_difference" (largest absolute difference of an output)}.
+    Utterances that are too short for an encoder frame are not compared.
+
     Raises:
       ExportError: if an encoder output differs by more than 1e-4.
     """
@@ -137,9 +136,6 @@ def check_streaming(model: TwoPassModel, runtime: Runtime, utterances: Sequence[
             != greedy_search(model, memory, lens)[0][0].tokens
         ):
             different.append(utterance.id)
-    return {
-        "utterances": compared,
-        "same_greedy": compared - len(different),
-        "different": different,
-        "encoder_difference": worst,
-    }
+    return StreamingCheck(
+        utterances=compared, same_greedy=compared - len(different), different=different, encoder_difference=worst
+    )

@@ -1,14 +1,12 @@
-"""Files that users hand over: text whatever its line ends and compression, JSON of a known shape; else an error.
+"""Text files that users hand over, whatever their line ends and compression; else an error.
 
 Every error names the file and, where there is one, the line, and says what to do.
 """
 
 import gzip
-import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -86,82 +84,3 @@ def read_lines(path: Path, what: str, remedy: str, error: type[ValueError] = Val
         raise error(f"{what} is cut short or damaged ({e}); {remedy}") from e
     except OSError as e:
         raise error(f"{what} cannot be read ({e.strerror or e}); {remedy}") from e
-
-
-def read_json(path: Path, schema: Any, remedy: str, error: type[ValueError] = ValueError) -> Any:
-    """The content of a JSON file.
-
-    Args:
-      schema: what it must look like, see `find_problem`.
-      remedy: ends the message of an error, e.g. "run stage 8 again".
-      error: the type to raise.
-    Raises:
-      error: if the file is missing or no JSON, or a field is missing or of another type, naming it.
-    """
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as e:
-        raise error(f"{path} cannot be read ({e.strerror or e}); {remedy}") from e
-    except (ValueError, RecursionError) as e:  # not JSON, or not UTF-8
-        raise error(f"{path} must be JSON, but is not ({e}); {remedy}") from e
-    problem = find_problem(content, schema)
-    if problem is not None:
-        whole = problem.removeprefix("`content`")
-        raise error(f"{path}{whole if whole != problem else f': {problem}'}; {remedy}")
-    return content
-
-
-def find_problem(value: Any, schema: Any, where: str = "") -> str | None:
-    """The first place where `value` is not as `schema` has it, or None.
-
-    Args:
-      schema: a type, None, [items], [this, that], a dict of named fields (a value may have more; one that ends in `?`
-        may be missing), {...: value} under any names, or a tuple of alternatives. `float` takes whole numbers too.
-    """
-    if isinstance(schema, tuple):
-        found = [find_problem(value, s, where) for s in schema]
-        inside = [p for p in found if p is not None and not p.startswith(f"`{where}` (")]
-        return None if None in found else [*inside, *found][0]
-    if schema is None or isinstance(schema, type):
-        kinds = {None: (type(None),), float: (int, float)}.get(schema, (schema,))
-        fits = isinstance(value, kinds) and (schema is bool or not isinstance(value, bool))
-        return None if fits else f"`{where}` ({value!r:.60}) must be a {getattr(schema, '__name__', 'null')}"
-    kind = list if isinstance(schema, list) else dict
-    if not isinstance(value, kind):
-        return f"`{where or 'content'}` ({value!r:.60}) must be a {kind.__name__}"
-    if kind is list:
-        if len(schema) > 1 and len(value) != len(schema):
-            return f"`{where}` ({value!r:.60}) must have {len(schema)} items"
-        parts = [(f"{where}[{i}]", item, schema[min(i, len(schema) - 1)]) for i, item in enumerate(value)]
-    else:
-        if ... in schema:
-            schema = dict.fromkeys(value, schema[...])
-        else:
-            schema = {key: s for key, s in schema.items() if not key.endswith("?") or key[:-1] in value}
-            schema = {key.removesuffix("?"): s for key, s in schema.items()}
-        missing = [key for key in schema if key not in value]
-        if missing:
-            return f"`{where or 'content'}` must have {', '.join(missing)}"
-        parts = [(f"{where}.{key}".lstrip("."), value[key], s) for key, s in schema.items()]
-    problems = (find_problem(item, s, name) for name, item, s in parts)
-    return next((p for p in problems if p is not None), None)
-
-
-def compile_test(schema: Any) -> Callable[[Any], bool]:
-    """A fast test, for many values, of what `find_problem` finds nothing in; of its schemas those without [this, that]
-    and {...: value}."""
-    if isinstance(schema, tuple):
-        tests = [compile_test(s) for s in schema]
-        return lambda value: any(test(value) for test in tests)
-    if schema is None or isinstance(schema, type):
-        kinds = {None: (type(None),), float: (int, float)}.get(schema, (schema,))
-        return lambda value: type(value) in kinds
-    if isinstance(schema, list):
-        (test,) = map(compile_test, schema)
-        return lambda value: type(value) is list and all(map(test, value))
-    fields = [(key.removesuffix("?"), key.endswith("?"), compile_test(s)) for key, s in schema.items()]
-
-    def fits(value: Any) -> bool:
-        return type(value) is dict and all(test(value[k]) if k in value else missing for k, missing, test in fields)
-
-    return fits

@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from twopass_kd.config.load import config_from_dict
 from twopass_kd.config.schema import Config
-from twopass_kd.files.read import find_problem, no_content
+from twopass_kd.files.json_model import JsonModel, describe_problem
+from twopass_kd.files.read import no_content
 from twopass_kd.models.two_pass import TwoPassModel
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or read, and what to do."""
+
+
+class _Texts(JsonModel):
+    trained_parts: list[str]
+    tokens: list[str] = []
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -175,9 +182,11 @@ def load_model(path: Path) -> tuple[TwoPassModel, dict[str, Any]]:
       CheckpointError: as `load_checkpoint`; if its weights are not of its architecture.
     """
     content = load_checkpoint(path, ["phase", "vocab_size", "identity", "tokens_digest", "trained_parts"])
-    problem = find_problem(content, {"trained_parts": [str], "tokens?": [str]})
-    if problem is not None:
-        raise CheckpointError(f"{path} must be as this recipe wrote it: {problem}; train its phase again")
+    try:
+        _Texts.model_validate(content)
+    except ValidationError as e:
+        name, what = describe_problem(e)
+        raise CheckpointError(f"{path} must be as this recipe wrote it: `{name}` {what}; train its phase again") from e
     weights = content.pop("model")
     try:
         cfg = config_from_dict(content["config"])

@@ -3,19 +3,18 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from twopass_kd.config.load import config_from_dict
-from twopass_kd.files.read import read_json
+from twopass_kd.files.decode_json import CheckpointDecoding, Decoding
+from twopass_kd.files.json_model import read_json
 from twopass_kd.losses.attention import attention_loss
 from twopass_kd.models.checkpoint import load_model
 from twopass_kd.models.decoder import StatelessDecoder
 from twopass_kd.models.encoder import Conv2dSubsampling, Encoder
 from twopass_kd.ondevice.runtime import ModelError, ModelInfo, States, attention_inputs
-from twopass_kd.scoring.schemas import DECODING
 
 
 def chunk_sizes(encoder: Encoder, chunk_size: int) -> tuple[int, int]:
@@ -47,7 +46,8 @@ class TorchRuntime:
         cfg = config_from_dict(content["config"])
         chunk_frames, chunk_shift = chunk_sizes(self._model.encoder, chunk_size or cfg.export.chunk_size)
         second_pass = "attention_decoder" in content["trained_parts"]
-        found = _decoding(Path(checkpoint), content, {"beam": cfg.decode.beam, "nbest": cfg.decode.nbest})
+        default = Decoding(beam=cfg.decode.beam, nbest=cfg.decode.nbest, rescore_weight=0.5, length_reward=0.0)
+        found = _find_decoding(Path(checkpoint), content["identity"]) or default
         self.info = ModelInfo(
             num_features=cfg.features.num_mel_bins,
             sampling_rate=cfg.features.sampling_rate,
@@ -58,10 +58,10 @@ class TorchRuntime:
             vocab_size=self._model.vocab_size,
             tokens=tuple(content["tokens"]),
             second_pass=second_pass,
-            rescore_weight=found["rescore_weight"] if second_pass else 0.0,
-            length_reward=found["length_reward"] if second_pass else 0.0,
-            beam=found["beam"],
-            nbest=found["nbest"],
+            rescore_weight=found.rescore_weight if second_pass else 0.0,
+            length_reward=found.length_reward if second_pass else 0.0,
+            beam=found.beam,
+            nbest=found.nbest,
         )
 
     def init_states(self, batch: int) -> States:
@@ -94,15 +94,15 @@ class TorchRuntime:
         return -attention_loss(logits[0], targets).numpy()
 
 
-def _decoding(checkpoint: Path, content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """beam, nbest, rescore_weight and length_reward with which stage 8 decoded this very checkpoint."""
+def _find_decoding(checkpoint: Path, identity: str) -> Decoding | None:
+    """How stage 8 decoded this very checkpoint; None, which is logged, where it did not."""
     # exp/<conf>/<system>/<phase>/final.pt; a checkpoint that was copied elsewhere has no experiment around it.
     experiment = (checkpoint.resolve().parents[2:3] or [checkpoint.parent])[0]
     for path in sorted(experiment.glob("decode/*/decode.json")):
-        decoded = read_json(path, {"identity": str, **DECODING}, "decode again (stage 8)", ModelError)
-        if decoded["identity"] == content["identity"]:
-            return {key: decoded[key] for key in DECODING}
+        decoded = read_json(path, CheckpointDecoding, "decode again (stage 8)", ModelError)
+        if decoded.identity == identity:
+            return decoded
     logging.warning(
         "no decode.json for %s (stage 8 makes it): the second pass gets weight 0.5, not one chosen on dev", checkpoint
     )
-    return {**defaults, "rescore_weight": 0.5, "length_reward": 0.0}
+    return None

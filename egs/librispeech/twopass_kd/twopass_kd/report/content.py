@@ -1,189 +1,55 @@
-"""What the reports say: collected once from an experiment, then written as HTML, Markdown and RESULTS.md.
+"""What the pages say, as plain values: computed once here, so that HTML and Markdown cannot differ.
 
-Imports neither torch nor k2.
+A cell of a table that has nothing to say is "-".
 """
 
-import json
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from twopass_kd.config.schema import Config
-from twopass_kd.files.read import read_lines
-from twopass_kd.files.write import write_text_atomically
-from twopass_kd.scoring.results import Results, dev_set_mark, find_system, load_results
-from twopass_kd.scoring.wer import WordPair, align_words, read_recogs
-
-NUM_WORST = 10
-
-
-@dataclass
-class Curve:
-    """One loss term of a phase: (step, value) pairs on the training and on the validation data."""
-
-    term: str
-    train: list[tuple[int, float]]
-    valid: list[tuple[int, float]]
+from twopass_kd.files.decode_json import PARTS, Pass
+from twopass_kd.files.ondevice_json import Difference, OnDeviceJson
+from twopass_kd.files.results_json import ResultsJson, System
+from twopass_kd.report.collect import Report, Utterance
+from twopass_kd.scoring import on_device as device
+from twopass_kd.scoring.further_searches import SEARCHES_UNIT, search_rows, searches_left_out
+from twopass_kd.scoring.summary import dev_set_mark
+from twopass_kd.scoring.verdicts import comparisons, format_p, judge, verdict
 
 
-@dataclass
-class Phase:
-    """A trained phase and its curves, the total loss first. `seconds` of training; 0 steps where it has no lines."""
-
-    name: str
-    steps: int
-    seconds: float
-    curves: list[Curve]
-
-
-@dataclass
-class Utterance:
-    """A decoded utterance, aligned."""
-
-    cut_id: str
-    pairs: list[WordPair]
-    subs: int
-    ins: int
-    dels: int
-    ref_words: int
-
-    @property
-    def errors(self) -> int:
-        return self.subs + self.ins + self.dels
-
-
-@dataclass
-class Worst:
-    """The utterances with the most errors of one system, pass and set."""
-
-    system: str
-    pass_name: str
-    set_name: str
-    utterances: list[Utterance]
-
-
-@dataclass
-class Report:
-    """All that the reports show."""
-
-    results: Results
-    phases: list[Phase]
-    untrained: list[str]  # phases of the config without metrics in this experiment
-    worst: Worst
-    commands: list[tuple[str, str]]  # (what it does, command)
-
-
-def collect(
-    cfg: Config, experiment: Path, conf_path: Path, overrides: Sequence[str] = (), command: str | None = None
-) -> Report:
-    """Gather a report from `results.json`, the phases' `metrics.jsonl` and the student's recogs.
-
-    Args:
-      cfg: the experiment's config.
-      experiment: `<exp-dir>/<conf name>`.
-      conf_path, overrides: what `cfg` was loaded from, for the commands shown.
-      command: the command that made the run, where the caller knows it better.
-    Raises:
-      ValueError: if `results.json` is missing or of another config, or a file is malformed, naming file and stage.
-    """
-    experiment = Path(experiment)
-    results = load_results(experiment)
-    if results["conf"] != cfg.name or results["corpus"]["test_parts"] != cfg.corpus.test_parts:
-        raise ValueError(
-            f"{experiment / 'results.json'} (conf {results['conf']}, test sets "
-            f"{', '.join(results['corpus']['test_parts'])}) must be of this config ({cfg.name}, "
-            f"{', '.join(cfg.corpus.test_parts)}); score again (stage 9)"
-        )
-    phases, untrained = [], []
-    for name in cfg.phases:
-        path = experiment / name / "metrics.jsonl"
-        if path.is_file():
-            phases.append(read_metrics(path, name))
-        else:
-            untrained.append(name)
-    commands = _commands(Path(conf_path), overrides, command)
-    return Report(results, phases, untrained, _find_worst(results, experiment), commands)
-
-
-def read_metrics(path: Path, name: str) -> Phase:
-    """Read a phase's `metrics.jsonl`; where a resumed run wrote a step again, the last line counts.
-
-    Raises:
-      ValueError: naming file and line, where a line is not JSON or lacks a field.
-    """
-    points: dict[tuple[str, str], dict[int, float]] = {}
-    seconds = 0.0
-    lines = read_lines(path, str(path), "train the phase again") if path.stat().st_size else []  # none reported yet
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            split, step = row["split"], int(row["step"])
-            if split not in ("train", "valid"):
-                raise ValueError(f"split {split}")
-            for term, value in {"loss": row["loss"], **row["terms"]}.items():
-                points.setdefault((term, split), {})[step] = float(value)
-            seconds = max(seconds, float(row["seconds"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise ValueError(
-                f"{path}, line {number}: must be a JSON object with split (train or valid), step, seconds, loss and "
-                f"terms, but is {line[:80]!r}; remove the line or train the phase again"
-            ) from e
-    terms = list(dict.fromkeys(term for term, _ in points))
-    curves = [Curve(t, *(sorted(points.get((t, split), {}).items()) for split in ("train", "valid"))) for t in terms]
-    steps = max((step for by_step in points.values() for step in by_step), default=0)
-    return Phase(name, steps, seconds, curves)
-
-
-def main_system(results: Results) -> dict[str, Any]:
-    """The student, or the last system that was decoded where there is none."""
-    return find_system(results, "student") or results["systems"][-1]
-
-
-def stage_rows(results: Results) -> list[tuple[str, float]]:
-    """(`3 teacher RNN-T`, seconds) of every finished stage; `stage 3` where its marker has no title."""
-    rows = []
-    for done in results["stages"]:
-        stage, title = done["stage"], done["title"]
-        rows.append((title if title == f"stage {stage}" else f"{stage} {title}", float(done["seconds"])))
-    return rows
-
-
-def fewer(results: Results, system: dict[str, Any]) -> float | None:
-    """Share of the teacher's parameters that a system does without; None for the teacher or without one."""
-    teacher = find_system(results, "teacher")
-    if teacher is None or system["name"] == "teacher":
-        return None
-    return 1 - system["params"]["total"] / teacher["params"]["total"]
-
-
-def corpus_line(results: Results) -> str:
-    """What was tested, said where WERs are shown."""
-    corpus = results["corpus"]
-    kind = "synthetic speech" if corpus["synthetic"] else "speech"
-    system = results["systems"][0]
-    sets = (f"{s} ({system['wer'][s]['ref_words']:,} words){dev_set_mark(results, s)}" for s in corpus["test_parts"])
-    return f"Corpus: {corpus['kind']} ({kind}); test sets {', '.join(sets)}."
-
-
-def only_dev_parts(results: Results) -> list[str]:
-    """The dev sets that are not shown among the test sets."""
-    corpus = results["corpus"]
-    return [s for s in corpus["dev_parts"] if s not in corpus["test_parts"]]
-
-
-def rtf_note(results: Results) -> str:
-    """How the real-time factors shown were measured."""
-    first_set = results["corpus"]["test_parts"][0]
-    return f"real-time factors from features to text in batches, {first_set}, each on one thread, other jobs beside it"
-
-
-def scan_at_chosen_reward(system: dict[str, Any]) -> list[tuple[float, float]]:
-    """(weight, WER in percent) of a system's scan on dev, at the length reward it chose, by weight."""
-    reward = system["length_reward"]
-    scan = [p for p in system["weight_scan"] or [] if reward is None or abs(p["length_reward"] - reward) < 1e-9]
-    return sorted((p["weight"], p["wer"]) for p in scan)
+def page_content(report: Report) -> dict[str, Any]:
+    """The values of the templates by name."""
+    results = report.results
+    corpus = results.corpus
+    stages = stage_rows(results)
+    search_heads, *searches = search_rows(results) or [()]
+    return {
+        "report": report,
+        "results": results,
+        "corpus_line": corpus_line(results),
+        "facts": _facts(results),
+        "pass_titles": {name.value: name.title for name in Pass},
+        "set_titles": {s: s + dev_set_mark(results, s) for s in (*corpus.test_parts, *corpus.dev_parts)},
+        "only_dev_parts": [s for s in corpus.dev_parts if s not in corpus.test_parts],
+        "comparisons": [
+            {"set": s, "baseline": baseline, "sentence": verdict(baseline, p, r), **_difference(p, r)}
+            for s, baseline, p, r in comparisons(results)
+        ],
+        "size_rows": [_size_row(results, system) for system in results.systems],
+        "rtf_note": rtf_note(results),
+        "on_device": results.on_device and _on_device(results.on_device, corpus.test_parts),
+        "search_heads": search_heads,
+        "searches": searches,
+        "searches_unit": SEARCHES_UNIT,
+        "searches_left_out": searches_left_out(results),
+        "weights": [_weight_row(system) for system in results.systems if system.rescore_weight is not None],
+        "scanned": [s for s in results.systems if s.rescore_weight is not None and scan_at_chosen_reward(s)],
+        "phases": [(phase, format_duration(phase.seconds)) for phase in report.phases],
+        "loss_rows": _loss_rows(report),
+        "stages": stages,
+        "stage_times": [(name, format_duration(seconds)) for name, seconds in stages],
+        "total_time": format_duration(sum(seconds for _, seconds in stages)),
+        "worst_of": f"{report.worst.system}, {report.worst.pass_name.title}, {report.worst.set_name}",
+        "environment": environment_rows(results),
+    }
 
 
 def format_duration(seconds: float) -> str:
@@ -193,52 +59,148 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def environment_rows(results: Results) -> list[tuple[str, str]]:
+def stage_rows(results: ResultsJson) -> list[tuple[str, float]]:
+    """(`3 teacher RNN-T`, seconds) of every finished stage; `stage 3` where its marker has no title."""
+    rows = []
+    for done in results.stages:
+        stage, title = done.stage, done.title
+        rows.append((title if title == f"stage {stage}" else f"{stage} {title}", float(done.seconds)))
+    return rows
+
+
+def corpus_line(results: ResultsJson) -> str:
+    """What was tested, said where WERs are shown."""
+    corpus = results.corpus
+    kind = "synthetic speech" if corpus.synthetic else "speech"
+    system = results.systems[0]
+    sets = (f"{s} ({system.wer[s].ref_words:,} words){dev_set_mark(results, s)}" for s in corpus.test_parts)
+    return f"Corpus: {corpus.kind} ({kind}); test sets {', '.join(sets)}."
+
+
+def rtf_note(results: ResultsJson) -> str:
+    """How the real-time factors shown were measured."""
+    first_set = results.corpus.test_parts[0]
+    return f"real-time factors from features to text in batches, {first_set}, each on one thread, other jobs beside it"
+
+
+def scan_at_chosen_reward(system: System) -> list[tuple[float, float]]:
+    """(weight, WER in percent) of a system's scan on dev, at the length reward it chose, by weight."""
+    reward = system.length_reward
+    scan = [p for p in system.weight_scan or [] if reward is None or abs(p.length_reward - reward) < 1e-9]
+    return sorted((p.weight, p.wer) for p in scan)
+
+
+def environment_rows(results: ResultsJson) -> list[tuple[str, str]]:
     """(name, value) of the seed and of what is known of the machine and the software."""
-    rows = [("seed", results["seed"]), ("bootstrap samples", f"{results['bootstrap_samples']:,}")]
-    rows += [(name.replace("_", " "), value) for name, value in results["environment"].items()]
+    rows = [("seed", results.seed), ("bootstrap samples", f"{results.bootstrap_samples:,}")]
+    rows += [(name.replace("_", " "), value) for name, value in results.environment.items()]
     return [(name, str(value)) for name, value in rows if value is not None]
 
 
-def write_reports(report: Report, experiment: Path, results_md: Path | None = None) -> list[Path]:
-    """Write `report.html`, `report.md` and, where asked for, RESULTS.md. Returns their paths."""
-    from twopass_kd.report.html import render_html  # late: matplotlib takes a second to import
-    from twopass_kd.report.markdown import render_markdown, render_results_md
-
-    pages = {experiment / "report.md": render_markdown(report), experiment / "report.html": render_html(report)}
-    if results_md is not None:
-        pages[Path(results_md)] = render_results_md(report)
-    for path, text in pages.items():
-        write_text_atomically(path, text)
-    return list(pages)
+def aligned_lines(utterance: Utterance) -> list[str]:
+    """Reference, hypothesis and a letter below each error, word under word, for a font of one width."""
+    cells = [("ref", "hyp", "")]
+    for ref, hyp in utterance.pairs:
+        mark = "I" if ref is None else "D" if hyp is None else "S" if ref != hyp else ""
+        cells.append((ref or "*", hyp or "*", mark))
+    padded = ([text.ljust(max(map(len, cell))) for text in cell] for cell in cells)
+    return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
 
 
-def _find_worst(results: Results, experiment: Path) -> Worst:
-    system, set_name = main_system(results), results["corpus"]["test_parts"][0]
-    pass_name = "two_pass" if system["wer"][set_name]["two_pass"] else "first_pass"
-    path = experiment / "decode" / system["name"] / f"recogs-{set_name}-{pass_name}.txt"
-    if not path.is_file():
-        raise ValueError(f"{path} must exist; decode {system['name']} again (stage 8)")
-    utterances = [_align(cut_id, ref, hyp) for cut_id, ref, hyp in read_recogs(path)]
-    utterances = [u for u in utterances if u.errors > 0]
-    utterances.sort(key=lambda u: (-u.errors, u.ref_words, u.cut_id))
-    return Worst(system["name"], pass_name, set_name, utterances[:NUM_WORST])
+def _facts(results: ResultsJson) -> list[tuple[str, str]]:
+    """(figure, what it is) of what one looks for first: compression, and the WER of teacher and student."""
+    facts: list[tuple[str, str]] = []
+    teacher, student = (results.system(s) for s in ("teacher", "student"))
+    if results.compression is not None:
+        sizes = " → ".join(f"{s.params.total / 1e6:.2f} M" for s in (teacher, student))
+        facts.append((f"{100 * results.compression.params:.1f}%", f"fewer deployed parameters ({sizes})"))
+    for set_name in results.corpus.test_parts:
+        found = [s.wer[set_name].two_pass if s else None for s in (teacher, student)]
+        if all(found):
+            wers = f"{found[0].wer:.2f} → {found[1].wer:.2f}%"
+            facts.append((wers, f"two-pass WER, teacher → student, {set_name}"))
+    int8 = results.on_device.int8.get("student") if results.on_device else None
+    if int8 and int8.size_ratio:
+        facts.append(
+            (f"1/{1 / int8.size_ratio:.1f}", "of the teacher’s bytes on disk: student in int8, teacher in fp32")
+        )
+    if results.stages:
+        total = sum(seconds for _, seconds in stage_rows(results))
+        facts.append((format_duration(total), f"wall time of {len(results.stages)} stages"))
+    return facts
 
 
-def _align(cut_id: str, ref: Sequence[str], hyp: Sequence[str]) -> Utterance:
-    pairs = align_words(ref, hyp)
-    ins = sum(r is None for r, _ in pairs)
-    dels = sum(h is None for _, h in pairs)
-    subs = sum(r is not None and h is not None and r != h for r, h in pairs)
-    return Utterance(cut_id, pairs, subs, ins, dels, len(ref))
+def _difference(pass_name: Pass, result: Difference) -> dict[str, Any]:
+    """The pass, and a paired bootstrap as four cells: difference, interval, p, what follows."""
+    delta, low, high = (f"{v:+.2f}".replace("-", "−") for v in (result.delta_wer, *result.ci95))
+    cells = [delta, f"{low} to {high}", format_p(result).removeprefix("p").removeprefix("="), judge(result)]
+    return {"pass": pass_name.title, "cells": cells}
 
 
-def _commands(conf_path: Path, overrides: Sequence[str], command: str | None) -> list[tuple[str, str]]:
-    shipped = conf_path.resolve().parent == Path(__file__).resolve().parents[1] / "conf"
-    conf = conf_path.stem if shipped else conf_path.name  # run.sh finds the shipped ones by name
-    command = command or shlex.join(["./run.sh", "--conf", conf, *overrides])
-    run = command if command.startswith("./run.sh") else f"./run.sh --conf {conf}"
+def _size_row(results: ResultsJson, system: System) -> list[str]:
+    """A system's parameters by part, share of the teacher's that it does without, MB, real-time factors, training."""
+    teacher = results.system("teacher")
+    share = None if teacher is None or teacher is system else 1 - system.params.total / teacher.params.total
+    rtf = system.rtf.get(results.corpus.test_parts[0], {})
     return [
-        ("everything, from the corpus to this report", command),
-        ("only decoding, scoring, the on-device benchmark and this report", f"{run} --stage 8"),
+        system.name,
+        *(f"{getattr(system.params, part):,}" for part in PARTS),
+        "-" if share is None else f"{100 * share:.1f}%",
+        f"{system.bytes.total / 1e6:.2f}",
+        *("-" if rtf.get(p) is None else f"{rtf[p]:.4f}" for p in Pass),
+        format_duration(system.train_seconds),
     ]
+
+
+def _on_device(on_device: OnDeviceJson, sets: list[str]) -> dict[str, Any]:
+    """Size, speed and memory, WER, int8 against fp32, agreement with sherpa-onnx; rows name system and runtime."""
+    names = [[row.system, row.runtime.title] for row in on_device.rows]
+    wer = {s: [device.wer_cells(row, s) for row in on_device.rows] for s in sets}
+    agreements = [
+        (
+            system,
+            precision,
+            device.METHOD_TITLES.get(method, method),
+            f"{device.percent_same(counts)} ({counts.same} of {counts.of})",
+            ", ".join(counts.different) or "-",
+        )
+        for system, precision, method, counts in device.agreements(on_device)
+    ]
+    int8 = [
+        {"system": system, "set": set_name, **_difference(pass_name, result)}
+        for system, set_name, pass_name, result in device.int8_differences(on_device)
+    ]
+    return {
+        "rows": on_device.rows,
+        "how_measured": device.how_measured(on_device),
+        "cost_groups": [(group, len(below)) for group, below in device.COST_GROUPS],
+        "cost_heads": [name for _, below in device.COST_GROUPS for name in below],
+        "cost_titles": [f"{group} {name}".rstrip() for group, below in device.COST_GROUPS for name in below or [""]],
+        "costs": [[*n, *device.cost_cells(row)] for n, row in zip(names, on_device.rows, strict=True)],
+        "wer_below_each_other": [[s, *n, *cells] for s in sets for n, cells in zip(names, wer[s], strict=True)],
+        "wer_side_by_side": [[*name, *sum((wer[s][i] for s in sets), [])] for i, name in enumerate(names)],
+        "size": device.size_line(on_device),
+        "long_audio": device.long_audio_line(on_device),
+        "streaming": device.streaming_lines(on_device),
+        "quantization": device.quantization_lines(on_device),
+        "int8": int8,
+        "int8_sentences": [sentence for _, sentence in device.int8_sentences(on_device)],
+        "agreements": agreements,
+    }
+
+
+def _weight_row(system: System) -> tuple[str, str, str, str]:
+    """(system, chosen weight, chosen length reward, the scan of the weights on dev)."""
+    reward = "-" if system.length_reward is None else f"{system.length_reward:g}"
+    scan = ", ".join(f"{weight:g}: {wer:.2f}" for weight, wer in scan_at_chosen_reward(system))
+    return system.name, f"{system.rescore_weight:g}", reward, scan
+
+
+def _loss_rows(report: Report) -> list[tuple[str, ...]]:
+    """(phase, term, its last value in training, in validation, steps) of every curve."""
+    rows = []
+    for phase in report.phases:
+        for curve in phase.curves:
+            train, valid = (f"{points[-1][1]:.4g}" if points else "-" for points in (curve.train, curve.valid))
+            rows.append((phase.name, curve.term, train, valid, str(phase.steps)))
+    return rows

@@ -4,19 +4,21 @@ Every system keeps one colour (Okabe and Ito's palette, which the colour-blind c
 text in it can be read on white) and one marker. The style sheet has a lighter shade of each for dark pages.
 """
 
-import hashlib
-import html
 import io
-import re
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from twopass_kd.files.results_json import System
+from twopass_kd.report.collect import Curve
 from twopass_kd.report.content import format_duration, scan_at_chosen_reward
+from twopass_kd.report.labels import label_points
 
 _STYLES = {
     "teacher": ("#0072b2", "s"),
@@ -31,22 +33,23 @@ RC = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "font.size": 8.5,
     "axes.titlesize": 9,
+    "axes.titlelocation": "left",
     "axes.labelsize": 8.5,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
     "axes.linewidth": 0.7,
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), _INK),
 }
+_XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
+# Left, bottom, width, height in the figure: a layout engine would take half of the time of a page of loss curves, and
+# would move the axes after the labels are placed in them.
+_PLACE, _PLACE_IN_PANEL = (0.13, 0.135, 0.845, 0.785), (0.25, 0.23, 0.72, 0.65)
 _MAX_POINTS = 300  # of a curve; more than a panel has pixels only makes the page heavy
 
 
@@ -62,95 +65,109 @@ def themed(colour: str) -> str:
     return f"var(--c{colour[1:]}, {colour})"
 
 
-def loss_curve(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]], system: str, term: str) -> str:
-    """One loss term of one phase against training steps; thin line: train, markers: valid. Returns inline SVG."""
-    colour, marker = system_style(system)
-    with matplotlib.rc_context(RC):
-        fig = Figure(figsize=(2.7, 1.85))  # fixed margins: a layout engine would take half of the time of 32 panels
-        ax = fig.add_axes((0.25, 0.23, 0.72, 0.65))
-        if train:
-            ax.plot(*zip(*_thin(train), strict=True), color=colour, linewidth=1.0, alpha=0.6)
-        if valid:
-            ax.plot(*zip(*_thin(valid), strict=True), color=colour, linewidth=1.4, marker=marker, markersize=3.5)
-        ax.set_title(term, loc="left")
-        ax.set_xlabel("training step")
-        ax.set_ylabel("nats per frame")
-        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        ax.yaxis.set_major_locator(MaxNLocator(5))
-        _fit_losses(ax, [*train, *valid])
-        return to_svg(fig, f"loss {term} against training step")
+_CSS_COLOURS = {
+    _INK: "currentColor",
+    _GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+    **{colour: themed(colour) for colour, _ in (*_STYLES.values(), *_OTHER_STYLES)},
+}
 
 
-def wer_against_size(systems: Sequence[dict[str, Any]], set_name: str) -> str:
-    """WER against deployed parameters, a line from each system's first pass to its two passes. Returns inline SVG."""
-    with matplotlib.rc_context(RC):
-        fig, ax = _figure(4.6, 3.5)
-        width = max(s["params"]["total"] for s in systems) / 1e6
-        shift = _side_by_side(systems, width)
-        labels = []
-        for system in systems:
-            colour, marker = system_style(system["name"])
-            scored = system["wer"][set_name]
-            total, dx = system["params"]["total"] / 1e6, shift[system["name"]]
-            points = [(total - system["params"]["attention_decoder"] / 1e6 + dx, scored["first_pass"], "none")]
-            if scored["two_pass"]:
-                points.append((total + dx, scored["two_pass"], colour))
-            ax.plot([p[0] for p in points], [p[1]["wer"] for p in points], color=colour, linewidth=1.0, alpha=0.6)
-            for x, result, face in points:
-                low, high = result["wer"] - result["ci95"][0], result["ci95"][1] - result["wer"]
-                ax.errorbar(x, result["wer"], [[max(low, 0)], [max(high, 0)]], color=colour, elinewidth=1.0, capsize=2)
-                ax.plot(x, result["wer"], marker=marker, color=colour, markerfacecolor=face, markersize=6)
-            labels.append((points[-1][0], points[-1][1]["wer"], system["name"]))
-        ax.set_xlim(0, 1.42 * width)
-        ax.set_ylim(0, None)
-        ax.set_xlabel("deployed parameters (millions)")
-        ax.set_ylabel("WER (%)")
-        ax.set_title(set_name, loc="left")
-        _label_points(ax, labels, offset=0.025 * width)
-        return to_svg(fig, f"WER on {set_name} against deployed parameters")
+def new_axes(height: float, title: str, x_label: str, y_label: str, panel: bool = False) -> Axes:
+    """Axes in a figure of their own, `height` inches high; `panel` is for one of many small figures."""
+    fig = Figure(figsize=(2.7 if panel else 4.6, height))
+    return fig.add_axes(_PLACE_IN_PANEL if panel else _PLACE, xlabel=x_label, ylabel=y_label, title=title)
 
 
-def weight_scan(systems: Sequence[dict[str, Any]]) -> str:
-    """Dev WER against the weight of the second pass, at the chosen length reward; ring: chosen. Returns inline SVG."""
-    with matplotlib.rc_context(RC):
-        fig, ax = _figure(4.6, 3.2)
-        labels, right = [], 0.0
-        for system in systems:
-            colour, marker = system_style(system["name"])
-            points = scan_at_chosen_reward(system)
-            ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.2)
-            chosen = min(points, key=lambda p: abs(p[0] - system["rescore_weight"]))
-            ax.plot(*chosen, marker="o", markersize=11, markerfacecolor="none", color=colour, markeredgewidth=1.3)
-            labels.append((*points[-1], system["name"]))
-            right = max(right, points[-1][0])
-        ax.set_xlim(-0.04 * right, 1.45 * right if right else None)
-        ax.set_xticks([x for x in ax.get_xticks() if 0 <= x <= right + 1e-9])
-        ax.set_xlabel("weight of the attention decoder in rescoring")
-        ax.set_ylabel("WER on dev (%)")
-        _label_points(ax, labels, offset=0.03 * right)
-        return to_svg(fig, "WER on dev against rescoring weight")
+def log_ticks(axis: Axis) -> None:
+    """Ticks at 1, 2, 5 and their tenfolds, as plain numbers, of an axis that is logarithmic."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
-def stage_times(rows: Sequence[tuple[str, float]]) -> str:
-    """Wall time of the stages of run.sh, from (name, seconds). Returns inline SVG."""
-    with matplotlib.rc_context(RC):
-        fig, ax = _figure(4.6, 0.55 + 0.27 * len(rows))
-        minutes = [seconds / 60 for _, seconds in rows]
-        ax.barh(range(len(rows)), minutes, color="#0072b2", alpha=0.8, height=0.65)
-        for y, (_, seconds) in enumerate(rows):
-            ax.annotate(format_duration(seconds), (seconds / 60, y), (4, 0), textcoords="offset points", va="center")
-        ax.set_yticks(range(len(rows)), [name for name, _ in rows])
-        ax.invert_yaxis()
-        ax.set_xlim(0, 1.18 * max(minutes, default=1) or 1)
-        ax.grid(axis="y", visible=False)
-        ax.tick_params(axis="y", length=0)
-        ax.set_xlabel("wall time (minutes)")
-        return to_svg(fig, "wall time by stage")
+@matplotlib.rc_context(RC)
+def loss_curve(curve: Curve, phase: str) -> Markup:
+    """One loss term of one phase against training steps; thin line: train, markers: valid."""
+    colour, marker = system_style(phase.split("/")[0])
+    ax = new_axes(1.85, curve.term, "training step", "nats per frame", panel=True)
+    if curve.train:
+        ax.plot(*zip(*_thin(curve.train), strict=True), color=colour, linewidth=1.0, alpha=0.6)
+    if curve.valid:
+        ax.plot(*zip(*_thin(curve.valid), strict=True), color=colour, linewidth=1.4, marker=marker, markersize=3.5)
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    values = [value for _, value in (*curve.train, *curve.valid)]
+    if values and min(values) > 0 and max(values) > 10 * min(values):  # so that its end can be read too
+        ax.set_yscale("log")
+        log_ticks(ax.yaxis)
+        ax.set_ylabel("nats per frame (log)")
+    return to_svg(ax.figure, f"{phase}: loss {curve.term} against training step")
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    fig = Figure(figsize=(width, height), layout="constrained")
-    return fig, fig.add_subplot()
+@matplotlib.rc_context(RC)
+def wer_against_size(systems: Sequence[System], set_name: str) -> Markup:
+    """WER against deployed parameters, a line from each system's first pass to its two passes."""
+    ax = new_axes(3.5, set_name, "deployed parameters (millions)", "WER (%)")
+    sizes = [system.params.total / 1e6 for system in systems]
+    labels, drawn = [], []
+    for i, (system, size) in enumerate(zip(systems, sizes, strict=True)):
+        colour, marker = system_style(system.name)
+        scored = system.wer[set_name]
+        # Side by side where systems are of one size, so that their error bars can be told apart.
+        size += 0.022 * max(sizes) * (sizes[:i].count(size) - (sizes.count(size) - 1) / 2)
+        points = [(size - system.params.attention_decoder / 1e6, scored.first_pass, "none")]
+        if scored.two_pass:
+            points.append((size, scored.two_pass, colour))
+        line = [(x, result.wer) for x, result, _ in points]
+        ax.plot(*zip(*line, strict=True), color=colour, linewidth=1.0, alpha=0.6)
+        for x, result, face in points:
+            low, high = result.ci95
+            bar = [[max(result.wer - low, 0)], [max(high - result.wer, 0)]]
+            ax.errorbar(x, result.wer, bar, color=colour, elinewidth=1.0, capsize=2)
+            ax.plot(x, result.wer, marker=marker, color=colour, markerfacecolor=face, markersize=6)
+            drawn.append([(x, low), (x, high)])
+        drawn.append(line)
+        labels.append((system.name, colour, line[-1]))
+    ax.set_xlim(0, 1.3 * max(sizes))
+    ax.set_ylim(0, None)
+    label_points(ax, labels, drawn)
+    return to_svg(ax.figure, f"WER on {set_name} against deployed parameters")
+
+
+@matplotlib.rc_context(RC)
+def weight_scan(systems: Sequence[System]) -> Markup:
+    """Dev WER against the weight of the second pass, at the chosen length reward; ring: chosen."""
+    ax = new_axes(3.2, "", "weight of the attention decoder in rescoring", "WER on dev (%)")
+    labels, drawn = [], []
+    for system in systems:
+        colour, marker = system_style(system.name)
+        points = scan_at_chosen_reward(system)
+        ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.2)
+        chosen = min(points, key=lambda p: abs(p[0] - system.rescore_weight))
+        ax.plot(*chosen, marker="o", markersize=11, markerfacecolor="none", color=colour, markeredgewidth=1.3)
+        drawn.append(points)
+        labels.append((system.name, colour, points[-1]))
+    right = max(points[-1][0] for points in drawn)
+    ax.set_xlim(-0.04 * right, 1.45 * right if right else None)
+    ax.set_xticks([x for x in ax.get_xticks() if 0 <= x <= right + 1e-9])
+    label_points(ax, labels, drawn)
+    return to_svg(ax.figure, "WER on dev against rescoring weight")
+
+
+@matplotlib.rc_context(RC)
+def stage_times(rows: Sequence[tuple[str, float]]) -> Markup:
+    """Wall time of the stages of run.sh, from (name, seconds)."""
+    fig = Figure(figsize=(4.6, 0.55 + 0.27 * len(rows)), layout="constrained")
+    ax = fig.add_subplot(xlabel="wall time (minutes)")
+    names, minutes = [name for name, _ in rows], [seconds / 60 for _, seconds in rows]
+    bars = ax.barh(range(len(rows)), minutes, tick_label=names, color="#0072b2", alpha=0.8, height=0.65)
+    ax.bar_label(bars, [format_duration(seconds) for _, seconds in rows], padding=4)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.18 * max(minutes, default=1) or 1)
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(axis="y", length=0)
+    return to_svg(fig, "wall time by stage")
 
 
 def _thin(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
@@ -159,69 +176,24 @@ def _thin(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     return points if step <= 1 else [*points[::step], points[-1]]
 
 
-def _fit_losses(ax: Axes, points: Sequence[tuple[int, float]]) -> None:
-    """Logarithmic where a loss falls more than tenfold, so that its end can be read too."""
-    values = [value for _, value in points]
-    if values and min(values) > 0 and max(values) > 10 * min(values):
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.set_ylabel("nats per frame (log)")
+def to_svg(fig: Figure, description: str) -> Markup:
+    """A figure drawn under `RC` as an `<svg>` element for the page, in the page's colours.
 
-
-def _side_by_side(systems: Sequence[dict[str, Any]], width: float) -> dict[str, float]:
-    """Horizontal shifts (millions of parameters) that keep the error bars of systems of one size apart."""
-    by_size: dict[int, list[str]] = {}
-    for system in systems:
-        by_size.setdefault(system["params"]["total"], []).append(system["name"])
-    shift = {}
-    for names in by_size.values():
-        for i, name in enumerate(names):
-            shift[name] = 0.022 * width * (i - (len(names) - 1) / 2)
-    return shift
-
-
-def _label_points(ax: Axes, labels: Sequence[tuple[float, float, str]], offset: float) -> None:
-    """Names right of their points, in their colours, moved apart where they would overlap; dots lead to a far point."""
-    low, high = ax.get_ylim()
-    gap = 0.068 * (high - low)
-    columns: dict[float, list[tuple[float, float, str]]] = {}
-    for x, y, name in sorted(labels, reverse=True):
-        near = next((c for c in columns if abs(c - x) < 10 * offset), x)
-        columns.setdefault(near, []).append((x, y, name))
-    for members in columns.values():
-        edge = max(m[0] for m in members) + offset
-        placed: float | None = None
-        for x, y, name in sorted(members, key=lambda m: m[1]):
-            placed = y if placed is None else max(y, placed + gap)
-            colour = system_style(name)[0]
-            if edge - x > 3.5 * offset:
-                ax.plot([x, edge], [y, placed], color=colour, linewidth=0.9, linestyle=":")
-            ax.text(edge, placed, f" {name}", color=colour, va="center", fontweight="bold")
-
-
-def to_svg(fig: Figure, description: str) -> str:
-    """A figure drawn under `RC` as an `<svg>` element, with nothing that reaches outside the page or clashes inside."""
+    `description` is read out in place of the figure. It must be another one for each figure of the page, since
+    matplotlib makes the names that a figure's parts are referred to by from it.
+    """
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": description}):
-        fig.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would style the whole page
-    used = set(re.findall(r"#([\w-]+)\)", svg)) | set(re.findall(r'href="#([\w-]+)"', svg))
-    svg = re.sub(r' id="([\w.-]+)"', lambda m: m.group(0) if m.group(1) in used else "", svg)
-    prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:10] + "-"
-    for name in used:
-        svg = re.sub(rf'(id="|#){re.escape(name)}(?=["\)])', rf"\g<1>{prefix}{name}", svg)
-    for colour, _ in (*_STYLES.values(), *_OTHER_STYLES):
-        svg = svg.replace(colour, themed(colour))
-    svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)").replace(PAPER, "var(--paper)")
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
-    svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-label="LABEL">', svg, count=1
-    )
-    svg = re.sub(r"\s+", " ", svg.replace("xlink:href", "href"))
-    return svg.replace("LABEL", html.escape(description), 1)
+        fig.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = ET.fromstring(out.getvalue())
+    svg.attrib = {"viewBox": svg.attrib["viewBox"], "role": "img", "aria-label": description}
+    for element in svg.iter():
+        element.tag = element.tag.rpartition("}")[2]  # inside HTML, SVG needs no namespaces
+        if element.tag == "g":
+            element.attrib.pop("id", None)  # nothing refers to groups, and every figure has the same ones
+        if _XLINK_HREF in element.attrib:
+            element.set("href", element.attrib.pop(_XLINK_HREF))
+    text = " ".join(ET.tostring(svg, encoding="unicode").split())  # without the indentation
+    for colour, css in _CSS_COLOURS.items():
+        text = text.replace(colour, css)
+    return Markup(text)

@@ -16,7 +16,9 @@ from typing import Any
 import kaldialign
 import numpy as np
 
+from twopass_kd.files.ondevice_json import Difference
 from twopass_kd.files.read import read_lines
+from twopass_kd.files.results_json import Wer
 from twopass_kd.files.write import write_text_atomically
 
 Transcript = tuple[str, list[str], list[str]]  # cut id, reference words, hypothesis words
@@ -54,14 +56,8 @@ def error_counts(transcripts: Sequence[Transcript]) -> np.ndarray:
     Raises:
       ValueError: if there is no reference word to divide by.
     """
-    rows = []
-    for _, ref, hyp in transcripts:
-        ins = dels = subs = 0
-        for r, h in align_words(ref, hyp):
-            ins += r is None
-            dels += h is None
-            subs += r is not None and h is not None and r != h
-        rows.append((ins, dels, subs, len(ref)))
+    found = (kaldialign.edit_distance(list(ref), list(hyp)) for _, ref, hyp in transcripts)
+    rows = [[e["ins"], e["del"], e["sub"], e["ref_len"]] for e in found]
     counts = np.array(rows, dtype=np.int64).reshape(-1, 4)
     if counts[:, 3].sum() == 0:
         raise ValueError(
@@ -81,26 +77,24 @@ def _stats(counts: np.ndarray) -> WerStats:
     return WerStats(100.0 * (ins + dels + subs) / words, ins, dels, subs, words, len(counts))
 
 
-def bootstrap_wer(transcripts: Sequence[Transcript], num_samples: int, seed: int) -> dict[str, Any]:
-    """WER with its 95% percentile interval over resampled utterances (Bisani and Ney, ICASSP 2004).
+def score_wer(transcripts: Sequence[Transcript], num_samples: int, seed: int) -> Wer:
+    """WER and errors, with the WER's 95% percentile interval over resampled utterances (Bisani and Ney, ICASSP 2004).
 
     Args:
       transcripts: the utterances of one test set.
       num_samples: resamples, each of as many utterances as the set has.
       seed: the same seed gives the same interval.
-    Returns:
-      {"wer": percent, "ci95": [low, high] in percent}.
     Raises:
       ValueError: if there is no reference word or `num_samples` is not positive.
     """
     counts = error_counts(transcripts)
     errors, words = counts[:, :3].sum(axis=1), counts[:, 3]
     samples = _resample(np.stack([errors, words]), num_samples, seed)
-    wers = 100.0 * samples[0] / samples[1]
-    return {"wer": _stats(counts).wer, "ci95": _interval(wers)}
+    stats, interval = _stats(counts), _interval(100.0 * samples[0] / samples[1])
+    return Wer(wer=stats.wer, ci95=interval, ins=stats.ins, dels=stats.dels, subs=stats.subs)
 
 
-def paired_bootstrap(a: Sequence[Transcript], b: Sequence[Transcript], num_samples: int, seed: int) -> dict[str, Any]:
+def paired_bootstrap(a: Sequence[Transcript], b: Sequence[Transcript], num_samples: int, seed: int) -> Difference:
     """Is system `b` worse or better than system `a` on the same utterances? (Bisani and Ney, ICASSP 2004)
 
     Both systems are resampled with the same utterances, so that what is hard for both cancels.
@@ -110,8 +104,7 @@ def paired_bootstrap(a: Sequence[Transcript], b: Sequence[Transcript], num_sampl
       num_samples: resamples, each of as many utterances as the set has.
       seed: the same seed gives the same answer.
     Returns:
-      {"delta_wer": WER(b) - WER(a) in absolute percent, "ci95": its percentile interval [low, high],
-      "p": two-sided, twice the share of resamples on the other side of zero (or on it), at most 1}.
+      WER(b) - WER(a); p is twice the share of resamples on the other side of zero (or on it), at most 1.
     Raises:
       ValueError: naming the first cut whose id or reference differs; if there is no reference word; if
         `num_samples` is not positive.
@@ -124,7 +117,7 @@ def paired_bootstrap(a: Sequence[Transcript], b: Sequence[Transcript], num_sampl
     deltas = 100.0 * samples[0] / samples[1]
     one_sided = min((deltas <= 0).sum(), (deltas >= 0).sum())
     p = min(1.0, 2.0 * float(one_sided + 1) / (num_samples + 1))  # + 1: no finite number of resamples shows p = 0
-    return {"delta_wer": _stats(counts_b).wer - _stats(counts_a).wer, "ci95": _interval(deltas), "p": p}
+    return Difference(delta_wer=_stats(counts_b).wer - _stats(counts_a).wer, ci95=_interval(deltas), p=p)
 
 
 def _resample(columns: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
@@ -148,9 +141,9 @@ def _resample(columns: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
     return sums
 
 
-def _interval(values: np.ndarray) -> list[float]:
+def _interval(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, [2.5, 97.5])
-    return [float(low), float(high)]
+    return float(low), float(high)
 
 
 def _cut_id(transcript: Transcript) -> str:

@@ -5,9 +5,11 @@ from typing import Any
 
 from twopass_kd.config.load import config_from_dict
 from twopass_kd.config.schema import Config, ConfigError
-from twopass_kd.files.read import read_json
+from twopass_kd.files.decode_json import CheckpointDecoding, Pass
+from twopass_kd.files.json_model import read_json
 from twopass_kd.models.checkpoint import CheckpointError, build_model, load_checkpoint, weights_digest
-from twopass_kd.scoring.results import PASS_TITLES, format_wer, load_results
+from twopass_kd.scoring.results import load_results
+from twopass_kd.scoring.summary import format_wer
 
 
 def describe_checkpoint(path: Path) -> dict[str, str]:
@@ -73,16 +75,17 @@ def wer(path: Path, phase: str, identity: str) -> str | None:
     if not (experiment / "results.json").is_file():
         return None
     results = load_results(experiment)
-    system = next((s for s in results["systems"] if s["phase"] == phase), None)
+    system = next((s for s in results.systems if s.phase == phase), None)
     if system is None:
         return None
-    decoded = experiment / "decode" / system["name"] / "decode.json"
-    if not decoded.is_file() or read_json(decoded, {"identity": str}, "decode again (stage 8)")["identity"] != identity:
+    decoded = experiment / "decode" / system.name / "decode.json"
+    remedy = "decode again (stage 8)"
+    if not decoded.is_file() or read_json(decoded, CheckpointDecoding, remedy).identity != identity:
         return None
     texts = []
-    for set_name in results["corpus"]["test_parts"]:
-        scored = system["wer"][set_name]
-        passes = [f"{title} {format_wer(scored[key])}" for key, title in PASS_TITLES.items() if scored[key]]
+    for set_name in results.corpus.test_parts:
+        scored = system.wer[set_name]
+        passes = [f"{name.title} {format_wer(scored[name])}" for name in Pass if scored[name]]
         texts.append(f"{set_name}: {', '.join(passes)}")
     return "; ".join(texts)
 

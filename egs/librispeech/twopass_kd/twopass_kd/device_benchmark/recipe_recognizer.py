@@ -13,7 +13,7 @@ from twopass_kd.ondevice.runtime import Runtime
 from twopass_kd.ondevice.stream import Stream, StreamingRecognizer
 
 
-class OwnRecognizer:
+class RecipeRecognizer:
     """`StreamingRecognizer` without endpoint rules, its second pass timed or left out.
 
     Args:

@@ -6,7 +6,6 @@ Leaves <exp-dir>/<conf>/ondevice.json, and the texts and recogs files in <exp-di
 """
 
 import importlib.util
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -22,10 +21,11 @@ from twopass_kd.data.asr_dataset import cut_text
 from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure_all, read_exports
 from twopass_kd.device_benchmark.utterances import Utterance, write_utterances
-from twopass_kd.files.write import write_text_atomically
+from twopass_kd.files.decode_json import Pass
+from twopass_kd.files.json_model import write_json
+from twopass_kd.files.ondevice_json import Agreement, DeviceRow, Int8Comparison, LongAudio, OnDeviceJson
 from twopass_kd.scoring.wer import Transcript, paired_bootstrap, write_decoding_results
 
-PASSES = ("greedy_search", "first_pass", "two_pass")
 MINUTES = (1, 30)  # lengths of the long recordings
 
 
@@ -92,22 +92,22 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path) -> Path:
     transcripts = {name: _transcripts(utterances, found["texts"]) for name, found in texts.items()}
     rows = [_row(job, measured[job.name], transcripts[job.name], out_dir / job.name) for job in jobs]
     any_timing = measured[jobs[0].name]
-    summary = {
-        "set": sets[0],
-        "timed_utterances": min(cfg.export.timed_utterances, len(first_set)),
-        "timed_seconds": any_timing["seconds"],
-        "threads": 1,
-        "chunk_ms": any_timing["chunk_duration_ms"],
-        "decoded_seconds": {name: sum(u.duration for u in utterances if u.set == name) for name in sets},
-        "rows": rows,
-        "agreement": {system: _agreement(texts, system) for system in exports},
-        "int8": {system: _int8(cfg, system, by_name, transcripts) for system in exports},
-        "long_audio": long_audio,
-        "settings": {system: exported["settings"] for system, exported in exports.items()},
-        "quantization": {system: exported["int8"] for system, exported in exports.items()},
-        "streaming": {system: exported["streaming"] for system, exported in exports.items()},
-    }
-    write_text_atomically(experiment / "ondevice.json", json.dumps(summary, indent=2) + "\n")
+    summary = OnDeviceJson(
+        set=sets[0],
+        timed_utterances=min(cfg.export.timed_utterances, len(first_set)),
+        timed_seconds=any_timing["seconds"],
+        threads=1,
+        chunk_ms=any_timing["chunk_duration_ms"],
+        decoded_seconds={name: sum(u.duration for u in utterances if u.set == name) for name in sets},
+        rows=rows,
+        agreement={system: _agreement(texts, system) for system in exports},
+        int8={system: _int8(cfg, system, by_name, transcripts) for system in exports},
+        long_audio=LongAudio(**long_audio),
+        settings={system: exported.settings for system, exported in exports.items()},
+        quantization={system: exported.int8 for system, exported in exports.items()},
+        streaming={system: exported.streaming for system, exported in exports.items()},
+    )
+    write_json(experiment / "ondevice.json", summary)
     return experiment / "ondevice.json"
 
 
@@ -127,29 +127,29 @@ def _transcripts(
 
 def _row(
     job: Job, measured: dict[str, Any], transcripts: dict[str, dict[str, list[Transcript]]], folder: Path
-) -> dict[str, Any]:
+) -> DeviceRow:
     wer = {
-        name: {p: write_decoding_results(folder, name, p, passes[p]).wer if p in passes else None for p in PASSES}
+        name: {p: write_decoding_results(folder, name, p, passes[p]).wer if p in passes else None for p in Pass}
         for name, passes in transcripts.items()
     }
     kept = ("rtf", "chunk_ms", "final_ms", "second_pass_share", "peak_mb")
-    row = {"system": job.system, "runtime": job.runtime, "identity": job.identity, "bytes": job.bytes()}
-    row.update({key: measured[key] for key in kept}, wer=wer)
-    last = "two_pass" if row["rtf"]["two_pass"] is not None else "first_pass"
-    errors = ", ".join(f"{name} {passes[last]:.2f}%" for name, passes in wer.items())
+    of_job = {"system": job.system, "runtime": job.runtime, "identity": job.identity, "bytes": job.bytes()}
+    row = DeviceRow(**of_job, **{key: measured[key] for key in kept}, wer=wer)
+    last = row.last_pass
+    errors = ", ".join(f"{name} {passes[last]:.2f}%" for name, passes in row.wer.items())
     logging.info(
-        "%s: %.2f MB, RTF %.4f, chunk %.2f ms, final %.2f ms, peak %.0f MB; %s WER %s", job.name, row["bytes"] / 1e6,
-        row["rtf"][last], row["chunk_ms"]["p50"], row["final_ms"]["p50"], row["peak_mb"], last, errors,
+        "%s: %.2f MB, RTF %.4f, chunk %.2f ms, final %.2f ms, peak %.0f MB; %s WER %s", job.name, row.bytes / 1e6,
+        row.rtf[last], row.chunk_ms.p50, row.final_ms.p50, row.peak_mb, last, errors,
     )  # fmt: skip
     return row
 
 
-def _agreement(texts: dict[str, dict[str, Any]], system: str) -> dict[str, dict[str, dict[str, Any]]]:
+def _agreement(texts: dict[str, dict[str, Any]], system: str) -> dict[str, dict[str, Agreement]]:
     """How many utterances of the test sets sherpa-onnx recognises as our search on onnxruntime does.
 
     Both decode the same audio, padded as sherpa-onnx needs it.
     """
-    result: dict[str, dict[str, dict[str, Any]]] = {}
+    result: dict[str, dict[str, Agreement]] = {}
     for precision, suffix in (("fp32", ""), ("int8", "-int8")):
         ours = texts[f"{system}-onnx{suffix}"]["padded_texts"]
         theirs = texts[f"{system}-sherpa-onnx{suffix}"]["texts"]
@@ -161,26 +161,27 @@ def _agreement(texts: dict[str, dict[str, Any]], system: str) -> dict[str, dict[
                 logging.info(
                     "%s %s %s, %s: ours %r, sherpa-onnx %r", system, precision, method, i, our_text, their_text
                 )
-            result[precision][method] = {
-                "same": len(pairs) - len(different), "of": len(pairs), "different": [i for i, _, _ in different[:10]],
-            }  # fmt: skip
+            named = [i for i, _, _ in different[:10]]
+            result[precision][method] = Agreement(same=len(pairs) - len(different), of=len(pairs), different=named)
     return result
 
 
 def _int8(
     cfg: Config, system: str, jobs: dict[str, Job], transcripts: dict[str, dict[str, dict[str, list[Transcript]]]]
-) -> dict[str, Any]:
+) -> Int8Comparison:
     """Bytes of int8 over those of the teacher in float32 (null without a teacher), and what int8 does to the WER."""
     teacher = jobs.get("teacher-onnx")
-    result: dict[str, Any] = {"size_ratio": jobs[f"{system}-onnx-int8"].bytes() / teacher.bytes() if teacher else None}
+    ratio = jobs[f"{system}-onnx-int8"].bytes() / teacher.bytes() if teacher else None
     full, small = transcripts[f"{system}-onnx"], transcripts[f"{system}-onnx-int8"]
-    for name, passes in full.items():
-        result[name] = {
+    by_set = {
+        name: {
             p: paired_bootstrap(passes[p], small[name][p], cfg.decode.bootstrap_samples, cfg.seed)
-            for p in ("first_pass", "two_pass")
+            for p in (Pass.FIRST_PASS, Pass.TWO_PASS)
             if p in passes
         }
-    return result
+        for name, passes in full.items()
+    }
+    return Int8Comparison(size_ratio=ratio, **by_set)
 
 
 def main() -> int:

@@ -1,0 +1,143 @@
+"""`results.json`: what stage 9 scored, and all that the reports show of it."""
+
+from typing import Any
+
+from pydantic import Field
+
+from twopass_kd.files.decode_json import FurtherSearch, Parts, Pass, ScanPoint
+from twopass_kd.files.json_model import JsonModel, Number
+from twopass_kd.files.ondevice_json import Difference, OnDeviceJson
+
+
+class Wer(JsonModel):
+    """The word error rate of one system, set and pass."""
+
+    wer: Number
+    """In percent."""
+    ci95: tuple[Number, Number]
+    """Its 95% percentile interval over resampled utterances, in percent."""
+    ins: int = 0
+    """Words inserted."""
+    dels: int = 0
+    """Words deleted."""
+    subs: int = 0
+    """Words substituted."""
+
+
+class SetWer(JsonModel):
+    """The word error rates of one system on one set."""
+
+    greedy_search: Wer
+    """Of greedy search."""
+    ref_words: int
+    """Words of the references."""
+    num_utts: int
+    """Utterances."""
+    first_pass: Wer
+    """Of the transducer's beam search."""
+    two_pass: Wer | None
+    """After rescoring; null for a system without a second pass."""
+
+    def __getitem__(self, name: Pass) -> Wer | None:
+        return getattr(self, name)
+
+
+class System(JsonModel):
+    """A decoded system."""
+
+    name: str
+    """Its `report_as` in the config."""
+    phase: str
+    """The phase that trained it last."""
+    params: Parts
+    """Deployed parameters; heads used in training only are not counted."""
+    bytes: Parts
+    """Bytes of the deployed parameters."""
+    wer: dict[str, SetWer]
+    """By set, dev sets included."""
+    rtf: dict[str, dict[Pass, Number | None]]
+    """Seconds of computing for each second of audio, by set and pass."""
+    train_seconds: Number
+    """Seconds of training, with the phases that it started from."""
+    rescore_weight: Number | None
+    """Weight of the attention decoder that was chosen on dev; null without a second pass."""
+    length_reward: Number | None
+    """Length reward that was chosen on dev, in nats for each token; null without a second pass."""
+    weight_scan: list[ScanPoint]
+    """What they were chosen from."""
+    searches: dict[str, FurtherSearch] = {}
+    """Further searches by their names; empty where there are none."""
+    searches_left_out: str | None = None
+    """Why searches that were asked for were not run; null where they were."""
+
+
+class Corpus(JsonModel):
+    """What was trained and tested on."""
+
+    kind: str
+    """`corpus.kind` of the config."""
+    synthetic: bool
+    """Whether the speech is synthetic."""
+    train_parts: list[str]
+    """Sets trained on."""
+    dev_parts: list[str]
+    """Sets on which weights were chosen."""
+    test_parts: list[str]
+    """Sets tested on."""
+
+
+class Compression(JsonModel):
+    """What the student does without."""
+
+    params: Number
+    """Share of the teacher's deployed parameters, from 0 to 1."""
+    bytes: Number
+    """Share of the teacher's bytes."""
+
+
+class StageTime(JsonModel):
+    """A finished stage of run.sh."""
+
+    stage: int
+    """Its number."""
+    title: str = ""
+    """Its title."""
+    seconds: Number
+    """Its wall time."""
+    finished: str
+    """When it was done, in ISO 8601."""
+
+
+class ResultsJson(JsonModel):
+    """A results.json."""
+
+    conf: str
+    """Name of the config."""
+    corpus: Corpus
+    """What was trained and tested on."""
+    seed: int
+    """The config's, also of the bootstraps."""
+    bootstrap_samples: int
+    """Resamples of each bootstrap."""
+    environment: dict[str, Any]
+    """Machine and software of the scoring; null where one is unknown."""
+    systems: list[System] = Field(min_length=1)
+    """The decoded systems, teacher first."""
+    not_decoded: list[str]
+    """Systems of the config that were not decoded."""
+    compression: Compression | None
+    """Student against teacher; null without both."""
+    significance_pass: Pass = Pass.TWO_PASS
+    """The pass in which student and teacher are compared."""
+    significance: dict[str, Difference]
+    """Student minus teacher, by test set."""
+    significance_baseline: dict[str, dict[Pass, Difference]]
+    """Student minus `student_copy`, by test set and pass."""
+    on_device: OnDeviceJson | None = None
+    """What stage 10 measured; null where it has not run, or not since the training."""
+    stages: list[StageTime]
+    """Stages that are done, in order."""
+
+    def system(self, name: str) -> System | None:
+        """The entry of a system; None where it was not decoded."""
+        return next((s for s in self.systems if s.name == name), None)

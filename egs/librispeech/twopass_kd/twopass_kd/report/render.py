@@ -1,0 +1,62 @@
+"""Writes the pages of a report from their templates. Whatever comes from data is escaped, in HTML and in Markdown."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from twopass_kd.files.write import write_text_atomically
+from twopass_kd.report import plots, plots_ondevice
+from twopass_kd.report.collect import Report
+from twopass_kd.report.content import aligned_lines, page_content
+
+
+def write_reports(report: Report, experiment: Path, results_md: Path | None = None) -> list[Path]:
+    """Write `report.html`, `report.md` and, where asked for, RESULTS.md. Returns their paths."""
+    pages = {experiment / "report.md": render_markdown(report), experiment / "report.html": render_html(report)}
+    if results_md is not None:
+        pages[Path(results_md)] = render_results_md(report)
+    for path, text in pages.items():
+        write_text_atomically(path, text)
+    return list(pages)
+
+
+def render_html(report: Report) -> str:
+    """The report as one self-contained HTML page: style, figures and text inside, nothing loaded from anywhere."""
+    return _render(_HTML, "report.html.j2", report)
+
+
+def render_markdown(report: Report) -> str:
+    """The whole report as Markdown; what `report.html` draws is tables here."""
+    return _render(_MARKDOWN, "report.md.j2", report)
+
+
+def render_results_md(report: Report) -> str:
+    """The RESULTS.md that is kept with the recipe, in the habit of icefall's: parameter count, command, table."""
+    return _render(_MARKDOWN, "results.md.j2", report)
+
+
+def _render(environment: Environment, template: str, report: Report) -> str:
+    return environment.get_template(template).render(page_content(report)).strip() + "\n"
+
+
+def _escape_markdown(value: Any) -> Any:
+    """Plain text inside Markdown: nothing in it may open a tag, a table cell or emphasis. Markup stays as it is."""
+    if hasattr(value, "__html__"):
+        return value
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for mark in "\\|*_`[]":
+        text = text.replace(mark, "\\" + mark)
+    return Markup(text)
+
+
+_HTML = Environment(
+    loader=PackageLoader("twopass_kd.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_HTML.globals.update(plots=plots, plots_ondevice=plots_ondevice, aligned_lines=aligned_lines)
+_MARKDOWN = _HTML.overlay(finalize=_escape_markdown)

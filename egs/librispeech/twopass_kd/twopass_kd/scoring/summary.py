@@ -1,0 +1,68 @@
+"""A results.json as plain text, for the end of stages 9 and 10."""
+
+from collections.abc import Sequence
+
+from twopass_kd.files.decode_json import Pass
+from twopass_kd.files.ondevice_json import OnDeviceJson
+from twopass_kd.files.results_json import ResultsJson, System, Wer
+from twopass_kd.scoring.further_searches import SEARCHES_UNIT, search_rows, searches_left_out
+from twopass_kd.scoring.on_device import sentences, summary_rows
+from twopass_kd.scoring.verdicts import verdicts
+
+
+def dev_set_mark(results: ResultsJson, set_name: str) -> str:
+    """What is said after the name of a test set that is a dev set as well; empty for the others."""
+    both = set_name in results.corpus.test_parts and set_name in results.corpus.dev_parts
+    return " (dev set: the rescoring weight was chosen on it)" if both else ""
+
+
+def format_wer(scored: Wer | None) -> str:
+    """`7.20 [6.11, 8.36]`, or `-` for a pass that the system does not have."""
+    return "-" if scored is None else f"{scored.wer:.2f} [{scored.ci95[0]:.2f}, {scored.ci95[1]:.2f}]"
+
+
+def summary_text(results: ResultsJson) -> str:
+    """The tables and the verdicts."""
+    corpus = results.corpus
+    lines = [f"{results.conf}: WER in % [95% bootstrap interval]{' on synthetic speech' if corpus.synthetic else ''}"]
+    for set_name in corpus.test_parts:
+        words = results.systems[0].wer[set_name].ref_words
+        rows = [("system", "params", "fewer", *(name.title for name in Pass), "RTF")]
+        rows += [_summary_row(system, results.system("teacher"), set_name) for system in results.systems]
+        lines += ["", f"{set_name} ({words} words){dev_set_mark(results, set_name)}", *_columns(rows)]
+        lines += [sentence for name, sentence in verdicts(results) if name == set_name]
+    rows = search_rows(results)
+    if rows:
+        lines += ["", f"further searches: {SEARCHES_UNIT}", *_columns(rows)]
+    lines += searches_left_out(results)
+    if results.not_decoded:
+        lines += ["", f"not decoded, so not scored: {', '.join(results.not_decoded)}"]
+    if results.on_device:
+        lines += ["", *_on_device_lines(results.on_device, corpus.test_parts[0])]
+    return "\n".join(lines)
+
+
+def _on_device_lines(on_device: OnDeviceJson, set_name: str) -> list[str]:
+    decoded = f"{on_device.decoded_seconds[set_name] / 60:.0f} min of {set_name}"
+    title = f"on the device: threads {on_device.threads}, batch 1, WER on {decoded}, times p50/p95"
+    return [title, *_columns(summary_rows(on_device, set_name)), *sentences(on_device)]
+
+
+def _summary_row(system: System, teacher: System | None, set_name: str) -> tuple[str, ...]:
+    rtf, params = system.rtf.get(set_name, {}), system.params.total
+    fewer = "-"
+    if teacher is not None and system is not teacher:
+        fewer = f"{100 * (1 - params / teacher.params.total):.1f}%"
+    last = rtf.get(Pass.TWO_PASS) or rtf.get(Pass.FIRST_PASS)
+    wers = (format_wer(system.wer[set_name][name]) for name in Pass)
+    return (system.name, f"{params / 1e6:.3f} M", fewer, *wers, "-" if last is None else f"{last:.4f}")
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return lines
