@@ -143,7 +143,7 @@ def test_export_leaves_what_it_promises(exported):
     assert max(summary["checks"].values()) < 1e-4 and len(summary["checks"]) == 6
     assert list(summary["streaming"]) == cfg.corpus.test_parts
     for streaming in summary["streaming"].values():
-        assert streaming["utterances"] == streaming["same_greedy"] == 4 and streaming["different"] == []
+        assert streaming["utterances"] == streaming.same_greedy == 4 and streaming.different == []
         assert 0 < streaming["encoder_difference"] < 1e-4
     assert {"wer", "layers", "scan", "left_out", "utterances", "dev_parts"} <= set(summary["int8"])
     assert summary["int8"]["utterances"] == 4
@@ -212,7 +212,7 @@ def test_streaming_that_differs_from_offline_is_found_out(exported):
     with torch.no_grad():
         model.joiner.output_linear.bias[7] += 50.0  # another search, the same encoder
         streaming = check_streaming(model, runtime, utterances)
-        assert streaming["same_greedy"] == 0 and len(streaming["different"]) == 4
+        assert streaming.same_greedy == 0 and len(streaming.different) == 4
         model.encoder.norm.bias[0] += 1.0
     with pytest.raises(ExportError, match="encoder.onnx in chunks .* on utt-"):
         check_streaming(model, runtime, utterances)

@@ -112,12 +112,12 @@ def test_html_has_all_sections_and_figures(page: str, cfg: Config):
 
 def test_html_numbers_are_those_of_results(report: Report, page: str):
     text = re.sub(r"<[^>]+>", " ", page)
-    for system in report.results["systems"]:
-        for per_set in system["wer"].values():
+    for system in report.results.systems:
+        for per_set in system.wer.values():
             for name in ("greedy_search", "first_pass", "two_pass"):
                 if per_set[name]:
-                    assert f"{per_set[name]['wer']:.2f}" in text
-        assert f"{system['params']['total']:,}" in text
+                    assert f"{per_set[name].wer:.2f}" in text
+        assert f"{system.params.total:,}" in text
 
 
 def test_html_axes_have_labels_with_units(page: str):
@@ -159,7 +159,7 @@ def test_reports_escape_what_the_data_holds(tmp_path: Path, cfg: Config):
     rows = [(HOSTILE, ["A&B", HOSTILE], ["]]>", "| x |", "```"])]
     write_decoding_results(folder, "test-clean", "two_pass", rows)
     report = collect(cfg, experiment, CONF, command=f"./run.sh --conf 'a b' {HOSTILE}")
-    report.results.update(conf=HOSTILE, corpus={**report.results["corpus"], "kind": HOSTILE})
+    report.results.conf = report.results.corpus.kind = HOSTILE
     report.untrained.append(HOSTILE)
     page = render_html(report)
     assert "<script" not in page and "&lt;script&gt;" in page
@@ -305,14 +305,18 @@ def test_collect_with_results_of_another_config(experiment: Path):
 @pytest.mark.parametrize(
     "keys, value, message",
     [
-        (("systems",), [], r": `systems` \(\[\]\) must have at least one"),
-        (("systems", 0, "wer", "test-clean"), None, r": `systems\[0\].wer.test-clean` \(None\) must be a dict"),
+        (("systems",), [], r": `systems` \(\[\]\) must have at least 1 item"),
+        (("systems", 0, "wer", "test-clean"), None, r": `systems\[0\].wer.test-clean` \(None\) must be an object"),
         (("systems", 0, "wer"), {}, r": `wer` of student must have test-clean, test-other"),
-        (("systems", 0, "params", "total"), "many", r": `systems\[0\].params.total` \('many'\) must be a int"),
-        (("environment",), None, r": `environment` \(None\) must be a dict"),
+        (
+            ("systems", 0, "params", "total"),
+            "many",
+            r"`systems\[0\].params.total` \('many'\) must be a valid integer",
+        ),
+        (("environment",), None, r": `environment` \(None\) must be an object"),
         (("significance",), {"test-clean": {"p": 1}}, r": `significance.test-clean` must have delta_wer, ci95"),
-        (("corpus", "synthetic"), 1, r": `corpus.synthetic` \(1\) must be a bool"),
-        (("stages", 0, "title"), None, r": `stages\[0\].title` \(None\) must be a str"),
+        (("corpus", "synthetic"), 1, r": `corpus.synthetic` \(1\) must be a valid boolean"),
+        (("stages", 0, "title"), None, r": `stages\[0\].title` \(None\) must be a valid string"),
         (("on_device",), {}, r": `on_device` must have set"),
     ],
 )
