@@ -143,7 +143,7 @@ def test_export_leaves_what_it_promises(exported):
     assert max(summary["checks"].values()) < 1e-4 and len(summary["checks"]) == 6
     assert list(summary["streaming"]) == cfg.corpus.test_parts
     for streaming in summary["streaming"].values():
-        assert streaming["utterances"] == streaming.same_greedy == 4 and streaming.different == []
+        assert streaming["utterances"] == streaming["same_greedy"] == 4 and streaming["different"] == []
         assert 0 < streaming["encoder_difference"] < 1e-4
     assert {"wer", "layers", "scan", "left_out", "utterances", "dev_parts"} <= set(summary["int8"])
     assert summary["int8"]["utterances"] == 4

@@ -311,7 +311,7 @@ def test_collect_with_results_of_another_config(experiment: Path):
         (
             ("systems", 0, "params", "total"),
             "many",
-            r"`systems\[0\].params.total` \('many'\) must be a valid integer",
+            r": `systems\[0\].params.total` \('many'\) must be a valid integer",
         ),
         (("environment",), None, r": `environment` \(None\) must be an object"),
         (("significance",), {"test-clean": {"p": 1}}, r": `significance.test-clean` must have delta_wer, ci95"),
