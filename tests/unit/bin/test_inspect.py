@@ -80,7 +80,7 @@ def test_wer_is_that_of_this_model_only(tmp_path, run):
     save_tiny_checkpoint(path)
     decoded = json.loads((tmp_path / "tiny" / "decode" / "student" / "decode.json").read_text())
     rewrite(path, identity=decoded["identity"])
-    wer = next(s for s in results["systems"] if s["name"] == "student")["wer"]["test-clean"]["two_pass"]["wer"]
+    wer = results.system("student").wer["test-clean"].two_pass.wer
     assert f"two-pass {wer:.2f}" in run(path)[1]
     rewrite(path, identity="another")
     assert "WER" not in run(path)[1]

@@ -88,14 +88,14 @@ def test_a_manifest_that_is_spoilt_is_named_with_the_line(tmp_path, spoil, said)
 
 
 @pytest.mark.parametrize("field, value, said", [
-    ("id", 7, r"`id` \(7\) must be a str"),
-    ("id", ["a"], r"`id` \(\['a'\]\) must be a str"),
-    ("duration", "2.5", r"`duration` \('2.5'\) must be a float"),
-    ("supervisions.0.start", None, r"`supervisions\[0\].start` \(None\) must be a float"),
-    ("features.storage_path", None, r"`features.storage_path` \(None\) must be a str"),
-    ("features.frame_shift", "10ms", r"`features.frame_shift` \('10ms'\) must be a float"),
-    ("recording.sources.0.source", None, r"`recording.sources\[0\].source` \(None\) must be a str"),
-    ("recording.sources.0.channels", 0, r"`recording.sources\[0\].channels` \(0\) must be a list"),
+    ("id", 7, r"`id` \(7\) must be a valid string"),
+    ("id", ["a"], r"`id` \(\['a'\]\) must be a valid string"),
+    ("duration", "2.5", r"`duration` \('2.5'\) must be a valid number"),
+    ("supervisions.0.start", None, r"`supervisions\[0\].start` \(None\) must be a valid number"),
+    ("features.storage_path", None, r"`features.storage_path` \(None\) must be a valid string"),
+    ("features.frame_shift", "10ms", r"`features.frame_shift` \('10ms'\) must be a valid number"),
+    ("recording.sources.0.source", None, r"`recording.sources\[0\].source` \(None\) must be a valid string"),
+    ("recording.sources.0.channels", 0, r"`recording.sources\[0\].channels` \(0\) must be a valid list"),
 ])  # fmt: skip
 def test_a_cut_with_a_field_of_another_type_is_named(tmp_path, field, value, said):
     """Once TypeErrors and AttributeErrors without file, line and field, or trained on."""

@@ -16,7 +16,7 @@ from lhotse import AudioSource, CutSet
 
 import twopass_kd
 from small_export import SYSTEM, exportable_experiment
-from twopass_kd.bin import ondevice
+from twopass_kd.bin import benchmark_device
 from twopass_kd.bin.export import export
 from twopass_kd.config.schema import ConfigError
 from twopass_kd.device_benchmark.decode_sets import decode_sets
@@ -26,7 +26,11 @@ from twopass_kd.device_benchmark.measure import Timing, time_utterances
 from twopass_kd.device_benchmark.recipe_recognizer import RecipeRecognizer
 from twopass_kd.device_benchmark.sherpa import num_feature_frames, padding_for_sherpa
 from twopass_kd.device_benchmark.utterances import Utterance, read_audio, read_utterances, write_utterances
+from twopass_kd.files.decode_json import CheckpointDecoding
+from twopass_kd.files.json_model import read_json
+from twopass_kd.files.ondevice_json import OnDeviceJson
 from twopass_kd.ondevice.stream import open_runtime
+from twopass_kd.scoring.on_device import read_on_device
 
 SETS = ("test-clean", "test-other")
 PACKAGE = Path(twopass_kd.__file__).parents[1]
@@ -39,7 +43,7 @@ def exported(tmp_path_factory):
     cfg, data_dir, exp_dir = exportable_experiment(tmp_path_factory.mktemp("ondevice"), overrides)
     folder = export(cfg, SYSTEM, data_dir, exp_dir)
     path = data_dir.parent / "utterances.jsonl"
-    write_utterances(ondevice.list_utterances(cfg, data_dir), path)
+    write_utterances(benchmark_device.list_utterances(cfg, data_dir), path)
     return cfg, data_dir, exp_dir, folder, path
 
 
@@ -239,7 +243,7 @@ def test_list_utterances_missing_audio_names_the_cut(exported):
     audio.rename(audio.with_suffix(".away"))
     try:
         with pytest.raises(FileNotFoundError, match="utt-2 of test-other.*utt-2.flac"):
-            ondevice.list_utterances(cfg, data_dir)
+            benchmark_device.list_utterances(cfg, data_dir)
     finally:
         audio.with_suffix(".away").rename(audio)
 
@@ -257,17 +261,17 @@ def test_list_utterances_takes_the_channel_of_the_cut(exported, tmp_path):
         cut.recording.channel_ids = [0, 1, 2]
         cut.recording.sources = [AudioSource("file", [0], "other.wav"), AudioSource("file", [2, 1], audio)]
     cuts.to_file(path)
-    found = [u for u in ondevice.list_utterances(cfg, tmp_path / data_dir.name) if u.set == SETS[0]]
+    found = [u for u in benchmark_device.list_utterances(cfg, tmp_path / data_dir.name) if u.set == SETS[0]]
     assert {(u.audio, u.channel) for u in found} == {(audio, 1)}
 
 
 def test_list_utterances_long_set_is_thinned_evenly(exported):
     cfg, data_dir, *_ = exported
-    everything = ondevice.list_utterances(cfg, data_dir)
+    everything = benchmark_device.list_utterances(cfg, data_dir)
     assert list(dict.fromkeys(u.set for u in everything)) == list(SETS)  # the first test set is the timed one
     total = sum(u.duration for u in everything if u.set == "test-other")
     less = replace(cfg, export=replace(cfg.export, decoded_seconds=total / 2 + 0.01))
-    half = [u.id for u in ondevice.list_utterances(less, data_dir) if u.set == "test-other"]
+    half = [u.id for u in benchmark_device.list_utterances(less, data_dir) if u.set == "test-other"]
     assert half == ["utt-0", "utt-2"]
 
 
@@ -324,11 +328,11 @@ def test_run_kept_reuses_only_what_has_not_changed(exported, tmp_path):
 
 def test_ondevice_writes_what_the_report_reads(exported, monkeypatch):
     cfg, data_dir, exp_dir, *_ = exported
-    monkeypatch.setattr(ondevice, "MINUTES", (0.02, 0.1))
-    path = ondevice.measure(cfg, data_dir, exp_dir)
+    monkeypatch.setattr(benchmark_device, "MINUTES", (0.02, 0.1))
+    path = benchmark_device.measure(cfg, data_dir, exp_dir)
     content = json.loads(path.read_text())
-    identity = content["rows"][0]["identity"]
-    assert check_on_device(content, path, {SYSTEM: {"identity": identity}}, SETS) == content
+    decoded = read_json(path.parent / "decode" / SYSTEM / "decode.json", CheckpointDecoding, "decode again")
+    assert read_on_device(path, {SYSTEM: decoded}, SETS) == OnDeviceJson.model_validate_json(path.read_text())
     rows = {row["runtime"]: row for row in content["rows"]}
     assert len(rows) == 5 and content["set"] == "test-clean" and content["timed_utterances"] == 2
     assert rows["onnx"]["wer"] == rows["pytorch"]["wer"]  # the same model

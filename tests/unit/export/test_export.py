@@ -212,7 +212,7 @@ def test_streaming_that_differs_from_offline_is_found_out(exported):
     with torch.no_grad():
         model.joiner.output_linear.bias[7] += 50.0  # another search, the same encoder
         streaming = check_streaming(model, runtime, utterances)
-        assert streaming["same_greedy"] == 0 and len(streaming["different"]) == 4
+        assert streaming.same_greedy == 0 and len(streaming.different) == 4
         model.encoder.norm.bias[0] += 1.0
     with pytest.raises(ExportError, match="encoder.onnx in chunks .* on utt-"):
         check_streaming(model, runtime, utterances)

@@ -144,31 +144,31 @@ def costly(costs, words=1000):
 
 def test_choose_layers_leaves_out_what_costs_words():
     costs = {"a/harmless": 0, "a/bad": 40, "b/worst": 60, "b/slight": 1}
-    choice = choose_layers(list(costs), costly(costs), seed=0)
-    assert choice["left_out"] == ["b/worst", "a/bad"]
-    assert [(e["layer"], e["errors"]) for e in choice["scan"]] == list(costs.items())
-    assert choice["wer"] == {"fp32": 5.0, "int8": pytest.approx(5.1), "all_int8": pytest.approx(15.1)}
-    assert [len(step["left_out"]) for step in choice["steps"]] == [0, 1, 2]
-    assert (choice["utterances"], choice["words"]) == (1000, 1000)
+    choice = choose_layers(list(costs), costly(costs), seed=0, dev_parts=["dev"])
+    assert choice.left_out == ["b/worst", "a/bad"]
+    assert [(e.layer, e.errors) for e in choice.scan] == list(costs.items())
+    assert choice.wer.model_dump() == {"fp32": 5.0, "int8": pytest.approx(5.1), "all_int8": pytest.approx(15.1)}
+    assert [len(step.left_out) for step in choice.steps] == [0, 1, 2]
+    assert (choice.utterances, choice.words) == (1000, 1000)
 
 
 def test_choose_layers_keeps_all_where_nothing_is_lost():
     costs = {"a/one": 0, "a/two": 0}
-    choice = choose_layers(list(costs), costly(costs), seed=0)
-    assert choice["left_out"] == [] and choice["wer"]["int8"] == 5.0 and len(choice["steps"]) == 1
-    assert choice["scan"] == [] and choice["layers"] == 2  # no layer was tried alone
+    choice = choose_layers(list(costs), costly(costs), seed=0, dev_parts=["dev"])
+    assert choice.left_out == [] and choice.wer.int8 == 5.0 and len(choice.steps) == 1
+    assert choice.scan == [] and choice.layers == 2  # no layer was tried alone
 
 
 def test_choose_layers_leaves_all_out_where_all_cost():
     costs = {"a/one": 100, "a/two": 90}
-    choice = choose_layers(list(costs), costly(costs), seed=0)
-    assert choice["left_out"] == ["a/one", "a/two"] and choice["wer"]["int8"] == 5.0
+    choice = choose_layers(list(costs), costly(costs), seed=0, dev_parts=["dev"])
+    assert choice.left_out == ["a/one", "a/two"] and choice.wer.int8 == 5.0
 
 
 def test_log_choice_is_a_table(caplog):
     costs = {"a/harmless": 0, "b/worst": 60}
     with caplog.at_level(logging.INFO):
-        log_choice(choose_layers(list(costs), costly(costs), seed=0))
+        log_choice(choose_layers(list(costs), costly(costs), seed=0, dev_parts=["dev"]))
     assert "float32 5.00%, all layers int8 11.00%" in caplog.text
     assert any(r.getMessage().split() == "b/worst 11.00% +60 left out".split() for r in caplog.records)
 
@@ -239,7 +239,7 @@ def _moved(cut):
 def test_wer_of_the_scan_is_that_of_the_transcripts(exported, tmp_path):
     folder, utterances, _ = exported
     decoder = DevDecoder(folder, tmp_path, utterances)
-    choice = choose_layers(decoder.layers, decoder, seed=0)
-    assert choice["wer"]["fp32"] == corpus_wer(decoder(frozenset())).wer
-    int8 = decoder(set(decoder.layers) - set(choice["left_out"]))
-    assert choice["wer"]["int8"] == pytest.approx(corpus_wer(int8).wer)
+    choice = choose_layers(decoder.layers, decoder, seed=0, dev_parts=["dev"])
+    assert choice.wer.fp32 == corpus_wer(decoder(frozenset())).wer
+    int8 = decoder(set(decoder.layers) - set(choice.left_out))
+    assert choice.wer.int8 == pytest.approx(corpus_wer(int8).wer)

@@ -271,7 +271,7 @@ def edited(**fields):
     (lambda lines: [lines[0], b"{\n"], "supervisions_train-clean.jsonl.gz must be a whole SupervisionSet"),
     (edited(start=-1.0), "line 1, 10-100-0000: lasts from -1.0 to "),  # once left out without a word
     (edited(duration=50.0), "line 1, 10-100-0000: lasts from 0.0 to 50.0 s and its recording 0.8 s, but must lie in"),
-    (edited(duration="1"), "SupervisionSet (ValueError: line 1: `duration` ('1') must be a float); make it anew"),
+    (edited(duration="1"), "SupervisionSet (ValueError: line 1: `duration` ('1') must be a valid number)"),
     (edited(channel=5), "line 1, 10-100-0000: is of channel 5 and its recording has [0]; mend the manifests"),
     (edited(id="a\tb"), "its id must be text without tabs and line breaks; mend the manifests"),
     (edited(text="A \ud800"), r"10-100-0000: its text ('A \ud800') must be whole characters"),
@@ -284,7 +284,7 @@ def test_compute_fbank_manifests_of_the_user_with_a_fault(tmp_path, capsys, in_t
 @pytest.mark.parametrize("fields, said", [
     ({"sources": []}, "recordings_train-clean.jsonl.gz, line 1, 10-100-0000: must have sources and samples; mend it"),
     ({"sampling_rate": 0}, "recordings_train-clean.jsonl.gz, line 1, 10-100-0000: must have sources and samples"),
-    ({"id": 7}, "must be a whole RecordingSet (ValueError: line 1: `id` (7) must be a str); make it anew"),
+    ({"id": 7}, "must be a whole RecordingSet (ValueError: line 1: `id` (7) must be a valid string); make it anew"),
     ({"sources": [{"type": "no such", "channels": [0], "source": "a"}]},
      "part `train-clean`: features of one of the 2 cuts from 10-100-0000 on cannot be computed"),
 ])  # fmt: skip

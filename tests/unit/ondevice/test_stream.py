@@ -298,7 +298,7 @@ def test_checkpoint_takes_how_it_was_decoded_from_decode_json(tmp_path, caplog):
     info = open_runtime(path).info
     assert (info.beam, info.nbest, info.rescore_weight, info.length_reward) == (7, 5, 0.3, 0.1)
     decode_json.write_text("[]")
-    with pytest.raises(ModelError, match=r"decode.json \(\[\]\) must be a dict; decode again"):
+    with pytest.raises(ModelError, match=r"decode.json \(\[\]\) must be an object; decode again"):
         open_runtime(path)
 
 
