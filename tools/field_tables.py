@@ -1,9 +1,9 @@
-"""Write tables of the fields of pydantic models into pages, between marks that name the models.
+"""Writes tables of the fields of pydantic models into two pages of docs/, between marks that name the models.
 
-    python3 tools/field_tables.py docs/settings.md
+    .venv/bin/python tools/field_tables.py     # after a change of the models; a test compares
 
 A page has `<!-- fields of package.module.Model -->` and, some lines below, `<!-- end of fields -->`. What is between
-them is replaced. The package must be on PYTHONPATH. Types, defaults and meanings are those of the model's JSON schema.
+them is replaced. Types, defaults and meanings are those of the model's JSON schema.
 """
 
 import importlib
@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "docs/settings.md", ROOT / "docs/files.md")
 _BETWEEN_MARKS = re.compile(r"(<!-- fields of (\S+)\.(\w+) -->\n).*?(<!-- end of fields -->)", re.DOTALL)
 _TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
 _LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
@@ -87,13 +89,13 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
         least = f", at least {field['minItems']}" if "minItems" in field else ""
         return f"list of {_type(field.get('items', {}), definitions)}{least}"
     if field.get("type") == "object":
-        return (
-            f"map to {_type(field['additionalProperties'], definitions)}" if "additionalProperties" in field else "map"
-        )
+        values = field.get("additionalProperties")  # True: of any type
+        return f"map to {_type(values, definitions)}" if isinstance(values, dict) else "map"
     limits = [f"{sign} {field[limit]:g}" for limit, sign in _LIMITS.items() if limit in field]
     return " ".join([_TYPES.get(field.get("type", ""), "anything"), ", ".join(limits)]).strip()
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
+    sys.path.insert(0, str(ROOT / "egs/librispeech/twopass_kd"))
+    for path in PAGES:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
