@@ -259,9 +259,9 @@ def test_jobs_keeps_messages_apart_from_the_bar_they_were_written_behind(tmp_pat
     )
     code, err = finish(launch(log, job("a", sys.executable, "-c", bar)))
     assert code == 0 and err == "  a: message 0\n  a: message 1\n  a: message 2\n"
-    lines = [x for x in log.read_text().splitlines() if not x.startswith("#")]
-    assert [x[-17:] for x in lines[:3]] == [f"WARNING message {i}" for i in range(3)]
-    assert len(lines) == 4 and lines[3].startswith("100%")
+    *messages, ended = log.read_text().splitlines()[-4:]
+    assert [x.split(" ", 2)[2] for x in messages] == [f"WARNING message {i}" for i in range(3)]
+    assert ended.startswith("100%")
 
 
 def test_jobs_are_interrupted_where_who_runs_them_is_killed(tmp_path):
