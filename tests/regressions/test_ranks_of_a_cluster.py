@@ -1,6 +1,7 @@
 """RANK and WORLD_SIZE, left in the environment by a cluster, were taken for torchrun's; and ranks waited in silence."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import time
 
 import pytest
 
-from run_sh import RECIPE, TINY, environment
+from run_sh import RECIPE, TINY
 from twopass_kd.bin import train
+from twopass_kd.bin.run_stages import forget_other_ranks
+from twopass_kd.stages.commands import visible_gpus
 from twopass_kd.training import distributed
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.launch import _is_here, _parse_endpoint
@@ -46,18 +49,18 @@ def impatient(endpoint):
     return done.stderr, done.stdout
 
 
-def in_bash(shell, **env):
-    shell = f"set -euo pipefail; . utils/stages.sh; . utils/locks.sh; . utils/launch.sh; {shell}"
-    return subprocess.run(
-        ["bash", "-c", shell], cwd=RECIPE, env={**environment(), **env}, capture_output=True, text=True
-    )
-
-
-def test_run_sh_takes_them_out_and_says_so():
-    shell = "forget_other_ranks; env | grep -E '^(RANK|WORLD_SIZE|MASTER|TORCHELASTIC)' || true"
-    assert in_bash(shell, **POD, TORCHELASTIC_RUN_ID="x").stdout.startswith("ignored: RANK, WORLD_SIZE (2)")
-    assert in_bash(shell, **POD, TORCHELASTIC_RUN_ID="x").stdout.count("\n") == 1
-    assert in_bash(shell, RANK="0", WORLD_SIZE="1").stdout == "" == in_bash(shell).stdout
+def test_run_sh_takes_them_out_and_says_so(monkeypatch, capsys):
+    for name in (*POD, "TORCHELASTIC_RUN_ID", "TORCHELASTIC_X", "LOCAL_RANK", "GROUP_WORLD_SIZE"):
+        monkeypatch.setenv(name, POD.get(name, "x"))
+    forget_other_ranks()
+    left = [name for name in os.environ if re.match(r"RANK|LOCAL_|GROUP_|WORLD_SIZE|MASTER|TORCHELASTIC_", name)]
+    said = capsys.readouterr().out
+    assert not left and said.startswith("ignored: RANK, WORLD_SIZE (2)") and said.count("\n") == 1
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    forget_other_ranks()
+    forget_other_ranks()
+    assert capsys.readouterr().out == "" and "WORLD_SIZE" not in os.environ
 
 
 @pytest.mark.parametrize("env", [POD, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "abc"}])
@@ -138,19 +141,21 @@ def test_addresses_of_this_machine_are_known():
         ("GPU-8932f937-d72c,MIG-GPU-8932/1/0", "GPU-8932f937-d72c,MIG-GPU-8932/1/0"),
     ],
 )
-def test_gpus_are_those_that_cuda_takes(visible, found):
-    assert in_bash("visible_gpus", CUDA_VISIBLE_DEVICES=visible).stdout.strip() == found
+def test_gpus_are_those_that_cuda_takes(visible, found, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert ",".join(visible_gpus()) == found
 
 
-def test_a_gpu_that_is_named_twice_is_an_error():
-    done = in_bash('gpus=$(visible_gpus); echo "trains on $gpus"', CUDA_VISIBLE_DEVICES="0,0")
-    assert done.returncode == 1 and not done.stdout
-    assert "`CUDA_VISIBLE_DEVICES` (0,0) must name each GPU once" in done.stderr
+def test_a_gpu_that_is_named_twice_is_an_error(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,0")
+    with pytest.raises(ValueError, match=re.escape("`CUDA_VISIBLE_DEVICES` (0,0) must name each GPU once")):
+        visible_gpus()
 
 
-def test_nvidia_smi_without_a_gpu_is_no_gpu(tmp_path):
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho No devices were found\nexit 6\n")
+@pytest.mark.parametrize("script, found", [("echo No devices were found\nexit 6", []), ("echo 0\necho 1", ["0", "1"])])
+def test_nvidia_smi_without_a_gpu_is_no_gpu(tmp_path, monkeypatch, script, found):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    shell = "unset CUDA_VISIBLE_DEVICES; visible_gpus"
-    done = in_bash(shell, PATH=f"{tmp_path}:{environment()['PATH']}")
-    assert (done.returncode, done.stdout.strip()) == (0, "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert visible_gpus() == found

@@ -1,14 +1,19 @@
 """Two run.sh at work in one folder wrote over each other's files."""
 
+import errno
 import fcntl
-import importlib
 import subprocess
+import sys
+from argparse import Namespace
 from contextlib import contextmanager
 
 import pytest
 
 from run_sh import RECIPE, TINY, environment, error, ok
 from twopass_kd.config.load import load_config
+from twopass_kd.stages.locks import Locks
+from twopass_kd.stages.plan import Plan
+from twopass_kd.stages.slurm import features_script
 
 
 @contextmanager
@@ -20,16 +25,29 @@ def locked(folder, mode=fcntl.LOCK_EX):
         yield
 
 
+TAKE = """
+import sys
+from pathlib import Path
+from twopass_kd.stages.locks import LockError, Locks
+
+locks = Locks(Path(sys.argv[1]), Path(sys.argv[2]))
+try:
+    for stage in sys.argv[3:]:
+        locks.take(int(stage))
+except LockError as e:
+    sys.exit(f"error: {e}")
+"""
+
+
+def in_python(*args, **env):
+    """A process that takes the locks of `TAKE`."""
+    env = {**environment(), "PYTHONPATH": str(RECIPE), **env}
+    return {"args": [sys.executable, "-c", TAKE, *map(str, args)], "env": env, "text": True}
+
+
 def lock_folders(root, *stages, **env):
-    """What lock_folders of utils/locks.sh does in a run of `stages`."""
-    shell = (
-        "set -eu; . utils/stages.sh; . utils/locks.sh; experiment=$1 data_dir=$2; shift 2\n"
-        'for n; do lock_folders "$n"; done'
-    )
-    return subprocess.run(
-        ["/bin/bash", "-c", shell, "bash", root / "my e", root / "my d", *map(str, stages)],
-        cwd=RECIPE, env={**environment(), **env}, capture_output=True, text=True,
-    )  # fmt: skip
+    """What a run of `stages` does."""
+    return subprocess.run(**in_python(root / "my e", root / "my d", *stages, **env), capture_output=True)
 
 
 @pytest.mark.parametrize("busy", ["e/tiny", "d"])
@@ -40,7 +58,7 @@ def test_run_sh_says_who_works_there_and_does_nothing(tmp_path, busy):
         assert f"error: another run.sh works on {tmp_path / busy}; wait for it" in error(*args)
         assert not (tmp_path / "c").exists()
         if busy == "d":
-            assert "local/synthesize_corpus.py" in ok("--dry-run", *args)
+            assert "local/get_corpus.py" in ok("--dry-run", *args)
 
 
 def test_lock_folders_two_experiments_train_on_the_same_data(tmp_path):
@@ -73,25 +91,21 @@ def test_lock_folders_leaves_icefalls_data_alone(tmp_path):
     assert not list((tmp_path / "my d").iterdir()) and (tmp_path / "my e" / ".lock").exists()
 
 
-def test_lock_folders_without_flock_says_so_once_and_goes_on(tmp_path):
-    done = lock_folders(tmp_path, 0, 1, 3, PATH="/nowhere")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("flock is not installed: ") and done.stdout.count("\n") == 1
+def test_lock_folders_where_the_file_system_cannot_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    Locks(tmp_path / "e", tmp_path / "d").take(3)
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/e cannot be locked: see to it")
 
 
-def test_lock_folders_where_the_file_system_cannot_says_so_and_goes_on(tmp_path):
-    (tmp_path / "flock").write_text("#!/bin/sh\nexit 71\n")  # util-linux: an error of the operating system
-    (tmp_path / "flock").chmod(0o755)
-    done = lock_folders(tmp_path, 3, PATH=f"{tmp_path}:/usr/bin:/bin")
-    assert done.returncode == 0 and "my e cannot be locked" in done.stdout
-
-
-def waits(shell, folder, **env):
-    """What `shell` prints while the lock of `folder` is held, and its status and output after that."""
+def waits(folder, args, env, text):
+    """What a process prints while the lock of `folder` is held, and its status and output after that."""
     with locked(folder):
         process = subprocess.Popen(
-            ["bash", "-c", f"set -eu; {shell}"], cwd=RECIPE, env={**environment(), **env}, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            args, cwd=RECIPE, env=env, text=text, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )  # fmt: skip
         said = process.stdout.readline()
     rest = process.communicate(timeout=60)[0]
@@ -99,8 +113,8 @@ def waits(shell, folder, **env):
 
 
 def test_lock_folders_in_a_batch_job_waits_and_says_for_whom(tmp_path):
-    shell = f". utils/stages.sh; . utils/locks.sh; experiment={tmp_path}/e data_dir={tmp_path}/d; lock_folders 9"
-    assert waits(shell, tmp_path / "e", SLURM_JOB_ID="7", ENVIRONMENT="BATCH") == (
+    process = in_python(tmp_path / "e", tmp_path / "d", 9, SLURM_JOB_ID="7", ENVIRONMENT="BATCH")
+    assert waits(tmp_path / "e", **process) == (
         f"another run.sh works on {tmp_path}/e; this job waits for it (scancel 7 stops it)\n", 0, "",
     )  # fmt: skip
 
@@ -118,12 +132,10 @@ def test_lock_folders_in_a_shell_of_salloc_is_refused_and_names_who_is_there(tmp
         assert f"works on {tmp_path}/my d (only reads it); wait" in lock_folders(tmp_path, 2).stderr
 
 
-def test_array_of_features_says_whom_it_waits_for(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPE / "utils"))
-    slurm = importlib.import_module("slurm")
-    args = slurm.argparse.Namespace(data_dir=tmp_path / "d", conf=TINY, overrides=["corpus.test_parts=[x]"])
-    script = slurm.features_script(args, load_config(TINY))
+def test_array_of_features_says_whom_it_waits_for(tmp_path):
+    plan = Plan(load_config(TINY), True, None, tmp_path / "d", tmp_path / "e")
+    script = features_script(plan, Namespace(conf=str(TINY), overrides=["corpus.test_parts=[x]"]))
     env = {"SLURM_JOB_ID": "7", "ENVIRONMENT": "BATCH", "SLURM_ARRAY_TASK_ID": "0", "PYTHONPATH": str(RECIPE)}
-    said, status, rest = waits(script, tmp_path / "d", **env)
+    said, status, rest = waits(tmp_path / "d", ["bash", "-c", f"set -eu; {script}"], {**environment(), **env}, True)
     assert said == f"another run.sh works on {tmp_path}/d; this job waits for it (scancel 7 stops it)\n"
     assert status == 1 and "error: `--data-dir`" in rest  # there are no manifests

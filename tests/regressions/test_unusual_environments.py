@@ -71,11 +71,12 @@ def test_run_sh_may_be_edited_while_it_runs(tmp_path):
     recipe = tmp_path / "recipe"
     recipe.mkdir()
     for path in RECIPE.iterdir():
-        if path.name not in ("run.sh", "cmd.sh"):
+        if path.name not in ("run.sh", "local"):
             (recipe / path.name).symlink_to(path)
     (recipe / "run.sh").write_bytes((RECIPE / "run.sh").read_bytes())
-    (recipe / "cmd.sh").write_text("launcher=local\nlaunch_cmd=(bash stage_1.sh)\n")
-    (recipe / "stage_1.sh").write_text("yes ')' | head -n 20000 >run.sh\n")
+    (recipe / "local").mkdir()
+    stage_1 = "open('run.sh', 'w').write(')\\n' * 20000)\n"
+    (recipe / "local" / "prepare_manifests.py").write_text(stage_1)
     for part in PARTS:
         (tmp_path / "corpus" / part).mkdir(parents=True)
         for kind in ("recordings", "supervisions"):

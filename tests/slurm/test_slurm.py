@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -107,8 +108,9 @@ def undisturbed(finished, root):
 
 
 def test_slurm_batch_job_is_told_from_a_shell_that_somebody_waits_at(cluster, tmp_path):
-    ask = f"cd {RECIPE} && . utils/stages.sh && . utils/locks.sh && if is_batch_job; then echo batch; else echo no; fi"
-    (tmp_path / "ask.sh").write_text(f"#!/usr/bin/env bash\n{ask}\n")
+    ask = "from twopass_kd.stages.locks import is_batch_job; print('batch' if is_batch_job() else 'no')"
+    script = f'#!/usr/bin/env bash\ncd {RECIPE} && {sys.executable} -c "{ask}"\n'
+    (tmp_path / "ask.sh").write_text(script)
     cluster.call("sbatch", "--wait", f"--output={tmp_path}/out", tmp_path / "ask.sh")
     assert (tmp_path / "out").read_text() == "batch\n"
     for command_of_slurm in ("salloc", "srun"):

@@ -80,7 +80,7 @@ def decode_set(
         out.seconds[step] += clock() - begin
         return result
 
-    bar = tqdm(desc=part, unit="utt", disable=not sys.stderr.isatty())
+    bar = tqdm(desc=part, unit="utt")
     with torch.no_grad():
         for batch in data.decode_loader(part):
             batch = batch.to(device)

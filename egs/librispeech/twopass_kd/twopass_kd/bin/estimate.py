@@ -7,11 +7,11 @@ import argparse
 import sys
 import textwrap
 
-from twopass_kd.bin.show_config import BASELINE, system_of
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import setup_logging
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config, ConfigError
+from twopass_kd.stages.plan import BASELINE, system_of
 from twopass_kd.training.estimate import (
     ASSUMED_TFLOPS,
     TEMPORARIES,

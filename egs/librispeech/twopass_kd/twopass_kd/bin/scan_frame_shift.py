@@ -60,7 +60,7 @@ def scan_frame_shift(
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
     data.measure_train(Path(exp_dir) / cfg.name / "train_cuts.json")
     sums, frames = dict.fromkeys(range(-max_shift, max_shift + 1), 0.0), 0
-    for batch in tqdm(data.valid_loader(), desc="dev", unit="batch", disable=not sys.stderr.isatty()):
+    for batch in tqdm(data.valid_loader(), desc="dev", unit="batch"):
         batch = batch.to(device)
         for encoder in objective.frozen_encoders():
             encoder.keep(batch)

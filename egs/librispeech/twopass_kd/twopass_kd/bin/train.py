@@ -147,7 +147,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         objective.teacher.to(ranks.device)
     cached = cfg.train.cache_frozen_encoders and not phase.spec_augment and phase.num_epochs > 1
     if cached and objective.frozen_encoders():
-        quiet = not (ranks.is_main and sys.stderr.isatty())
+        quiet = not ranks.is_main
         bar = tqdm(data.cache_loader(), desc=f"{phase_name}: encoding", disable=quiet)
         objective.cache_frozen_encoders(batch.to(ranks.device) for batch in bar)
     metadata = {

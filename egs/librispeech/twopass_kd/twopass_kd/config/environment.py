@@ -10,14 +10,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 _PACKAGES = ("torch", "k2", "fast_rnnt", "lhotse", "kaldifeat", "sentencepiece", "kaldialign", "numpy", "onnxruntime",
              "sherpa-onnx")  # fmt: skip
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
+class _BesideBars(logging.StreamHandler):
+    """Writes messages to stderr on lines of their own, progress bars or not."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
 def setup_logging() -> None:
     """Log to stderr."""
-    logging.basicConfig(level=logging.INFO, format=FORMAT, force=True)
+    logging.basicConfig(level=logging.INFO, format=FORMAT, handlers=[_BesideBars()], force=True)
 
 
 def log_to_file(path: Path) -> None:

@@ -232,7 +232,7 @@ class AsrDataModule:
             unique = UniqueIds()
             for part, path in zip(parts, self._paths(parts)):
                 size, left_out = 0, {}
-                for line, cut in tqdm(read_cuts(path), desc=f"Measuring {path.name}", unit="cut", disable=None):
+                for line, cut in tqdm(read_cuts(path), desc=f"Measuring {path.name}", unit="cut"):
                     size += 1
                     unique.add(str(cut.id), path, size)
                     reason, num_tokens = self.why_unusable(cut)

@@ -43,7 +43,7 @@ def decode_sets(
     rate = recognizers[deployed].info.sampling_rate
     # An int8 layer scales its input by the largest value in the batch, so there a stream's company would matter.
     size = 1 if runtime.endswith("int8") else _BATCH
-    with tqdm(total=len(utterances), desc=f"{runtime}, decoding", unit="utt", disable=None) as bar:
+    with tqdm(total=len(utterances), desc=f"{runtime}, decoding", unit="utt") as bar:
         for name, batch in _batches(utterances, size):
             audios = [read_audio(u, rate) for u in batch]
             prepared = [recognizers[deployed].prepare(samples) for samples in audios]

@@ -211,7 +211,7 @@ def decode_all(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         try:
             peaks = pool.map(peak_mb, minutes)  # first, since the longest takes as long as several of the others
-            texts = list(tqdm(pool.map(decode, jobs), total=len(jobs), desc="decoding", unit="runtime", disable=None))
+            texts = list(tqdm(pool.map(decode, jobs), total=len(jobs), desc="decoding", unit="runtime"))
             long_audio = {"minutes": list(minutes), "peak_mb": list(peaks)}
         except BaseException:  # Ctrl-C, or one of them failed
             pool.shutdown(wait=False, cancel_futures=True)

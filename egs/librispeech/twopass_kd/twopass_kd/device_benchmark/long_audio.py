@@ -49,7 +49,7 @@ def stream_long(model: Path, int8: bool, utterances: Sequence[Utterance], minute
     stream = recognizer.create_stream()
     size = round(_CHUNK_SECONDS * runtime.info.sampling_rate)
     count = 0
-    with tqdm(total=round(60 * minutes), desc="long recording", unit="s", disable=None) as bar:
+    with tqdm(total=round(60 * minutes), desc="long recording", unit="s") as bar:
         for piece in long_recording(utterances, 60 * minutes, runtime.info.sampling_rate):
             for i in range(0, len(piece), size):
                 stream.accept_waveform(piece[i : i + size])

@@ -99,7 +99,7 @@ def measure(
     timings: dict[str, list[Timing]] = {name: [] for name in factories}
     peak = None
     rounds = [name for _ in range(_ROUNDS) for name in factories]
-    for name in tqdm(rounds, desc=f"{runtime}, timing", unit="pass", disable=None):
+    for name in tqdm(rounds, desc=f"{runtime}, timing", unit="pass"):
         if name not in recognizers:
             recognizers[name] = factories[name]()
             rate = recognizers[name].info.sampling_rate

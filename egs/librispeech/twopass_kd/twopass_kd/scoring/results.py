@@ -43,7 +43,7 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
         name: {s: _read_passes(experiment / "decode" / name, s, found) for s in sets} for name, found in decoded.items()
     }
     systems = []
-    with tqdm(total=len(decoded) * len(sets), desc="bootstrap", unit="set", disable=None if progress else True) as bar:
+    with tqdm(total=len(decoded) * len(sets), desc="bootstrap", unit="set", disable=not progress) as bar:
         for name, found in decoded.items():
             wer = {}
             for set_name in sets:

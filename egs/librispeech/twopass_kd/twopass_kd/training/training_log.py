@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,6 @@ class TrainingLog:
             unit="s",
             unit_scale=True,
             desc=self.name,
-            disable=not sys.stderr.isatty(),
         )
 
     def close(self) -> None:

@@ -1,0 +1,268 @@
+"""Runs the stages of an experiment one after the other, and the trainings and decodings among them side by side."""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from twopass_kd.files import layout
+from twopass_kd.stages.commands import Command, jobs_of_stage, log_of, visible_gpus
+from twopass_kd.stages.jobs import Job, Runner, say
+from twopass_kd.stages.locks import Locks
+from twopass_kd.stages.markers import (
+    copy_data_marker,
+    first_missing,
+    marker_path,
+    read_marker,
+    why_again,
+    write_marker,
+)
+from twopass_kd.stages.plan import TITLES, Plan
+
+RESUMABLE = (0, 2, 3, 4, 5, 6, 7)  # stages that go on where they were
+
+
+class RunError(ValueError):
+    """What keeps a stage from running or ending, and what to do."""
+
+
+class Stopped(Exception):
+    """We were told to stop, and what ran has saved its state."""
+
+
+class StageRun:
+    """Runs the stages that the options (`args`) ask for; `commands` are those of run.sh."""
+
+    def __init__(self, plan: Plan, args: argparse.Namespace, commands: Sequence[Command]) -> None:
+        self.plan = plan
+        self.args = args
+        self.commands = commands
+        # Where Slurm runs a job again, it goes on.
+        self.force = args.force and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+        self.locks = Locks(plan.experiment, plan.data_dir)
+        self._data_checked = False
+        self._settings_noted = False
+
+    def run(self) -> None:
+        """Raises RunError and LockError, or Stopped."""
+        first, last = self.args.stage, self.args.stop_stage
+        # Where a training takes several nodes, trainings and decoding have different ones.
+        graphs = [range(3, 9)] if self.args.nnodes == 1 else [range(3, 8), range(8, 9)]
+        for group in [[0], [1], [2], *graphs, [9], [10]]:
+            self._run_group([stage for stage in group if first <= stage <= last])
+        self.force = False
+        if last == 10 and (self.args.dry_run or why_again(self.plan, 9)):
+            self._run_group([9])  # its report tells of stage 10 too
+        if self.args.dry_run:
+            self.show_cost()
+        elif last >= 9:
+            self.show_results()
+
+    def _run_group(self, stages: Sequence[int]) -> None:
+        """Stages whose jobs are a graph: each starts when what it needs is there, so that what does not wait for each
+        other runs side by side, as far as cores or GPUs go. Stages that are done are left out."""
+        pending: list[int] = []
+        for stage in stages:
+            if self.args.dry_run:
+                pending.append(stage)
+            elif self._has_to_run(stage, pending):
+                pending.append(stage)
+                self._start(stage, pending)
+        if not pending:
+            return
+        max_jobs, gpus = self.args.nj, []
+        if self.args.nnodes > 1 and pending[0] in range(3, 8):
+            max_jobs = 1  # each training takes all nodes, and all of their GPUs
+        elif pending[0] in range(3, 9):
+            gpus = visible_gpus()
+        jobs = {s: list(jobs_of_stage(self.plan, self.commands, s, self.args, gpus)) for s in pending}
+        if 10 in pending and len(jobs[10]) == 1:
+            raise RunError("stage 10 has no system to export; name one: export.systems=[...]")
+        if self.args.dry_run:
+            for job in (job for stage in pending for job in jobs[stage]):
+                say(f"OMP_NUM_THREADS={job.threads} {shlex.join(job.command)}", sys.stdout)
+            return
+        for stage in pending if self.force else []:
+            for folder in ["export"] if stage == 10 else self.plan.phases(stage):
+                self._set_aside(self.plan.experiment / folder)
+        runner = Runner([job for of in jobs.values() for job in of], max_jobs, gpus, self.locks.descriptors)
+        status = runner.run()
+        unfinished = self._end_finished(jobs)
+        if status:
+            self._tell_why_not(status, runner, unfinished or pending[-1:])
+
+    def _has_to_run(self, stage: int, pending: Sequence[int]) -> bool:
+        """Whether a stage is not done, its settings changed, or others ran or will run before it; which is said."""
+        if self.plan.has_nothing_to_train(stage):
+            teacher = f", the teacher is {self.args.teacher}" if self.args.teacher else ""
+            say(f"Stage {stage}: nothing to train{teacher}", sys.stdout)
+            return False
+        marker = marker_path(self.plan, stage)
+        if marker.is_file() and not self.force:
+            why = why_again(self.plan, stage) or (f"stage {pending[0]} does" if pending else None)
+            if why is None:
+                copy_data_marker(self.plan, stage)
+                done = read_marker(marker)
+                when = f"{done.get('seconds')} s on {done.get('finished')}"
+                say(f"Stage {stage}: done already ({when}); --force runs it again", sys.stdout)
+                return False
+            say(f"Stage {stage} runs again: {why}", sys.stdout)
+        return True
+
+    def _start(self, stage: int, pending: Sequence[int]) -> None:
+        """Check a stage's inputs, lock its folders and say what it does."""
+        self.check_data(stage, pending)
+        self.check_inputs(stage, pending)
+        self.locks.take(stage)
+        phases = f" ({', '.join(self.plan.phases(stage))})" if self.plan.phases(stage) else ""
+        needs = summary([path for _, path in self.plan.inputs(stage)])
+        log = log_of(self.plan, stage)
+        say(f"Stage {stage}: {TITLES[stage]}{phases}{f'; needs {needs}' if needs else ''}; log {log}", sys.stdout)
+        if stage != 9:  # interrupted, it is not done either; but the report of 9 tells of 9
+            marker_path(self.plan, stage).unlink(missing_ok=True)
+
+    def check_inputs(self, stage: int, pending: Sequence[int] = ()) -> None:
+        """Raises RunError where a file is missing that none of the `pending` stages makes."""
+        for maker, path in self.plan.inputs(stage):
+            if maker not in pending and not path.exists():
+                make = ["./run.sh", "--stage", str(maker), "--stop-stage", str(maker), *self.args.given]
+                raise RunError(
+                    f"{path} is missing, which stage {stage} reads; stage {maker} makes it: {shlex.join(make)}; where"
+                    " it is elsewhere, name the folder (--data-dir, --exp-dir)"
+                )
+
+    def check_data(self, stage: int, pending: Sequence[int] = ()) -> None:
+        """Raises RunError where a stage may not work with the data folder, or cannot."""
+        if stage <= 2:
+            self._check_data_is_ours()
+        elif stage != 9:
+            self._check_their_data(stage)
+            made = read_marker(marker_path(self.plan, 2)).get("settings")
+            if made and made != self.plan.settings(2) and 2 not in pending and not self._settings_noted:
+                # By now they may have changed, or been another experiment's.
+                say(
+                    f"note: {self.plan.data_dir} was made with other settings of corpus, features or tokens"
+                    " (corpus.speed_perturb, say) and is used as it is; to have it made with yours start at --stage 0",
+                    sys.stdout,
+                )
+                self._settings_noted = True
+
+    def _check_data_is_ours(self) -> None:
+        """Stages 0-2 would replace manifests, tokens and features that run.sh did not make."""
+        data_dir = self.plan.data_dir
+        if not (data_dir / ".stages").is_dir() and not (data_dir / ".lock").is_file():
+            for pattern in ("manifests/*", "fbank/*", "lang_bpe_*"):
+                for found in sorted(data_dir.glob(pattern)):
+                    raise RunError(
+                        f"`--data-dir` ({data_dir}) has {found.relative_to(data_dir)}, which run.sh did not make, and"
+                        " stages 0 to 2 would replace it; choose another --data-dir, or start at --stage 3, which takes"
+                        " what is there"
+                    )
+        for part in self.plan.parts():
+            source = layout.features_dir(data_dir, part) / "source.json"
+            if layout.cuts_path(data_dir, part).exists() and not source.exists():
+                raise RunError(
+                    f"`--data-dir` ({data_dir}) has features of {part} that run.sh did not make, and stages 0 to 2"
+                    " would replace them; start at --stage 3, which takes them, or choose another --data-dir"
+                )
+
+    def _check_their_data(self, stage: int) -> None:
+        """Data that stages 0-2 did not make are looked at once, before the first stage that reads them."""
+        data_dir = self.plan.data_dir
+        if self._data_checked or (data_dir / ".stages").is_dir() or not (data_dir / "fbank").is_dir():
+            return
+        say(f"Checking {data_dir}, which run.sh did not make", sys.stdout)
+        check = ["python3", "local/check_data.py", "--conf", self.args.conf, "--data-dir", str(data_dir)]
+        check += ["--stage", str(stage), "--stop-stage", str(self.args.stop_stage), *self.args.overrides]
+        if subprocess.run(check).returncode:
+            raise SystemExit(1)  # it has said why
+        self._data_checked = True
+
+    def _set_aside(self, folder: Path) -> None:
+        """Rename a folder, so that what makes it starts anew."""
+        if folder.exists():
+            folder.rename(f"{folder}.{time.strftime('%Y%m%d-%H%M%S')}")
+            say(f"  moved {folder} aside", sys.stdout)
+
+    def _end_finished(self, jobs: dict[int, list[Job]]) -> list[int]:
+        """Mark those stages done whose jobs have all ended well; returns the others.
+
+        The seconds of a stage are what it adds to those before, so that the seconds of all are the time that they took
+        together.
+        """
+        unfinished, reached = [], 0.0
+        for stage, of_stage in jobs.items():
+            ends = [job.ended for job in of_stage if job.ended is not None]
+            if len(ends) < len(of_stage):
+                unfinished.append(stage)
+                continue
+            start = max(reached, min(job.started for job in of_stage))
+            reached = max(start, *ends)
+            missing = first_missing(self.plan.outputs(stage))
+            if missing:
+                raise RunError(f"stage {stage} ended without leaving {missing}; its log: {log_of(self.plan, stage)}")
+            seconds = round(reached - start)
+            write_marker(self.plan, stage, seconds)
+            say(f"Stage {stage}: {seconds} s; left {summary(self.plan.outputs(stage))}", sys.stdout)
+        return unfinished
+
+    def _tell_why_not(self, status: int, runner: Runner, unfinished: Sequence[int]) -> None:
+        stage = unfinished[0]
+        if runner.requeue or _is_preempted():
+            if stage not in RESUMABLE:
+                raise RunError(f"Slurm ends this job before stage {stage} is done; give it more time (slurm.*.time)")
+            job_id = os.environ["SLURM_JOB_ID"]
+            say(f"Stage {stage} has saved its state and goes on when Slurm runs job {job_id} again", sys.stdout)
+            subprocess.run(["scontrol", "requeue", job_id])
+            say("Waiting a minute for Slurm to end this one", sys.stdout)
+            time.sleep(60)
+        if runner.signals:
+            without = ", without --force," if self.force else ""
+            raise Stopped(f"Stage {stage} stopped; the same command{without} goes on from here")
+        if len(unfinished) > 1:
+            raise RunError(f"stages {' '.join(map(str, unfinished))} are not done, since the command above failed")
+        raise RunError(f"stage {stage} ({TITLES[stage]}) failed; its log: {log_of(self.plan, stage)}")
+
+    def show_cost(self) -> None:
+        """Print what the trainings of LibriSpeech cost, after what --dry-run has printed."""
+        if not self.plan.cfg.corpus.kind.endswith("librispeech"):
+            return
+        say("\nWhat the trainings cost (computing it takes up to a minute):", sys.stdout)
+        args = self.args
+        command = ["python3", "-m", "twopass_kd.bin.estimate", "--conf", args.conf, "--data-dir",
+                   str(self.plan.data_dir), "--exp-dir", args.exp_dir, "--world-size", str(args.world_size),
+                   "--nnodes", str(args.nnodes)]  # fmt: skip
+        command += [] if self.plan.baseline else ["--no-baseline"]
+        if subprocess.run([*command, *args.overrides]).returncode:
+            raise SystemExit(1)  # it has said why
+
+    def show_results(self) -> None:
+        from twopass_kd.scoring.results import load_results  # takes a while to import
+        from twopass_kd.scoring.summary import summary_text
+
+        say(summary_text(load_results(self.plan.experiment)), sys.stdout)
+        say(f"results: {self.plan.experiment}/results.json", sys.stdout)
+        say(f"report:  {self.plan.experiment}/report.html (and report.md)", sys.stdout)
+
+
+def summary(paths: Sequence[Path]) -> str:
+    """The first path, and how many more there are; nothing where there are none."""
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{paths[0]}{more}" if paths else ""
+
+
+def _is_preempted() -> bool:
+    """Whether Slurm takes the nodes of this job for another one. It tells the steps of srun so, and not always us."""
+    job_id = os.environ.get("SLURM_JOB_ID")
+    if job_id is None:
+        return False
+    try:
+        said = subprocess.run(["scontrol", "show", "job", job_id], capture_output=True, text=True).stdout
+    except OSError:
+        return False
+    return re.search(r"PreemptTime=\d", said) is not None
