@@ -71,7 +71,9 @@ def test_run_sh_in_the_background_stops_on_sigint_and_sigterm(start, tmp_path, o
 
 def test_run_sh_killed_holds_its_folders_until_its_jobs_have_ended(start, tmp_path):
     process = start()
-    children = psutil.Process(process.pid).children(recursive=True)
+    launcher = psutil.Process(process.pid)
+    wait_until(lambda: any("local/get_corpus.py" in c.cmdline() for c in launcher.children(recursive=True)))
+    children = launcher.children(recursive=True)
     job = next(c for c in children if "local/get_corpus.py" in c.cmdline())
     job.suspend()
     process.kill()
