@@ -6,7 +6,8 @@ from torch.optim import AdamW
 
 from tiny import tiny_model
 from tiny_training import make_data, make_trainer, stop_after
-from twopass_kd.models.checkpoint import average_checkpoints, load_checkpoint
+from twopass_kd.models.checkpoint import load_checkpoint
+from twopass_kd.training.checkpoint_files import average_checkpoints
 from twopass_kd.training.trainer import Interrupted
 
 

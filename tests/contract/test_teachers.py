@@ -15,7 +15,8 @@ from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.models.checkpoint import build_model
 from twopass_kd.search.greedy import greedy_search
 from twopass_kd.search.modified_beam import modified_beam_search
-from twopass_kd.teachers.load import check_teacher, load_external_teacher
+from twopass_kd.teachers.check_teacher import check_teacher
+from twopass_kd.teachers.load_teacher import load_external_teacher
 from twopass_kd.training.objective import Objective
 
 pytestmark = pytest.mark.slow

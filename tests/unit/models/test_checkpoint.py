@@ -1,6 +1,5 @@
 """Checkpoints: whole or not at all; unreadable ones are passed over by name; no code runs on loading."""
 
-import logging
 import os
 import resource
 import signal
@@ -11,11 +10,8 @@ import torch
 from tiny import save_tiny_checkpoint
 from twopass_kd.models.checkpoint import (
     CheckpointError,
-    average_checkpoints,
-    find_latest,
     load_checkpoint,
     load_model,
-    remove_old,
     save_checkpoint,
 )
 
@@ -46,26 +42,6 @@ def test_full_disk_leaves_the_old_checkpoint_and_no_partial_file(tmp_path):
         signal.signal(signal.SIGXFSZ, old)
     assert load_checkpoint(path)["step"] == 1
     assert os.listdir(tmp_path) == ["epoch-1.pt"]
-
-
-@pytest.mark.parametrize("keep", [0, 10, 500])
-def test_latest_falls_back_past_a_checkpoint_cut_short_and_says_so(tmp_path, keep, caplog):
-    save_checkpoint(content(10), tmp_path / "epoch-1.pt")
-    save_checkpoint(content(15), tmp_path / "checkpoint-15.pt")
-    save_checkpoint(content(20), tmp_path / "epoch-2.pt")
-    whole = (tmp_path / "epoch-2.pt").read_bytes()
-    (tmp_path / "epoch-2.pt").write_bytes(whole[:keep])
-    with caplog.at_level(logging.WARNING):
-        path, got = find_latest(tmp_path)
-    assert path.name == "checkpoint-15.pt" and got["step"] == 15
-    assert "epoch-2.pt is cut short" in caplog.text and "falling back" in caplog.text
-
-
-def test_latest_counts_numbers_not_letters(tmp_path):
-    for n in (9, 10):
-        save_checkpoint(content(n), tmp_path / f"epoch-{n}.pt")
-    assert find_latest(tmp_path)[0].name == "epoch-10.pt"
-    assert find_latest(tmp_path / "none") is None
 
 
 def test_loading_does_not_run_code(tmp_path):
@@ -122,49 +98,6 @@ def test_a_model_that_was_edited_is_named(tmp_path, change, says):
         load_model(tmp_path / "x.pt")
 
 
-def test_latest_passes_over_a_foreign_file(tmp_path, caplog):
-    save_checkpoint(content(10), tmp_path / "epoch-1.pt")
-    torch.save({"model": {}, "config": {}}, tmp_path / "epoch-2.pt")
-    assert find_latest(tmp_path)[0].name == "epoch-1.pt" and "epoch-2.pt must be a checkpoint" in caplog.text
-
-
-def test_average_is_the_mean(tmp_path):
-    for n, value in enumerate((1.0, 2.0, 6.0), start=1):
-        save_checkpoint(content(n, value), tmp_path / f"epoch-{n}.pt")
-    mean = average_checkpoints([tmp_path / f"epoch-{n}.pt" for n in (1, 2, 3)])
-    torch.testing.assert_close(mean["w"], torch.full((3,), 3.0))
-    assert int(mean["n"]) == 3
-
-
-def test_remove_old_keeps_the_newest_of_a_kind(tmp_path):
-    for n in (5, 10, 100):
-        save_checkpoint(content(n), tmp_path / f"checkpoint-{n}.pt")
-    for n in (8, 9, 10):
-        save_checkpoint(content(n), tmp_path / f"epoch-{n}.pt")
-    remove_old(tmp_path, "checkpoint", 1)
-    assert sorted(p.name for p in tmp_path.glob("c*")) == ["checkpoint-100.pt"]
-    remove_old(tmp_path, "epoch", 2)
-    assert sorted(p.name for p in tmp_path.glob("e*")) == ["epoch-10.pt", "epoch-9.pt"]
-
-
-def test_files_that_are_only_named_alike_are_neither_removed_nor_resumed_from(tmp_path):
-    """Copies that a user kept beside the checkpoints were deleted as the oldest ones."""
-    kept = ["checkpoint-best.pt", "epoch-.pt", "epoch-3-mine.pt"]
-    for name in kept:
-        save_checkpoint(content(99), tmp_path / name)
-    assert find_latest(tmp_path) is None
-    for kind in ("checkpoint", "epoch"):
-        save_checkpoint(content(1), tmp_path / f"{kind}-1.pt")
-        remove_old(tmp_path, kind, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == kept
-
-
-def test_at_the_same_step_the_end_of_the_epoch_is_later(tmp_path):
-    for name in ("checkpoint-40.pt", "epoch-2.pt"):
-        save_checkpoint(content(40), tmp_path / name)
-    assert find_latest(tmp_path)[0].name == "epoch-2.pt"
-
-
 @pytest.mark.parametrize("size", [100, 3000, 30000])
 def test_a_checkpoint_whose_end_is_missing_is_cut_short(tmp_path, size):
     path = tmp_path / "final.pt"
@@ -180,4 +113,15 @@ def test_an_entry_of_another_type_is_named(tmp_path, edited):
     save_tiny_checkpoint(path)
     save_checkpoint({**load_checkpoint(path), **edited}, path)
     with pytest.raises(CheckpointError, match=rf"final\.pt must be as this recipe wrote it: `{next(iter(edited))}`"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_an_error(tmp_path, value):
+    path = tmp_path / "final.pt"
+    save_tiny_checkpoint(path)
+    content = load_checkpoint(path)
+    content["model"]["joiner.output_linear.bias"][0] = value
+    save_checkpoint(content, path)
+    with pytest.raises(CheckpointError, match=r"final\.pt must have finite weights, but joiner.*bias is not"):
         load_model(path)

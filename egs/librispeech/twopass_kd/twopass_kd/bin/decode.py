@@ -34,7 +34,7 @@ from twopass_kd.scoring.wer import Transcript, corpus_wer, write_decoding_result
 from twopass_kd.search.methods import Search, further_searches, own_searches, why_no_further_searches
 from twopass_kd.search.nbest import NBest
 from twopass_kd.search.rescoring import attention_log_probs, rescore_with_attention_decoder
-from twopass_kd.teachers.systems import load_system
+from twopass_kd.teachers.load_system import load_system
 
 SEARCH_SETTINGS = ("fast_beam", "max_contexts", "max_states", "arpa", "lm_order", "hotwords", "hotword_score")
 

@@ -34,7 +34,7 @@ from twopass_kd.files.export_json import ExportJson, ExportSettings
 from twopass_kd.files.json_model import read_json, write_json
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.ondevice.runtime import OnnxRuntime
-from twopass_kd.teachers.systems import load_system
+from twopass_kd.teachers.load_system import load_system
 
 
 def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path, reuse: bool = False) -> Path:

@@ -26,7 +26,8 @@ from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.models.checkpoint import load_model
-from twopass_kd.teachers.load import check_teacher, open_teacher
+from twopass_kd.teachers.check_teacher import check_teacher
+from twopass_kd.teachers.load_teacher import open_teacher
 from twopass_kd.training.objective import Objective
 
 SCALES = {"simple": 1.0, "transducer_kd": 1.0}

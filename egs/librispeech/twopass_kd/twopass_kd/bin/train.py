@@ -27,18 +27,13 @@ from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule, TrainCuts
 from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.files.write import write_text_atomically
-from twopass_kd.models.checkpoint import build_model, final_checkpoint, find_latest, load_checkpoint, load_weights
-from twopass_kd.models.two_pass import TwoPassModel
-from twopass_kd.teachers.load import (
-    Teacher,
-    check_sizes,
-    check_teacher,
-    copy_matching_weights,
-    open_teacher,
-    without_attention_kd,
-)
+from twopass_kd.models.checkpoint import build_model, final_checkpoint, load_checkpoint
+from twopass_kd.teachers.check_teacher import check_sizes, check_teacher, without_attention_kd
+from twopass_kd.teachers.load_teacher import Teacher, open_teacher
+from twopass_kd.training.checkpoint_files import find_latest
 from twopass_kd.training.distributed import Ranks, started_by_torchrun
 from twopass_kd.training.gpu_memory import largest_batch
+from twopass_kd.training.initial_weights import initialise
 from twopass_kd.training.launch import STOPPED, launch_ranks, rank_log
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.optimizer_step import OutOfMemory
@@ -128,7 +123,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         *(measured.num_cuts, measured.seconds / 3600, ranks.world_size, ranks.device.type),
         *(cfg.train.accum_grad, cfg.train.max_duration),
     )
-    _initialise(cfg, exp_dir, phase_name, model, teacher, data)
+    initialise(model, cfg, phase_name, exp_dir, teacher, data)
     freeze_all_but(model, model.parts(), phase.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logging.info("deployed parameters: %s; %d parameters learn", model.deployed_parameters(), trainable)
@@ -200,20 +195,6 @@ def _set_aside_other_run(phase_dir: Path, run_identities: dict[str, str]) -> Non
         aside = phase_dir.with_name(f"{phase_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         phase_dir.rename(aside)
         logging.warning("%s was trained with another config, data or parent; moved to %s", phase_dir, aside)
-
-
-def _initialise(
-    cfg: Config, exp_dir: Path, name: str, model: TwoPassModel, teacher: Teacher | None, data: AsrDataModule
-) -> None:
-    phase = cfg.phases[name]
-    if phase.init_from is not None:
-        load_weights(model, final_checkpoint(cfg, exp_dir, phase.init_from))
-        logging.info("starting from %s", phase.init_from)
-        return
-    model.encoder.mvn.set_statistics(*data.feature_statistics())
-    if phase.copy_from_teacher and teacher is not None:
-        copied = copy_matching_weights(teacher.weights, model)
-        logging.info("copied from the teacher: %s", ", ".join(copied) or "nothing, no shapes agree")
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -1,11 +1,12 @@
-"""Checkpoints: written whole or not at all, read without running code, found again after a crash."""
+"""Checkpoints: written whole or not at all, read without running code, made into the model that they hold.
+
+Which of a training's checkpoints it goes on from, and which it keeps, is in training/checkpoint_files.py.
+"""
 
 import errno
 import hashlib
 import io
-import logging
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from twopass_kd.config.load import config_from_dict
 from twopass_kd.config.schema import Config
 from twopass_kd.files.json_model import JsonModel, describe_problem
+from twopass_kd.files.layout import final_path
 from twopass_kd.files.read import no_content
 from twopass_kd.models.two_pass import TwoPassModel
 
@@ -124,50 +126,6 @@ def load_checkpoint(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     return {"model": weights, **_unpack_floats(content)}
 
 
-def find_latest(exp_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The readable checkpoint with the most steps among `epoch-N.pt` and `checkpoint-N.pt`.
-
-    An unreadable one is logged by name and the one before is tried.
-    """
-    best: tuple[Path, dict[str, Any]] | None = None
-    for kind in ("checkpoint", "epoch"):
-        for path in _newest_first(exp_dir, kind):
-            try:
-                content = load_checkpoint(path, ["step"])
-            except CheckpointError as e:
-                logging.warning("%s; falling back to the checkpoint before it", e)
-                continue
-            if best is None or content["step"] >= best[1]["step"]:  # an epoch's end comes after its last step
-                best = (path, content)
-            break
-    return best
-
-
-def remove_old(exp_dir: Path, kind: str, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints of a kind ("checkpoint", within epochs, or "epoch")."""
-    for path in _newest_first(exp_dir, kind)[keep:]:
-        path.unlink()
-
-
-def _newest_first(exp_dir: Path, kind: str) -> list[Path]:
-    """The checkpoints of a kind by their numbers; files with other names, such as `epoch-3-mine.pt`, are not ours."""
-    numbers = {path: re.fullmatch(rf"{kind}-([0-9]+)", path.stem) for path in exp_dir.glob(f"{kind}-*.pt")}
-    return sorted((path for path, n in numbers.items() if n), key=lambda path: int(numbers[path][1]), reverse=True)
-
-
-def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """The arithmetic mean of the `model` entries of `paths`; integer tensors are taken from the last one."""
-    mean: dict[str, Tensor] = {}
-    for i, path in enumerate(paths):
-        model: dict[str, Tensor] = load_checkpoint(path)["model"]
-        for name, value in model.items():
-            if i == 0 or not value.is_floating_point():
-                mean[name] = value
-            else:
-                mean[name] = mean[name] + (value - mean[name]) / (i + 1)
-    return mean
-
-
 def build_model(cfg: Config, which: str, vocab_size: int) -> TwoPassModel:
     """The model that `which` (teacher | student) names in the config, with fresh weights."""
     return TwoPassModel(getattr(cfg, which), cfg.features.num_mel_bins, vocab_size)
@@ -179,7 +137,7 @@ def load_model(path: Path) -> tuple[TwoPassModel, dict[str, Any]]:
     Returns:
       The model in eval mode, and the checkpoint's other entries.
     Raises:
-      CheckpointError: as `load_checkpoint`; if its weights are not of its architecture.
+      CheckpointError: as `load_checkpoint`; if its weights are not of its architecture, or not finite.
     """
     content = load_checkpoint(path, ["phase", "vocab_size", "identity", "tokens_digest", "trained_parts"])
     try:
@@ -194,7 +152,22 @@ def load_model(path: Path) -> tuple[TwoPassModel, dict[str, Any]]:
         model.load_state_dict(weights)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as e:
         raise CheckpointError(f"{path} must be a model that this version of the recipe trained ({e!r})") from e
+    check_finite(weights, str(path))
     return model.eval(), content
+
+
+def check_finite(weights: dict[str, Tensor], what: str) -> None:
+    """Refuse weights with NaN or infinity, with which a model says nothing or nonsense, and says so nowhere.
+
+    Raises:
+      CheckpointError: naming `what`, the file, and the first such tensor.
+    """
+    bad = [name for name, value in weights.items() if not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{what} must have finite weights, but {bad[0]} is not ({len(bad)} of {len(weights)} tensors);"
+            " take an earlier checkpoint, or train again with a lower base_lr"
+        )
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
@@ -212,25 +185,10 @@ def final_checkpoint(cfg: Config, exp_dir: Path, phase: str) -> Path:
     Raises:
       FileNotFoundError: naming the stage that makes it.
     """
-    path = Path(exp_dir) / cfg.name / phase / "final.pt"
+    path = final_path(Path(exp_dir) / cfg.name, phase)
     if not path.is_file():
         stage = cfg.phases[phase].stage
         raise FileNotFoundError(
             f"{path} is missing; stage {stage} makes it: ./run.sh --stage {stage} --stop-stage {stage}"
         )
     return path
-
-
-def load_weights(model: torch.nn.Module, path: Path) -> dict[str, Any]:
-    """Load all weights of a checkpoint into `model`, which must have the same architecture."""
-    content = load_checkpoint(path)
-    try:
-        model.load_state_dict(content.pop("model"))
-    except (RuntimeError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"{path} does not fit this model: {e}") from e
-    return content
-
-
-def epoch_paths(exp_dir: Path, last: int, count: int) -> list[Path]:
-    """`epoch-N.pt` for the `count` epochs that end with epoch `last`."""
-    return [exp_dir / f"epoch-{n}.pt" for n in range(last - count + 1, last + 1)]

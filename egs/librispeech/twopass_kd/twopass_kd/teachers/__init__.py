@@ -1,1 +1,1 @@
-"""Trained models: our checkpoints and icefall's."""
+"""Models that are trained already: teachers, ours and icefall's, and the systems that are decoded or exported."""

@@ -27,16 +27,9 @@ from twopass_kd.config.schema import PhaseConfig, TrainConfig
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.files.write import write_text_atomically
 from twopass_kd.losses.precision import autocast
-from twopass_kd.models.checkpoint import (
-    average_checkpoints,
-    epoch_paths,
-    find_latest,
-    load_checkpoint,
-    remove_old,
-    save_checkpoint,
-    weights_digest,
-)
+from twopass_kd.models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from twopass_kd.models.encoder import num_output_frames
+from twopass_kd.training.checkpoint_files import average_checkpoints, epoch_paths, find_latest, remove_old
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.gpu_memory import scan_largest_batches
 from twopass_kd.training.objective import Objective

@@ -1,7 +1,5 @@
-"""Transducers trained by icefall, under the names that this recipe's losses and searches use.
-
-Either TorchScript, as icefall's `export.py --jit 1` writes it, or a recipe's own model with its `pretrained.pt`. Both
-have a stateless decoder and a joiner that adds projections. TorchScript runs code: load only files that you trust.
+"""Transducers trained by icefall: either TorchScript, as its `export.py --jit 1` writes it, or a recipe's own model
+with its `pretrained.pt`. TorchScript runs code: load only files that you trust.
 """
 
 import importlib.util
@@ -18,168 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twopass_kd.config.schema import ConfigError
-from twopass_kd.models.decoder import State
-from twopass_kd.models.two_pass import DEPLOYED_PARTS
-
-_PROBE_FRAMES = (400, 800)  # lengths from which the frame rate is read off
-_USED_PARTS = ("encoder", "decoder", "joiner")  # of recipes that have an attention decoder too
-_KNOWN_BINS = (40, 64, 80, 96, 100, 128)
-
-
-class IcefallTransducer(nn.Module):
-    """A transducer of icefall with the interface of `TwoPassModel`'s first pass; for inference.
-
-    Args:
-      module: has `encoder`, `decoder` and `joiner` (and, where its recipe has them, `simple_am_proj` and
-        `simple_lm_proj`), as icefall's models do; kept as `module`.
-      encode: (x (N, T, num_features), x_lens (N,)) -> (encoder_out (N, T', C), its lengths (N,)).
-      num_mel_bins: of the features that it is to be tried with.
-    Raises:
-      ConfigError: if the joiner or decoder is of another kind, or the encoder does not take such features.
-    """
-
-    def __init__(self, module: nn.Module, encode: Callable, num_mel_bins: int, blank_id: int = 0, unk_id: int = 2):
-        super().__init__()
-        self.module = module
-        self.blank_id, self.unk_id = blank_id, unk_id
-        self.encoder = _Encoder(encode, num_mel_bins)
-        self.decoder = _Decoder(module.decoder, blank_id)
-        self.joiner = _Joiner(module.joiner)
-        for name in ("simple_am_proj", "simple_lm_proj"):
-            if hasattr(module, name):
-                self.add_module(name, getattr(module, name))
-        self.vocab_size = self.joiner.output_linear.weight.shape[0]
-
-    @property
-    def trained_parts(self) -> list[str]:
-        """The parts of a `TwoPassModel` that it can teach."""
-        return ["encoder", "decoder", "joiner"] + (["simple_heads"] if hasattr(self, "simple_am_proj") else [])
-
-    def deployed_parameters(self) -> dict[str, int]:
-        """Number of parameters of each part as `TwoPassModel` has them, and `total`."""
-        return self._sum_up(lambda p: p.numel())
-
-    def deployed_bytes(self) -> dict[str, int]:
-        """Bytes of the parameters of each part as `TwoPassModel` has them, and `total`."""
-        return self._sum_up(lambda p: p.numel() * p.element_size())
-
-    def _sum_up(self, size: Callable[[Tensor], int]) -> dict[str, int]:
-        sums = dict.fromkeys(DEPLOYED_PARTS, 0)
-        seen = set()  # the encoder's embedding has two names
-        for name, parameter in self.module.named_parameters():
-            part = name.split(".")[0]
-            part = "encoder" if part == "encoder_embed" else part
-            if part in _USED_PARTS and parameter.data_ptr() not in seen:
-                seen.add(parameter.data_ptr())
-                sums[part] += size(parameter)
-        return {**sums, "total": sum(sums.values())}
-
-
-class _Encoder(nn.Module):
-    """`forward` as `Encoder` has it; the factor is measured, since no file says it."""
-
-    def __init__(self, encode: Callable, num_mel_bins: int) -> None:
-        super().__init__()
-        self.encode = encode
-        try:
-            lens = [self._probe(frames, num_mel_bins) for frames in _PROBE_FRAMES]
-        except Exception as e:  # whatever the teacher's own code raises
-            takes = [bins for bins in _KNOWN_BINS if self._takes(bins)]
-            if takes:
-                raise ConfigError(
-                    f"`features.num_mel_bins`: the teacher's encoder does not take the student's {num_mel_bins}, but "
-                    f"{takes[0]}; they must be equal"
-                ) from e
-            raise ConfigError(
-                f"the teacher's encoder cannot be run on features of shape (1, {_PROBE_FRAMES[0]}, {num_mel_bins}): "
-                f"{(str(e).strip() or repr(e)).splitlines()[-1]}"
-            ) from e
-        # Output frames of so many more input frames.
-        self.subsampling_factor = round((_PROBE_FRAMES[1] - _PROBE_FRAMES[0]) / max(1, lens[1] - lens[0]))
-
-    def forward(self, x: Tensor, x_lens: Tensor, states: None = None) -> tuple[Tensor, Tensor, None]:
-        with torch.jit.optimized_execution(False):  # or its first calls compile for up to a minute
-            encoder_out, encoder_out_lens = self.encode(x, x_lens)
-        return encoder_out, encoder_out_lens.to(torch.int64), None
-
-    @torch.no_grad()
-    def _probe(self, frames: int, num_mel_bins: int) -> int:
-        """The length of the output for so many frames of features."""
-        return int(self(torch.zeros(1, frames, num_mel_bins), torch.tensor([frames]))[1][0])
-
-    def _takes(self, num_mel_bins: int) -> bool:
-        try:
-            return self._probe(_PROBE_FRAMES[0], num_mel_bins) > 0
-        except Exception:
-            return False
-
-
-class _Decoder(nn.Module):
-    """A stateless decoder, with `step` as ours has it."""
-
-    def __init__(self, decoder: nn.Module, blank_id: int) -> None:
-        super().__init__()
-        self.decoder = decoder
-        if not hasattr(decoder, "context_size"):
-            raise ConfigError(
-                "the teacher's decoder must be icefall's stateless one, which has a `context_size`; this one has not"
-            )
-        self.context_size = int(decoder.context_size)
-        # What its recipe's searches put before the first token: -1 where the decoder knows it, for a zero vector.
-        self.pad_id = -1
-        try:
-            decoder(torch.tensor([[self.pad_id]]))
-        except (IndexError, RuntimeError):
-            self.pad_id = blank_id
-
-    def forward(self, y: Tensor) -> Tensor:
-        """y: (N, U) int64 tokens, blank first. Returns (N, U, C)."""
-        return self.decoder(y)
-
-    def init_state(self, batch_size: int) -> State:
-        """State before the first token, (N, context_size - 1) int64."""
-        device = next(self.decoder.parameters()).device
-        return (torch.full((batch_size, self.context_size - 1), self.pad_id, dtype=torch.int64, device=device),)
-
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """One more token (N,) int64 for each hypothesis: (N, C) and the new state."""
-        context = torch.cat([state[0], tokens.unsqueeze(1)], dim=1)
-        return self.decoder(context)[:, -1], (context[:, 1:],)
-
-
-class _Joiner(nn.Module):
-    """A joiner whose inputs broadcast, as ours: tanh of the sum of two projections, then Linear(V)."""
-
-    def __init__(self, joiner: nn.Module) -> None:
-        super().__init__()
-        names = ("encoder_proj", "decoder_proj", "output_linear")
-        missing = [name for name in names if not hasattr(joiner, name)]
-        if missing:
-            raise ConfigError(
-                f"the teacher's joiner must have {', '.join(names)}, as icefall's have since "
-                f"pruned_transducer_stateless2; this one lacks {', '.join(missing)}"
-            )
-        self.encoder_proj, self.decoder_proj, self.output_linear = (getattr(joiner, name) for name in names)
-        self._check(joiner)
-
-    @torch.no_grad()
-    def _check(self, joiner: nn.Module) -> None:
-        """That the joiner does no more than `forward` does."""
-        encoder_out, decoder_out = (
-            torch.randn(2, linear.weight.shape[1]) for linear in (self.encoder_proj, self.decoder_proj)
-        )
-        try:
-            is_ours = torch.allclose(joiner(encoder_out, decoder_out), self(encoder_out, decoder_out), atol=1e-4)
-        except Exception:  # whatever the teacher's own code raises
-            is_ours = False
-        if not is_ours:
-            raise ConfigError("the teacher's joiner must be output_linear(tanh(encoder_proj + decoder_proj))")
-
-    def forward(self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True) -> Tensor:
-        """As `Joiner.forward`: logits (..., V)."""
-        if project_input:
-            encoder_out, decoder_out = self.encoder_proj(encoder_out), self.decoder_proj(decoder_out)
-        return self.output_linear(torch.tanh(encoder_out + decoder_out))
+from twopass_kd.teachers.icefall_transducer import USED_PARTS, IcefallTransducer
 
 
 def is_torchscript(path: Path) -> bool:
@@ -195,7 +32,7 @@ def files_of(path: Path) -> list[Path]:
     """A teacher's files: of one whose parts were traced, the encoder's (`path`), the decoder's and the joiner's."""
     if not path.name.startswith("encoder_jit_trace"):
         return [path]
-    return [path.with_name(path.name.replace("encoder", name, 1)) for name in _USED_PARTS]
+    return [path.with_name(path.name.replace("encoder", name, 1)) for name in USED_PARTS]
 
 
 def load_torchscript(path: Path, num_mel_bins: int) -> IcefallTransducer:
@@ -211,7 +48,7 @@ def load_torchscript(path: Path, num_mel_bins: int) -> IcefallTransducer:
     module = _load_script(path).eval()
     if len(files_of(path)) > 1:
         module = _join_traced(module, path)
-    missing = [name for name in ("encoder", "decoder", "joiner") if not hasattr(module, name)]
+    missing = [name for name in USED_PARTS if not hasattr(module, name)]
     if missing:
         has = [name for name, _ in module.named_children()]
         raise ConfigError(

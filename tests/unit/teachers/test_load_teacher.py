@@ -1,4 +1,4 @@
-"""The teacher: checked against its student with both sides named, frozen, copied where shapes agree."""
+"""The teacher: checked against its student with both sides named, and frozen."""
 
 import zipfile
 from dataclasses import replace
@@ -13,15 +13,8 @@ from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import EXTERNAL_TEACHER, ConfigError, ExternalTeacherConfig
 from twopass_kd.export.torchscript import export_torchscript
 from twopass_kd.models.checkpoint import build_model
-from twopass_kd.teachers.load import (
-    check_sizes,
-    check_teacher,
-    copy_matching_weights,
-    load_external_teacher,
-    load_teacher,
-    open_teacher,
-    without_attention_kd,
-)
+from twopass_kd.teachers.check_teacher import check_sizes, check_teacher, without_attention_kd
+from twopass_kd.teachers.load_teacher import load_external_teacher, load_teacher, open_teacher
 from twopass_kd.training.objective import Objective, match_frames
 
 MINI = Path(__file__).parents[3] / "egs/librispeech/twopass_kd/conf/mini.yaml"
@@ -303,12 +296,7 @@ def test_a_student_that_is_not_small_enough_is_an_error(override, share):
         check_sizes(load_config(MINI, [override]), 256)
 
 
-def test_copy_takes_whole_modules_of_equal_shape():
-    teacher, student = tiny_model(seed=1, dim=16), tiny_model(seed=2, dim=12)
-    before = student.joiner.encoder_proj.bias.clone()
-    copied = copy_matching_weights(teacher, student)
-    assert "decoder.embedding" in copied and "joiner.output_linear" in copied and "encoder.mvn" in copied
-    assert torch.equal(student.decoder.embedding.weight, teacher.decoder.embedding.weight)
-    # Its bias has the teacher's shape, its weight has not: a bias alone means nothing.
-    assert "joiner.encoder_proj" not in copied and torch.equal(student.joiner.encoder_proj.bias, before)
-    assert student.decoder.embedding.weight.requires_grad
+def test_tokens_named_beside_a_checkpoint_of_ours_are_an_error(saved):
+    external = ExternalTeacherConfig(path=str(saved[1]), tokens="other/tokens.txt")
+    with pytest.raises(ConfigError, match=r"`external_teacher.tokens` \(other/tokens.txt\) must be left out"):
+        load_external_teacher(external, VOCAB_SIZE, 80)

@@ -1,4 +1,4 @@
-"""The trained systems of an experiment, by the names under which they are reported."""
+"""A trained system of an experiment, teacher or student, by the name under which it is reported."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from twopass_kd.config.schema import EXTERNAL_TEACHER, Config, ConfigError
 from twopass_kd.data.tokenizer import Tokenizer, open_tokenizer
 from twopass_kd.models.checkpoint import final_checkpoint, load_model
 from twopass_kd.models.two_pass import TwoPassModel
-from twopass_kd.teachers.load import check_tokens, load_external_teacher
+from twopass_kd.teachers.check_teacher import check_tokens
+from twopass_kd.teachers.load_teacher import load_external_teacher
 
 
 def load_system(

@@ -10,7 +10,7 @@ from twopass_kd.export.torchscript import ScriptedTransducer, export_torchscript
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.greedy import greedy_search
 from twopass_kd.search.modified_beam import modified_beam_search
-from twopass_kd.teachers.icefall import is_torchscript, load_recipe, load_torchscript
+from twopass_kd.teachers.load_icefall import is_torchscript, load_recipe, load_torchscript
 
 
 def model_of(num_features=80, factor=4):

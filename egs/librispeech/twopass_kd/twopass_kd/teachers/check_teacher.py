@@ -1,0 +1,95 @@
+"""Whether a teacher and a student fit: their sizes, tokens, frame rates, features, and what the teacher has learnt."""
+
+from twopass_kd.config.schema import EXTERNAL_TEACHER, Config, ConfigError, PhaseConfig
+from twopass_kd.data.tokenizer import Tokenizer
+from twopass_kd.models.checkpoint import build_model
+from twopass_kd.models.two_pass import TwoPassModel
+from twopass_kd.teachers.load_teacher import Teacher
+
+
+def check_sizes(cfg: Config, vocab_size: int) -> None:
+    """The student of a config must be as small as its `min_reduction` promises; known before anything is trained.
+
+    Raises:
+      ConfigError: with both sizes.
+    """
+    if cfg.external_teacher.path is None:
+        big, small = (
+            build_model(cfg, which, vocab_size).deployed_parameters()["total"] for which in ("teacher", "student")
+        )
+        _check_reduction(cfg, big, small)
+
+
+def _check_reduction(cfg: Config, big: int, small: int) -> None:
+    if small > (1 - cfg.min_reduction) * big:
+        raise ConfigError(
+            f"`student` ({small:,} deployed parameters) must be at least {cfg.min_reduction:.0%} smaller than the "
+            f"teacher ({big:,}), but is {1 - small / big:.1%} smaller; shrink `student` or lower `min_reduction`"
+        )
+
+
+def check_tokens(teacher: Teacher, tokens: Tokenizer) -> None:
+    """A teacher must have the tokens of the data. Raises ConfigError with what both sides have."""
+    if teacher.model.vocab_size != tokens.vocab_size:
+        raise ConfigError(
+            f"teacher {teacher.path} has {teacher.model.vocab_size} tokens, this lang_dir {tokens.vocab_size}; use the "
+            "teacher's tokens.txt and bpe.model, and set `tokens.vocab_size`"
+        )
+    if teacher.pieces is not None and teacher.pieces != tokens.pieces:
+        differing = [(i, *pair) for i, pair in enumerate(zip(teacher.pieces, tokens.pieces)) if pair[0] != pair[1]]
+        example = ", token {} is {!r} there and {!r} here".format(*differing[0]) if differing else ""
+        raise ConfigError(
+            f"teacher {teacher.path} was trained with other tokens ({len(teacher.pieces)}) than this lang_dir has "
+            f"({len(tokens.pieces)}){example}; use the teacher's tokens.txt and bpe.model, or train a teacher on these"
+        )
+
+
+def check_teacher(teacher: Teacher, student: TwoPassModel, cfg: Config, phase: PhaseConfig, tokens: Tokenizer) -> None:
+    """Distillation needs equal tokens, frame rate and features on both sides, and a teacher that was trained.
+
+    Raises:
+      ConfigError: saying what both sides have.
+    """
+    check_tokens(teacher, tokens)
+    sides = {
+        "subsampling_factor": (teacher.model.encoder.subsampling_factor, student.encoder.subsampling_factor),
+    }
+    if teacher.features is not None:
+        for key in ("num_mel_bins", "sampling_rate"):
+            sides[f"features.{key}"] = (getattr(teacher.features, key), getattr(cfg.features, key))
+    for name, (theirs, ours) in sides.items():
+        if theirs != ours:
+            raise ConfigError(f"`{name}`: teacher {teacher.path} has {theirs}, the student {ours}; they must be equal")
+    needed = []
+    if phase.loss_scales.get("transducer_kd", 0) > 0:
+        needed += ["encoder", "decoder", "joiner"] + (["simple_heads"] if cfg.kd.band == "teacher" else [])
+    if phase.loss_scales.get("attention_kd", 0) > 0:
+        needed += ["encoder", "attention_decoder"]
+    untrained = [part for part in needed if part not in teacher.trained_parts]
+    if untrained:
+        raise ConfigError(
+            f"teacher {teacher.path} was never trained in {', '.join(untrained)}, which this phase distils from; "
+            "name a later phase of the teacher"
+        )
+    if phase.teacher == EXTERNAL_TEACHER:
+        # A transducer is compared with the student's transducer.
+        big, small = teacher.model.deployed_parameters(), student.deployed_parameters()
+        parts = [part for part, size in big.items() if size > 0 and part != "total"]
+        _check_reduction(cfg, big["total"], sum(small[part] for part in parts))
+
+
+def without_attention_kd(phase: PhaseConfig, teacher: Teacher) -> dict[str, float]:
+    """The phase's loss scales; without `attention_kd` where an external teacher has no attention decoder.
+
+    Raises:
+      ConfigError: if nothing is left for the attention decoder to learn from.
+    """
+    scales = dict(phase.loss_scales)
+    if phase.teacher != EXTERNAL_TEACHER or "attention_decoder" in teacher.trained_parts:
+        return scales
+    if scales.pop("attention_kd", 0) > 0 and not scales.get("attention", 0) > 0:
+        raise ConfigError(
+            f"`loss_scales` of this phase must have `attention`, since teacher {teacher.path} has no attention "
+            "decoder to distil from"
+        )
+    return scales
