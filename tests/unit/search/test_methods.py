@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from tiny import lively, tiny_model
-from twopass_kd.bin.decode import choose_scales, describe_search
+from twopass_kd.bin.decode import describe_search
 from twopass_kd.config.schema import ConfigError
+from twopass_kd.search.choose_on_dev import choose_scales
 from twopass_kd.search.fast_beam import fast_beam_search
 from twopass_kd.search.graphs import DecodingGraph, end_with, hotword_graph, pack_arcs, trivial_graph
 from twopass_kd.search.greedy import greedy_search

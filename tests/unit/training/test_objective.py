@@ -5,6 +5,7 @@ import torch
 
 from tiny import random_batch, tiny_model
 from twopass_kd.config.schema import LOSS_TERMS, KdConfig, LossConfig
+from twopass_kd.losses.attention import make_attention_targets
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.trainer import freeze_all_but
 
@@ -85,3 +86,18 @@ def test_cached_encoders_give_the_same_losses_to_float16():
     for name, value in call(batch).terms.items():
         torch.testing.assert_close(value, want[name], atol=2e-3, rtol=2e-3)
     assert all(value.isnan().all() for value in call(batch, cached=False).terms.values())
+
+
+def test_attention_temperature_softens_both_distributions_of_the_second_pass_alone():
+    student, teacher = tiny_model(seed=1), tiny_model(seed=2).requires_grad_(False)
+    batch = random_batch()
+    one, four = (objective(student, teacher, attention_temperature=t)(batch).terms for t in (1.0, 4.0))
+    torch.testing.assert_close(four["transducer_kd"], one["transducer_kd"])
+    inputs, _ = make_attention_targets(batch.y, batch.y_lens, 1, 1)
+    logits = [
+        m.attention_decoder(*m.encoder(batch.feature, batch.feature_lens)[:2], inputs) for m in (student, teacher)
+    ]
+    p_student, p_teacher = ((x / 4.0).log_softmax(-1) for x in logits)
+    divergence = (p_teacher.exp() * (p_teacher - p_student)).sum(-1)
+    own = torch.arange(divergence.size(1)) <= batch.y_lens.unsqueeze(1)  # the tokens and the end
+    torch.testing.assert_close(four["attention_kd"], 4.0**2 * (divergence * own).sum(1), rtol=1e-4, atol=1e-5)

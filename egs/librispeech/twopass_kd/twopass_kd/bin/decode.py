@@ -9,159 +9,27 @@ import argparse
 import json
 import logging
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
-from tqdm import tqdm
 
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import log_environment, log_to_file, setup_logging
 from twopass_kd.config.load import load_config, searched_systems
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_datamodule import AsrDataModule
-from twopass_kd.data.asr_dataset import cut_text
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.files.write import write_text_atomically
-from twopass_kd.models.encoder import Conv2dSubsampling
-from twopass_kd.models.two_pass import TwoPassModel
-from twopass_kd.scoring.wer import Transcript, corpus_wer, write_decoding_results
-from twopass_kd.search.methods import Search, further_searches, own_searches, why_no_further_searches
-from twopass_kd.search.nbest import NBest
-from twopass_kd.search.rescoring import attention_log_probs, rescore_with_attention_decoder
+from twopass_kd.scoring.wer import write_decoding_results
+from twopass_kd.search.choose_on_dev import choose_scales, choose_weights
+from twopass_kd.search.decode_set import Decoded, decode_set, first_pass_tokens, second_pass_tokens, transcripts
+from twopass_kd.search.methods import further_searches, own_searches, why_no_further_searches
 from twopass_kd.teachers.load_system import load_system
 
 SEARCH_SETTINGS = ("fast_beam", "max_contexts", "max_states", "arpa", "lm_order", "hotwords", "hotword_score")
-
-
-@dataclass
-class Decoded:
-    """One set, decoded: per utterance, in the order of `cut_ids`; n-best lists and their second pass by search."""
-
-    cut_ids: list[str] = field(default_factory=list)
-    refs: list[list[str]] = field(default_factory=list)
-    nbests: dict[str, list[NBest]] = field(default_factory=lambda: defaultdict(list))
-    attention: dict[str, list[list[float]]] = field(default_factory=lambda: defaultdict(list))
-    audio_seconds: float = 0.0
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by step
-
-    def real_time_factors(self, search: str) -> tuple[float, float | None]:
-        """Seconds of computing per second of audio, from features to tokens: first pass, and both passes."""
-        first = self.seconds["encoder"] + self.seconds[search]
-        both = first + self.seconds[f"{search}, attention"] if search in self.attention else None
-        return first / self.audio_seconds, both and both / self.audio_seconds
-
-
-def decode_set(
-    model: TwoPassModel,
-    data: AsrDataModule,
-    part: str,
-    searches: dict[str, Search],
-    tokenizer: Tokenizer,
-    second_pass: Sequence[str] = (),
-) -> Decoded:
-    """Decode one part with all `searches`; those named in `second_pass` get the attention decoder's log-probs."""
-    out = Decoded()
-    device = next(model.parameters()).device
-
-    def clock() -> float:
-        if device.type == "cuda":  # or what one step has started is counted with the next
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    def timed(step: str, function: Callable, *args: Any) -> Any:
-        begin = clock()
-        result = function(*args)
-        out.seconds[step] += clock() - begin
-        return result
-
-    bar = tqdm(desc=part, unit="utt")
-    with torch.no_grad():
-        for batch in data.decode_loader(part):
-            batch = batch.to(device)
-            missing = max(0, Conv2dSubsampling.receptive_field - batch.feature.size(1))
-            batch.feature = F.pad(batch.feature, (0, 0, 0, missing))  # a cut too short for one frame decodes to nothing
-            encoder_out, lens, _ = timed("encoder", model.encoder, batch.feature, batch.feature_lens)
-            for name, search in searches.items():
-                nbests = timed(name, search, model, encoder_out, lens)
-                out.nbests[name] += nbests
-                if name in second_pass:
-                    inputs = (model, encoder_out, lens, nbests, tokenizer.sos_id, tokenizer.eos_id)
-                    out.attention[name] += timed(f"{name}, attention", attention_log_probs, *inputs)
-            out.cut_ids += batch.cut_ids
-            out.refs += [cut_text(c).split() for c in batch.cuts]
-            out.audio_seconds += batch.duration
-            bar.update(len(batch.cuts))
-    bar.close()
-    return out
-
-
-def transcripts(decoded: Decoded, tokens: list[list[int]], tokenizer: Tokenizer) -> list[Transcript]:
-    hyps = [text.split() for text in tokenizer.decode(tokens)]
-    return list(zip(decoded.cut_ids, decoded.refs, hyps))
-
-
-def first_pass_tokens(decoded: Decoded, search: str) -> list[list[int]]:
-    return [nbest[0].tokens for nbest in decoded.nbests[search]]
-
-
-def second_pass_tokens(decoded: Decoded, search: str, weight: float, length_reward: float) -> list[list[int]]:
-    return [
-        rescore_with_attention_decoder(nbest, attention, weight, length_reward).tokens
-        for nbest, attention in zip(decoded.nbests[search], decoded.attention[search])
-    ]
-
-
-def middle_of_best(scan: list[dict[str, float]]) -> dict[str, float]:
-    """The entry with the lowest `wer`; of several the middle one."""
-    lowest = min(entry["wer"] for entry in scan)
-    best = [entry for entry in scan if entry["wer"] == lowest]
-    return best[len(best) // 2]
-
-
-def choose_weights(
-    dev: list[Decoded], search: str, cfg: Config, tokenizer: Tokenizer
-) -> tuple[float, float, list[dict[str, float]]]:
-    """Scan interpolation weights and length rewards on the dev sets.
-
-    Returns:
-      The best weight, the best length reward (ties: the middle of the best ones), and the scan.
-    """
-    scan = []
-    for length_reward in cfg.decode.length_rewards:
-        for weight in cfg.decode.rescore_weights:
-            tokens = [second_pass_tokens(d, search, weight, length_reward) for d in dev]
-            rows = [t for d, k in zip(dev, tokens) for t in transcripts(d, k, tokenizer)]
-            scan.append({"weight": weight, "length_reward": length_reward, "wer": corpus_wer(rows).wer})
-    chosen = middle_of_best(scan)
-    return chosen["weight"], chosen["length_reward"], scan
-
-
-def choose_scales(
-    model: TwoPassModel, data: AsrDataModule, cfg: Config, tokenizer: Tokenizer, made: dict[str, dict[float, Search]]
-) -> tuple[dict[str, float], dict[str, list[dict[str, float]]]]:
-    """Of each search the scale whose first pass is best on the dev sets.
-
-    Returns:
-      The scales by name of the search, and the scans, empty where there was nothing to choose.
-    """
-    chosen = {name: next(iter(by_scale)) for name, by_scale in made.items()}
-    scans: dict[str, list[dict[str, float]]] = {name: [] for name in made}
-    for name, by_scale in made.items():
-        if len(by_scale) == 1:
-            continue
-        candidates = {str(scale): search for scale, search in by_scale.items()}
-        dev = [decode_set(model, data, part, candidates, tokenizer) for part in cfg.corpus.dev_parts]
-        for scale in by_scale:
-            rows = [t for d in dev for t in transcripts(d, first_pass_tokens(d, str(scale)), tokenizer)]
-            scans[name].append({"scale": scale, "wer": corpus_wer(rows).wer})
-        chosen[name] = middle_of_best(scans[name])["scale"]
-    return chosen, scans
 
 
 def own_rtf(decoded: Decoded) -> dict[str, float | None]:
@@ -189,6 +57,32 @@ def describe_search(
         "length_reward": length_reward,
         "weight_scan": scan,
     }
+
+
+def write_texts(
+    out_dir: Path,
+    system: str,
+    decoded: dict[str, Decoded],
+    searches: Sequence[str],
+    weights: dict[str, tuple[float, float, list[dict[str, float]]]],
+    tokenizer: Tokenizer,
+) -> dict[str, dict[str, float]]:
+    """Write icefall's files of every set and pass, and log the WERs.
+
+    Returns:
+      WER in percent by set and pass: a search, or `<search>_two_pass` (`two_pass` after `first_pass`).
+    """
+    wer: dict[str, dict[str, float]] = defaultdict(dict)
+    for part, result in decoded.items():
+        passes = {name: first_pass_tokens(result, name) for name in searches}
+        for name, (weight, length_reward, _) in weights.items():
+            suffix = "two_pass" if name == "first_pass" else f"{name}_two_pass"
+            passes[suffix] = second_pass_tokens(result, name, weight, length_reward)
+        for name, tokens in passes.items():
+            stats = write_decoding_results(out_dir, part, name, transcripts(result, tokens, tokenizer))
+            wer[part][name] = stats.wer
+            logging.info("%s, %s, %s: WER %.2f%% of %d words", system, part, name, stats.wer, stats.ref_words)
+    return wer
 
 
 def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
@@ -222,16 +116,7 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         weights[name] = choose_weights(dev, name, cfg, tokenizer)
         chosen = weights[name][:2]
         logging.info("%s: weight of the second pass, chosen on dev: %.2f (length reward %.2f)", name, *chosen)
-    wer: dict[str, dict[str, float]] = defaultdict(dict)
-    for part, result in decoded.items():
-        passes = {name: first_pass_tokens(result, name) for name in (*searches, *further)}
-        for name in rescored:
-            suffix = "two_pass" if name == "first_pass" else f"{name}_two_pass"
-            passes[suffix] = second_pass_tokens(result, name, *weights[name][:2])
-        for name, tokens in passes.items():
-            stats = write_decoding_results(out_dir, part, name, transcripts(result, tokens, tokenizer))
-            wer[part][name] = stats.wer
-            logging.info("%s, %s, %s: WER %.2f%% of %d words", system, part, name, stats.wer, stats.ref_words)
+    wer = write_texts(out_dir, system, decoded, (*searches, *further), weights, tokenizer)
     weight, length_reward, scan = weights.get("first_pass", (None, None, []))
     summary = {
         "system": system,

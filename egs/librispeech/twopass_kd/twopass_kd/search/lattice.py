@@ -47,6 +47,11 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int, sev
       For each utterance its hypotheses by falling `log_prob + graph_score`, `log_prob` being that of the model alone;
       `frames` are those of the best alignment.
     """
+    # A frame is one batched step over its states. Of each state we keep `width` token sequences in `slots`:
+    #   total        (num_states, width) log-prob of a sequence, summed over its alignments; -inf is an empty slot
+    #   spelling     hash of its tokens: equal ones in one state are the same sequence, met on another alignment
+    #   graph_path   hash of the graph's arcs that it took, since only alignments on one path are summed
+    #   origin       through which entering arc and from which slot there its best alignment came, to go back by
     arcs = _arcs(lattice)
     num_arcs = len(arcs.src) - 1
     emits = (arcs.label > 0) & (arcs.label != end)
@@ -56,15 +61,17 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int, sev
     total = arcs.score.new_full(shape, float("-inf"))
     spelling, graph_path = arcs.src.new_zeros(shape), arcs.src.new_zeros(shape)
     origin = arcs.src.new_zeros(shape)  # position among the entering arcs * width + slot there
-    total[: arcs.frames[1], 0] = 0.0
+    total[: arcs.frames[1], 0] = 0.0  # the first frame has the start states: one empty sequence each
     for begin, stop in zip(arcs.frames[1:], arcs.frames[2:]):
         entering = arcs.entering[begin:stop, : int(arcs.degree[begin:stop].max())]
-        before = arcs.src[entering]
+        before = arcs.src[entering]  # (S, D) states of the frame before; for "no arc" any one, at a score of -inf
+        # (S, D * width): every sequence of every state before, by the arc that leads here.
         summed = (total[before] + arcs.score[entering].unsqueeze(2)).flatten(1)
         # What comes after the first 2 * width would hardly change the sums, and merging compares all with all.
         summed, order = summed.topk(min(2 * width, summed.size(1)), dim=1)
         spelt = spell(spelling[before], entering).gather(1, order)
         if several_paths:
+            # First the alignments on one path of the graph are added up, then the best path stands for its tokens.
             path = follow(graph_path[before], entering).gather(1, order)
             total[begin:stop], keep = _best_of_equal(merge(summed, path), spelt).topk(width, dim=1)
             graph_path[begin:stop] = path.gather(1, keep)
@@ -79,6 +86,8 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int, sev
     path = []
     for _ in arcs.frames[2:]:
         came = origin[state, slot]
+        # `came` counts the entering arcs of the state with `width` slots each. Shorter utterances reach their start
+        # state earlier and stay there: it has no arc that enters it.
         arc = arcs.entering[state, torch.div(came, width, rounding_mode="floor")]
         slot = torch.where(arc < num_arcs, came % width, slot)
         state = torch.where(arc < num_arcs, arcs.src[arc], state)
@@ -86,7 +95,7 @@ def nbest_of_lattice(lattice: Any, num_frames: Tensor, end: int, width: int, sev
     taken = torch.stack(path[::-1], dim=2)  # (B, width, steps), the ends aligned
     graph = torch.cat([lattice.graph_score, lattice.graph_score.new_zeros(1)])[taken].sum(2)
     tokens = torch.where(emits, arcs.label, 0)[taken].tolist()
-    offsets = (taken.size(2) - 2 - num_frames).tolist()
+    offsets = (taken.size(2) - 2 - num_frames).tolist()  # steps that an utterance stood still at its start
     return [
         [
             Hypothesis(
@@ -117,6 +126,11 @@ def _best_of_equal(log_prob: Tensor, spelling: Tensor) -> Tensor:
 
 
 def _arcs(lattice: Any) -> _Arcs:
+    """The arcs of a lattice by the states that they enter, states in the order of their frames.
+
+    k2 keeps arcs by the states that they leave. Here each frame looks at all that enters its states, so these are
+    listed in a table, (num_states, largest degree), whose short rows are filled up with the number of "no arc".
+    """
     arcs, splits = lattice.arcs.values(), lattice.arcs.row_splits(1)
     src = lattice.arcs.row_ids(2).long()
     dst = arcs[:, 1] + splits[lattice.arcs.row_ids(1).long()[src]]  # k2 numbers the states of each utterance from 0
@@ -128,6 +142,7 @@ def _arcs(lattice: Any) -> _Arcs:
     frames = batches.shape.row_splits(2)[batches.shape.row_splits(1).long()].tolist()
 
     src, dst = number[src], number[dst.long()]
+    # Arcs sorted by where they lead, and the place of each among those that lead to the same state.
     degree = torch.bincount(dst, minlength=len(order))
     by_dst = dst.argsort(stable=True)
     position = torch.arange(len(dst), device=dst.device) - (degree.cumsum(0) - degree)[dst[by_dst]]

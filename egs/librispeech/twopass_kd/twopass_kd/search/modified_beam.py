@@ -6,7 +6,11 @@ from torch import Tensor
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.search.nbest import Hypothesis, NBest, best_first
 
-# Hypotheses with the same tokens are found by a rolling hash of them (int64, wraps around).
+# Hypotheses with the same tokens are found by a rolling hash of them, h' = h * factor + token + 1, in int64 that wraps
+# around. Nothing checks that equal hashes are equal tokens: two different sequences collide with a probability of about
+# 2^-64, and only those that meet in one beam (or one state of a lattice) are compared. At beam 8 and 25 frames a second
+# these are 700 pairs for a second of audio, 2.5e9 for 1000 hours: one collision in 7e9 such corpora. It would merge two
+# hypotheses of one utterance. The factor is that of Knuth's MMIX generator; it is odd, so that no token is lost.
 HASH_FACTOR = 6364136223846793005
 
 
