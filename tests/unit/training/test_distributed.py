@@ -11,8 +11,8 @@ import torch
 from two_ranks import gradients
 from twopass_kd.training.distributed import Ranks
 
-HELPERS = Path(__file__).parents[1]  # two_ranks.py lies there
-RECIPE = HELPERS.parents[1] / "egs" / "librispeech" / "twopass_kd"
+TESTS = Path(__file__).parents[1]
+RECIPE = TESTS.parents[1] / "egs" / "librispeech" / "twopass_kd"
 
 
 def two_ranks(*args, timeout=120):
@@ -21,7 +21,7 @@ def two_ranks(*args, timeout=120):
         "import sys; from pathlib import Path; from twopass_kd.training.launch import launch_ranks;"
         "sys.exit(launch_ranks('two_ranks', sys.argv[1:], Path(), 2, 1, None))"
     )
-    env = {**os.environ, "PYTHONPATH": f"{RECIPE}:{HELPERS}", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": f"{RECIPE}:{TESTS}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program, *map(str, args)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
 
