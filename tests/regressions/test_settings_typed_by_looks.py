@@ -125,7 +125,17 @@ def test_run_sh_says_it_on_one_line():
     assert said == f"error: override ({override}): the value must be a list in brackets, e.g. [a,b]\n"
 
 
-BIN = ["decode", "estimate", "export", "ondevice", "report", "scan_frame_shift", "score", "show_config", "train"]
+BIN = [
+    "decode",
+    "estimate",
+    "export",
+    "benchmark_device",
+    "report",
+    "scan_frame_shift",
+    "score",
+    "show_config",
+    "train",
+]
 LOCAL = ["compute_fbank", "download_corpus", "filter_cuts", "prepare_manifests", "synthesize_corpus", "train_bpe"]
 BENCHMARKS = ["ddp_throughput", "full_size_step", "resume_cost", "searches", "train_step"]
 OPTIONS = {

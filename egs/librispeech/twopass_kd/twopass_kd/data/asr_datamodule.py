@@ -71,6 +71,12 @@ def read_measured(path: Path) -> tuple[dict[str, Any], TrainCuts]:
         return {}, TrainCuts()
 
 
+def measured_before(cache: Path, train_manifests: Sequence[Path]) -> TrainCuts | None:
+    """What `measure_train` has kept of these training cuts, whatever the settings; None where they have changed."""
+    key, measured = read_measured(cache)
+    return measured if key.get("train") == [state_of_file(path) for path in train_manifests] else None
+
+
 def _ignore_signals(_worker: int) -> None:
     """A worker goes on when all processes are told to stop, as Slurm does: the trainer still takes a step and saves."""
     for number in (signal.SIGINT, signal.SIGTERM):

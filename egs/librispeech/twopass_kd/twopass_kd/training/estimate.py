@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from twopass_kd.config.schema import EXTERNAL_TEACHER, Config
-from twopass_kd.data.asr_datamodule import read_measured
+from twopass_kd.data.asr_datamodule import measured_before
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.data.cut_lines import CutLines
 from twopass_kd.files.layout import cuts_path
-from twopass_kd.files.write import state_of_file
 from twopass_kd.models.checkpoint import build_model
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.trainer import freeze_all_but
@@ -111,10 +110,8 @@ def train_manifests(cfg: Config, data_dir: Path) -> list[Path]:
 
 def _measured_size(path: Path, manifests: list[Path]) -> CorpusSize | None:
     """What `AsrDataModule.measure_train` has kept, unless the manifests have changed since."""
-    key, measured = read_measured(path)
-    if key.get("train") != [state_of_file(path) for path in manifests]:
-        return None
-    return CorpusSize(measured.seconds, measured.num_cuts, str(path))
+    measured = measured_before(path, manifests)
+    return None if measured is None else CorpusSize(measured.seconds, measured.num_cuts, str(path))
 
 
 def manifests_size(paths: list[Path]) -> CorpusSize:

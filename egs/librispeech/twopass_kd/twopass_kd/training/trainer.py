@@ -6,13 +6,14 @@ with the same parameters, bit for bit, as one that was not (on CPUs, with the sa
 """
 
 import logging
+import math
 import os
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,26 @@ from twopass_kd.training.objective import Objective
 from twopass_kd.training.optimizer_step import OptimizerStep
 from twopass_kd.training.training_log import Means, TrainingLog
 
-# What of a trainer's state is saved in each checkpoint, beside model and optimizer.
-PROGRESS = ("epoch", "batch", "step", "consumed", "train_seconds", "best_valid", "best_epoch")
+
+@dataclass
+class Progress:
+    """How far a training is; saved in each checkpoint under these names, beside model and optimizer.
+
+    Attributes:
+      epoch: the epoch that is being trained.
+      batch: batches of it that each rank has done.
+      consumed: seconds of audio seen by all ranks.
+      train_seconds: wall time spent, over all resumptions.
+      best_valid: the lowest dev loss, of `best_epoch`; 0 before the first epoch's end.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    consumed: float = 0.0
+    train_seconds: float = 0.0
+    best_valid: float = math.inf
+    best_epoch: int = 0
 
 
 class Interrupted(Exception):
@@ -112,13 +131,7 @@ class Trainer:
         self.spec_augment = (
             SpecAugment(num_frame_masks=2, max_frames_mask_fraction=0.15) if phase.spec_augment else None
         )
-        self.epoch = 1  # the epoch that is being trained
-        self.batch = 0  # batches of it that each rank has done
-        self.step = 0
-        self.consumed = 0.0  # seconds of audio seen by all ranks
-        self.train_seconds = 0.0  # wall time spent, over all resumptions
-        self.best_valid = float("inf")
-        self.best_epoch = 0
+        self.progress = Progress()
         self._stop_signal: int | None = None
         self._stopped_at = 0.0
 
@@ -140,14 +153,19 @@ class Trainer:
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         total = data.train_seconds * self.phase.num_epochs
         self.log = TrainingLog(self.exp_dir, self.metadata["phase"], total, self.ranks)
-        self.log.open(self.epoch, self.step, self.consumed, {k: self.metadata[k] for k in ("config", "environment")})
+        self.log.open(
+            self.progress.epoch,
+            self.progress.step,
+            self.progress.consumed,
+            {k: self.metadata[k] for k in ("config", "environment")},
+        )
         try:
-            while self.epoch <= self.phase.num_epochs:
+            while self.progress.epoch <= self.phase.num_epochs:
                 self._train_epoch(data)
                 self._validate(data)
-                self.epoch, self.batch = self.epoch + 1, 0
-                self._save(self.exp_dir / f"epoch-{self.epoch - 1}.pt")
-                self._keep_best(self.epoch - 1)
+                self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
+                self._save(self.exp_dir / f"epoch-{self.progress.epoch - 1}.pt")
+                self._keep_best(self.progress.epoch - 1)
                 self._remove_old(self.cfg.keep_last_k)
         finally:
             self.log.close()
@@ -157,9 +175,9 @@ class Trainer:
 
     def _train_epoch(self, data: Data) -> None:
         self._set_train_mode()
-        means, clock, logged = Means(), time.perf_counter(), (self.train_seconds, self.consumed)
+        means, clock, logged = Means(), time.perf_counter(), (self.progress.train_seconds, self.progress.consumed)
         total_seconds = data.train_seconds * self.phase.num_epochs
-        for batches in _groups(data.train_loader(self.epoch, self.batch), self.cfg.accum_grad):
+        for batches in _groups(data.train_loader(self.progress.epoch, self.progress.batch), self.cfg.accum_grad):
             num_frames, duration, stop = self.ranks.sum(
                 [
                     sum(self._num_frames(batch) for batch in batches),
@@ -167,26 +185,28 @@ class Trainer:
                     float(self._stop_signal is not None),
                 ]
             )
-            fix_random_seed(self.seed, self.step, self.ranks.rank)
+            fix_random_seed(self.seed, self.progress.step, self.ranks.rank)
             batches = [self._augment(batch.to(self.ranks.device), batch.feature_lens) for batch in batches]
-            lr = learning_rate((self.consumed + duration) / total_seconds, self.phase.base_lr, self.cfg.warmup_fraction)
+            lr = learning_rate(
+                (self.progress.consumed + duration) / total_seconds, self.phase.base_lr, self.cfg.warmup_fraction
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            for losses in self.optimizer_step(batches, num_frames, self.step):
+            for losses in self.optimizer_step(batches, num_frames, self.progress.step):
                 means.add(losses)
-            self.step, self.batch = self.step + 1, self.batch + len(batches)
-            self.consumed += duration
+            self.progress.step, self.progress.batch = self.progress.step + 1, self.progress.batch + len(batches)
+            self.progress.consumed += duration
             self.log.advance(duration)
             now = time.perf_counter()
-            self.train_seconds, clock = self.train_seconds + now - clock, now
-            if self.step % self.cfg.log_interval == 0:
-                seconds, consumed = self.train_seconds - logged[0], self.consumed - logged[1]
+            self.progress.train_seconds, clock = self.progress.train_seconds + now - clock, now
+            if self.progress.step % self.cfg.log_interval == 0:
+                seconds, consumed = self.progress.train_seconds - logged[0], self.progress.consumed - logged[1]
                 self._report("train", means, lr, audio_seconds_per_second=consumed / seconds)
-                means, logged = Means(), (self.train_seconds, self.consumed)
+                means, logged = Means(), (self.progress.train_seconds, self.progress.consumed)
             if stop:
                 self._stop()
-            if self.step % self.cfg.save_every_n == 0:
-                self._save(self.exp_dir / f"checkpoint-{self.step}.pt")
+            if self.progress.step % self.cfg.save_every_n == 0:
+                self._save(self.exp_dir / f"checkpoint-{self.progress.step}.pt")
                 self._remove_old(self.cfg.keep_last_k)
 
     def _num_frames(self, batch: Batch) -> int:
@@ -216,8 +236,8 @@ class Trainer:
         if self.ranks.sum([float(self._stop_signal is not None)])[0]:
             self._stop()  # the epoch's training is done and saved; validation is done again
         result = self._report("valid", means, self.optimizer.param_groups[0]["lr"])
-        if result["loss"] < self.best_valid:
-            self.best_valid, self.best_epoch = result["loss"], self.epoch
+        if result["loss"] < self.progress.best_valid:
+            self.progress.best_valid, self.progress.best_epoch = result["loss"], self.progress.epoch
 
     def _report(self, split: str, means: Means, lr: float, **scalars: float) -> dict[str, Any]:
         result = means.result(self.ranks, list(self.objective.scales))
@@ -225,7 +245,16 @@ class Trainer:
             scalars["grad_norm"] = float(self.optimizer_step.grad_norm)
             if self.ranks.device.type == "cuda":
                 scalars["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
-        self.log.report(split, self.epoch, self.step, result, lr, self.train_seconds, self.consumed, scalars)
+        self.log.report(
+            split,
+            self.progress.epoch,
+            self.progress.step,
+            result,
+            lr,
+            self.progress.train_seconds,
+            self.progress.consumed,
+            scalars,
+        )
         return result
 
     def _set_train_mode(self) -> None:
@@ -236,10 +265,10 @@ class Trainer:
                 module.eval()
 
     def _stop(self) -> None:
-        self._save(self.exp_dir / f"checkpoint-{self.step}.pt")
+        self._save(self.exp_dir / f"checkpoint-{self.progress.step}.pt")
         self.ranks.wait()  # the launcher stops all ranks as soon as one has ended: not before rank 0 has saved
         name = "a signal to another rank" if self._stop_signal is None else signal.Signals(self._stop_signal).name
-        raise Interrupted(f"stopped by {name}; state saved at step {self.step}")
+        raise Interrupted(f"stopped by {name}; state saved at step {self.progress.step}")
 
     def _save(self, path: Path) -> None:
         if not self.ranks.is_main:
@@ -249,15 +278,15 @@ class Trainer:
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": {"base_lr": self.phase.base_lr, "consumed": self.consumed},
+                "scheduler": {"base_lr": self.phase.base_lr, "consumed": self.progress.consumed},
                 "sampler": {
-                    "epoch": self.epoch,
-                    "batch": self.batch,
+                    "epoch": self.progress.epoch,
+                    "batch": self.progress.batch,
                     "world_size": self.ranks.world_size,
                     "max_duration": self.cfg.max_duration,
                 },
                 "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
-                **{name: getattr(self, name) for name in PROGRESS},
+                **asdict(self.progress),
                 **self.metadata,
             },
             path,
@@ -277,21 +306,20 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         if content["grad_scaler"] is not None:
             self.optimizer_step.scaler.load_state_dict(content["grad_scaler"])
-        for name in PROGRESS:
-            setattr(self, name, content[name])
+        self.progress = Progress(**{f.name: content[f.name] for f in fields(Progress)})
         before = content["sampler"]["world_size"], content["sampler"]["max_duration"]
         now = self.ranks.world_size, self.cfg.max_duration
         if before != now:
-            self.batch = int(self.batch * before[0] * before[1] / (now[0] * now[1]))
+            self.progress.batch = int(self.progress.batch * before[0] * before[1] / (now[0] * now[1]))
             logging.warning("%d ranks with batches of %g s before, now %d with %g s: goes on at about the same place in"
                             " the epoch, with other batches", *before, *now)  # fmt: skip
-        self._keep_best(self.best_epoch)  # in case that the run was killed before it could
-        logging.info("resuming from %s: epoch %d, step %d", path, self.epoch, self.step)
+        self._keep_best(self.progress.best_epoch)  # in case that the run was killed before it could
+        logging.info("resuming from %s: epoch %d, step %d", path, self.progress.epoch, self.progress.step)
 
     def _keep_best(self, epoch: int) -> None:
         """`best-valid-loss.pt` is the checkpoint of `epoch`, if that is the best one so far."""
         source, target = self.exp_dir / f"epoch-{epoch}.pt", self.exp_dir / "best-valid-loss.pt"
-        if not self.ranks.is_main or epoch != self.best_epoch or not source.is_file():
+        if not self.ranks.is_main or epoch != self.progress.best_epoch or not source.is_file():
             return
         if target.is_file() and target.samefile(source):
             return
@@ -314,17 +342,21 @@ class Trainer:
             paths = epoch_paths(self.exp_dir, self.phase.num_epochs, self.phase.average)
             content = {
                 "model": average_checkpoints(paths),
-                "step": self.step,
+                "step": self.progress.step,
                 "averaged": [path.name for path in paths],
                 **self.metadata,
             }
             content["weights_digest"] = weights_digest(content["model"])
-            content["train_seconds"] = self.train_seconds + self.metadata["train_seconds_before"]
+            content["train_seconds"] = self.progress.train_seconds + self.metadata["train_seconds_before"]
             write_text_atomically(self.exp_dir / "identity", content["identity"] + "\n")
             save_checkpoint(content, final)
             self._remove_old(0)
             logging.info(
-                "%s: average of %s, %d steps, %.0f s", final, content["averaged"], self.step, self.train_seconds
+                "%s: average of %s, %d steps, %.0f s",
+                final,
+                content["averaged"],
+                self.progress.step,
+                self.progress.train_seconds,
             )
         self.ranks.wait()
         return final
