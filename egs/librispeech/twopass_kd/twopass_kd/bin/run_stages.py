@@ -192,6 +192,9 @@ def main() -> int:
     try:
         args = parse(words, caller_dir)
         run_stages(args, commands)
+    except BrokenPipeError:  # of `./run.sh --status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so once more at its end
+        return 0
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
