@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from twopass_kd.losses.divergence import weighted_kl
-from twopass_kd.losses.transducer import occupation, valid_nodes
-
-__all__ = ["KINDS", "occupation", "transducer_kd_loss"]
+from twopass_kd.losses.transducer import valid_nodes
 
 KINDS = ("full", "collapsed")
 

@@ -56,7 +56,6 @@ class TrainingLog:
         self.name = name
         self.total = total
         self.active = ranks.is_main
-        self._texts: dict[str, str] = {}
 
     def open(self, epoch: int, step: int, consumed: float, texts: dict[str, Any]) -> None:
         """Start in `epoch` after `step` steps; what an earlier run reported of later ones is dropped.
