@@ -149,7 +149,7 @@ def test_run_sh_failing_phase_stops_its_neighbour(copied):
     (experiment / "student" / "rnnt_kd").rename(experiment / "kept")
     (experiment / "student" / "rnnt_kd").write_text("in the way")
     done = subprocess.run(
-        command(*args, "--stage", 5, "--stop-stage", 5, "phases.student_copy/rnnt.num_epochs=500"),
+        command(*args, "--stage", 5, "--stop-stage", 5, "phases.student_copy/rnnt.num_epochs=100000"),
         env=environment(), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
