@@ -16,15 +16,10 @@ from tiny import random_batch, tiny_model
 from twopass_kd.config.schema import LOSS_TERMS, KdConfig, LossConfig
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss
+from twopass_kd.losses.band import prune_ranges
 from twopass_kd.losses.ctc import ctc_loss
 from twopass_kd.losses.rnnt_backend import use_backend
-from twopass_kd.losses.transducer import (
-    make_boundary,
-    occupation,
-    prune_ranges,
-    pruned_transducer_loss,
-    simple_transducer_loss,
-)
+from twopass_kd.losses.transducer import make_boundary, occupation, pruned_transducer_loss, simple_transducer_loss
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.objective import Objective
@@ -92,6 +87,16 @@ def training() -> Values:
         found[f"step {step}, loss and gradient"] = [losses.total.sum().item(), take_step.grad_norm.item()]
     found["parameters after 5 steps"] = [float(p.detach().norm()) for p in student.parameters()]
     return found
+
+
+def test_values_of_the_recursion_in_torch_are_those_of_the_k2_stack():
+    use_backend("torch")
+    try:
+        found = loss_terms()
+    finally:
+        use_backend()
+    for name, values in json.loads(EXPECTED.read_text())["values"]["loss_terms"].items():
+        assert found[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
 
 
 @pytest.mark.parametrize("values_of", [loss_terms, training], ids=lambda f: f.__name__)
