@@ -33,13 +33,15 @@ def test_hours_are_read_from_manifests_or_from_what_was_measured_of_them(tmp_pat
     cfg = load_config(TINY_CONF, LIBRISPEECH)
     path = tmp_path / "data" / "fbank" / "librispeech_cuts_train-clean-100.jsonl.gz"
     write_manifest(path, [1.5, 2.5])
-    assert corpus_size(cfg, tmp_path / "data", tmp_path) == CorpusSize(4.0, 2, f"{path.parent}, unusable cuts included")
+    assert corpus_size(cfg, tmp_path / "data", tmp_path) == CorpusSize(
+        4.0, 2, 2.5, f"{path.parent}, unusable cuts included"
+    )
 
     cache = tmp_path / "tiny" / "train_cuts.json"
     key = {"train": [[path.stat().st_size, path.stat().st_mtime_ns]]}
     cache.parent.mkdir()
-    cache.write_text(json.dumps({"key": key, "train_cuts": {"seconds": 1.5, "num_cuts": 1}}))
-    assert corpus_size(cfg, tmp_path / "data", tmp_path) == CorpusSize(1.5, 1, str(cache))
+    cache.write_text(json.dumps({"key": key, "train_cuts": {"seconds": 1.5, "num_cuts": 1, "longest": 1.4}}))
+    assert corpus_size(cfg, tmp_path / "data", tmp_path) == CorpusSize(1.5, 1, 1.4, str(cache))
     for broken in ("", '{"key"', "[]", '{"key": {}}'):  # training measures again
         cache.write_text(broken)
         assert corpus_size(cfg, tmp_path / "data", tmp_path).num_cuts == 2
@@ -48,7 +50,7 @@ def test_hours_are_read_from_manifests_or_from_what_was_measured_of_them(tmp_pat
 
 
 def test_steps_fall_with_ranks_accumulation_and_longer_batches():
-    size = CorpusSize(seconds=1000.0, num_cuts=100, source="")
+    size = CorpusSize(seconds=1000.0, num_cuts=100, longest=10.0, source="")
     splits = [
         StepSplit(1, 1, 25, 0, 0),
         StepSplit(1, 1, 50, 0, 0),
@@ -65,7 +67,18 @@ def run(monkeypatch, capsys, *args):
 
 
 def test_program_prints_each_phase_the_total_and_how_it_was_computed(tmp_path, monkeypatch, capsys):
-    status, text = run(monkeypatch, capsys, "--data-dir", tmp_path, "--world-size", 4, "--nnodes", 2, *LIBRISPEECH)
+    status, text = run(
+        monkeypatch,
+        capsys,
+        "--data-dir",
+        tmp_path,
+        "--world-size",
+        4,
+        "--nnodes",
+        2,
+        "train.ref_duration=240",
+        *LIBRISPEECH,
+    )
     assert status == 0
     rows = {line.split()[0]: line.split() for line in text.splitlines() if "/" in line.split(" ")[0]}
     assert set(rows) == set(load_config(TINY_CONF).phases)
@@ -84,7 +97,7 @@ def test_program_without_data_or_baseline(tmp_path, monkeypatch, capsys):
 
 
 def test_program_shares_a_step_among_ranks_and_says_what_it_was_computed_for(tmp_path, monkeypatch, capsys):
-    automatic = ["--data-dir", tmp_path, "train.ref_duration=240", "train.max_duration=null", *LIBRISPEECH]
+    automatic = ["--data-dir", tmp_path, "train.ref_duration=240", *LIBRISPEECH]
     steps = {}
     for ranks in (1, 4):
         status, text = run(monkeypatch, capsys, *automatic, "--world-size", ranks)
@@ -102,7 +115,7 @@ def test_program_counts_with_the_memory_of_a_gpu_where_one_is(tmp_path, monkeypa
     monkeypatch.setattr(program.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(program.torch.cuda, "get_device_name", lambda: "GPU of a test")
     monkeypatch.setattr(program, "device_memory", lambda device: gib * 2**30)
-    options = ["--data-dir", tmp_path, "train.ref_duration=240", "train.max_duration=null"]
+    options = ["--data-dir", tmp_path, "train.ref_duration=240"]
     status, text = run(monkeypatch, capsys, *options)
     row = next(line for line in text.splitlines() if line.startswith("teacher/rnnt "))
     assert status == 0 and "this GPU of a test's 0.2 GiB" in text and " 1 x 240 s " not in row

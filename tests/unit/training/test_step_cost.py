@@ -65,8 +65,8 @@ def test_cost_tells_parts_that_learn_from_frozen_ones():
 
 def test_memory_counts_copies_only_in_half_precision():
     cost = StepCost(learning=10, model=12, teacher=20, kept_bytes=7.0, largest_bytes=2.0, flops=0.0)
-    expected = {"weights": 48, "half-precision copies": 0, "gradients": 40, "Adam": 80, "teacher": 80,
-                "activations": 70, "temporaries": 20 * module.TEMPORARIES}  # fmt: skip
+    expected = {"weights": 48, "half-precision copies": 0, "gradients": 40, "Adam": 80, "running mean": 48,
+                "teacher": 80, "activations": 70, "temporaries": 20 * module.TEMPORARIES}  # fmt: skip
     assert cost.memory(10.0, "float32") == expected
     assert cost.memory(10.0, "bfloat16") == {**expected, "half-precision copies": 20}
 

@@ -12,8 +12,8 @@ from twopass_kd.training.step_cost import StepCost
 from twopass_kd.training.step_split import USABLE, device_memory, rank_memory, split_step
 
 GIB = 2.0**30
-# 16 bytes for each of as many parameters: 2 GiB; 0.1 GiB for a second of audio.
-COST = StepCost(learning=2**27, model=2**27, teacher=0, kept_bytes=0.1 * GIB, largest_bytes=0.0, flops=0.0)
+# Weights and their running mean: 2 GiB; 0.1 GiB for a second of audio.
+COST = StepCost(learning=0, model=2**28, teacher=0, kept_bytes=0.1 * GIB, largest_bytes=0.0, flops=0.0)
 
 
 def split(gib, world_size=1, longest=30.0, device="cuda", **train):
@@ -51,7 +51,7 @@ def test_given_batches_are_taken_as_they_are():
 
 def test_too_many_ranks_for_the_step_is_an_error_that_says_how_many():
     with pytest.raises(
-        ConfigError, match=r"ranks \(64\) must be at most 40: of the 1200 s.*each gets 18.8 s.*\(corpus.max"
+        ConfigError, match=r"ranks \(64\) must be at most 40: of the 1200 s.*each gets 18.8 s.*\(30.0 s\)"
     ):
         split(80, world_size=64)
     with pytest.raises(ConfigError, match="must be smaller, and is 1 already"):
@@ -68,11 +68,17 @@ def test_ranks_that_no_batch_suits_is_an_error_that_names_another_number():
 
 def test_a_card_too_small_for_an_utterance_is_an_error_that_says_how_long_one_may_be():
     with pytest.raises(
-        ConfigError, match=r"`corpus.max_duration` \(30 s\) must be at most 20.0: .* 5.0 GiB .* has 5.0"
+        ConfigError, match=r"\(30.0 s\) must be of at most 20.0 s: .* 5.0 GiB, .* has 5.0, .*corpus.max_duration"
     ):
         split(5)
-    with pytest.raises(ConfigError, match="must be at most 0.0.*a device with more memory"):
+    with pytest.raises(ConfigError, match="must be of at most 0.0 s.*a device with more memory"):
         split(1)
+
+
+def test_where_the_longest_utterance_is_not_known_batches_may_be_of_any_length():
+    assert split(80, world_size=1200, longest=0.0).max_duration == 1
+    with pytest.raises(ConfigError, match="must be of at most 0.0 s"):
+        split(1, longest=0.0)
 
 
 def test_memory_of_a_cpu_is_all_of_it():

@@ -33,11 +33,13 @@ class CorpusSize:
     """The training data of one epoch, speed-perturbed copies included.
 
     Attributes:
+      longest: seconds of the longest utterance, or of what the config allows.
       source: where the numbers are from, for people.
     """
 
     seconds: float
     num_cuts: int
+    longest: float
     source: str
 
 
@@ -46,14 +48,15 @@ def corpus_size(cfg: Config, data_dir: Path, exp_dir: Path) -> CorpusSize | None
     parts, paths = cfg.corpus.train_parts, train_manifests(cfg, data_dir)
     if all(path.is_file() for path in paths):
         measured = Path(exp_dir) / cfg.name / "train_cuts.json"
-        return _measured_size(measured, paths) or manifests_size(paths)
+        return _measured_size(measured, paths) or manifests_size(cfg, paths)
     if not all(part in LIBRISPEECH for part in parts):
         return None
     hours = sum(LIBRISPEECH[part][0] for part in parts)
     num_cuts = sum(LIBRISPEECH[part][1] for part in parts)
     copies = sum(1 / factor for factor in cfg.corpus.speed_perturb)
     source = f"LibriSpeech's {hours:.1f} h" + (f" x {1 + copies:.2f} by speed perturbation" if copies else "")
-    return CorpusSize(hours * 3600 * (1 + copies), num_cuts * (1 + len(cfg.corpus.speed_perturb)), source)
+    num_cuts *= 1 + len(cfg.corpus.speed_perturb)
+    return CorpusSize(hours * 3600 * (1 + copies), num_cuts, cfg.corpus.max_duration, source)
 
 
 def train_manifests(cfg: Config, data_dir: Path) -> list[Path]:
@@ -64,17 +67,14 @@ def train_manifests(cfg: Config, data_dir: Path) -> list[Path]:
 def _measured_size(path: Path, manifests: list[Path]) -> CorpusSize | None:
     """What `AsrDataModule.measure_train` has kept, unless the manifests have changed since."""
     measured = measured_before(path, manifests)
-    return None if measured is None else CorpusSize(measured.seconds, measured.num_cuts, str(path))
+    return None if measured is None else CorpusSize(measured.seconds, measured.num_cuts, measured.longest, str(path))
 
 
-def manifests_size(paths: list[Path]) -> CorpusSize:
+def manifests_size(cfg: Config, paths: list[Path]) -> CorpusSize:
     """All cuts of some manifests, usable or not."""
-    seconds, num_cuts = 0.0, 0
-    for path in paths:
-        for cut in CutLines(path):
-            seconds += cut.duration
-            num_cuts += 1
-    return CorpusSize(seconds, num_cuts, f"{paths[0].parent}, unusable cuts included")
+    durations = [cut.duration for path in paths for cut in CutLines(path)]
+    longest = min(cfg.corpus.max_duration, max(durations, default=0.0))
+    return CorpusSize(sum(durations), len(durations), longest, f"{paths[0].parent}, unusable cuts included")
 
 
 def steps_per_epoch(size: CorpusSize, split: StepSplit) -> int:

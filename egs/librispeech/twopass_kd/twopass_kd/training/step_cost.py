@@ -55,6 +55,7 @@ class StepCost:
             "half-precision copies": 0.0 if precision == "float32" else 2.0 * self.learning,
             "gradients": 4.0 * self.learning,
             "Adam": 8.0 * self.learning,
+            "running mean": 4.0 * self.model,
             "teacher": 4.0 * self.teacher,
             "activations": self.kept_bytes * max_duration,
             "temporaries": TEMPORARIES * self.largest_bytes * max_duration,

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -34,6 +34,10 @@ class StepSplit:
     needed: float
     memory: float
 
+    def apply(self, train: TrainConfig) -> TrainConfig:
+        """The settings with these batches in them."""
+        return replace(train, max_duration=self.max_duration, accum_grad=self.accum_grad)
+
     @property
     def seconds(self) -> float:
         """Seconds of audio in the step."""
@@ -48,14 +52,6 @@ class StepSplit:
         )
 
 
-def rank_memory(ranks: Ranks) -> float:
-    """The bytes that each rank may count on: the smallest over the ranks of its GPU's memory, or its share of a CPU's.
-
-    All of it, not what is free now: so that it is the same for all ranks, and when a training is resumed.
-    """
-    return ranks.smallest(device_memory(ranks.device) / (1 if ranks.device.type == "cuda" else _ranks_here(ranks)))
-
-
 def device_memory(device: torch.device) -> float:
     """All bytes of a GPU, or of this machine."""
     if device.type == "cuda":
@@ -63,9 +59,15 @@ def device_memory(device: torch.device) -> float:
     return float(psutil.virtual_memory().total)
 
 
-def _ranks_here(ranks: Ranks) -> int:
-    """Ranks on this node: torchrun says how many."""
-    return 1 if ranks.world_size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
+def rank_memory(ranks: Ranks) -> float:
+    """The bytes that each rank may count on: the smallest over the ranks of its GPU's memory, or its share of a CPU's.
+
+    All of it, not what is free now: so that it is the same for all ranks, and when a training is resumed.
+    """
+    ranks_here = 1
+    if ranks.device.type == "cpu" and ranks.world_size > 1:
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))  # torchrun's, of this node
+    return ranks.smallest(device_memory(ranks.device) / ranks_here)
 
 
 def split_step(
@@ -74,7 +76,7 @@ def split_step(
     """Cut `train.ref_duration` seconds into as few batches as fit, or take `train.max_duration` where it is given.
 
     Args:
-      longest: seconds of the longest utterance; no batch is shorter.
+      longest: seconds of the longest utterance; no batch is shorter. 0: not known.
       cost: of a step of the phase.
       memory: bytes that each rank has (`rank_memory`).
       device: "cuda" | "cpu".
@@ -84,12 +86,12 @@ def split_step(
     max_duration, accum_grad = train.max_duration, train.accum_grad or 1
     if max_duration is None:
         fits = cost.longest_batch(USABLE[device] * memory, train.precision)
-        if fits < longest:
+        if fits < longest or fits <= 0:
             needed = cost.total_memory(longest, train.precision) / 2**30
             raise ConfigError(
-                f"`corpus.max_duration` ({longest:g} s) must be at most {max(0.0, fits):.1f}: an utterance of it needs"
-                f" about {needed:.1f} GiB with models and optimizer, and a rank has {memory / 2**30:.1f}, not all of"
-                " it for this. Lower it, take smaller models, or a device with more memory"
+                f"the longest utterance ({longest:.1f} s) must be of at most {max(0.0, fits):.1f} s: with models and"
+                f" optimizer it needs about {needed:.1f} GiB, and a rank has {memory / 2**30:.1f}, not all of it for"
+                " this. Lower corpus.max_duration, take smaller models, or a device with more memory"
             )
         accum_grad = _batches(train.ref_duration / world_size, longest, fits)
         if accum_grad == 0:
@@ -106,7 +108,7 @@ def _batches(share: float, longest: float, fits: float) -> int:
 
 
 def _why_no_split(ref_duration: float, world_size: int, longest: float, fits: float) -> str:
-    most = int(ref_duration / longest)
+    most = int(ref_duration / longest)  # `longest` is above 0, or there were a split
     possible = [n for n in range(1, most + 1) if _batches(ref_duration / n, longest, fits)]
     if possible == list(range(1, most + 1)):
         must = f"at most {most}" if possible else "smaller, and is 1 already"
@@ -115,6 +117,6 @@ def _why_no_split(ref_duration: float, world_size: int, longest: float, fits: fl
     return (
         f"the number of ranks ({world_size}) must be {must}: of the {ref_duration:g} s of a step (`train.ref_duration`)"
         f" each gets {ref_duration / world_size:.1f} s, and a batch must hold the longest utterance"
-        f" (corpus.max_duration, {longest:g} s) and fit into memory ({fits:.0f} s). Take another number of ranks, raise"
+        f" ({longest:.1f} s) and fit into memory ({fits:.0f} s). Take another number of ranks, raise"
         " `train.ref_duration`, or set `train.max_duration`, for steps of another length with learning rates to match"
     )
