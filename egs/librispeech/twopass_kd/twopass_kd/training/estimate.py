@@ -1,7 +1,7 @@
 """What a training will cost, told before it runs: steps, memory, work and GPU hours of each phase."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -98,4 +98,5 @@ def build_objective(cfg: Config, phase_name: str, device: torch.device) -> Objec
         # An external teacher is counted as large as the config's own, which it takes the place of.
         which = "teacher" if phase.teacher == EXTERNAL_TEACHER else cfg.phases[phase.teacher].model
         teacher = build_model(cfg, which, vocab_size).to(device).eval().requires_grad_(False)
-    return Objective(model, phase.loss_scales, cfg.loss, cfg.kd, sos_id=1, eos_id=1, teacher=teacher)
+    loss = replace(cfg.loss, backend="auto")  # the config's may be for a GPU that is not here; all give the same
+    return Objective(model, phase.loss_scales, loss, cfg.kd, sos_id=1, eos_id=1, teacher=teacher)
