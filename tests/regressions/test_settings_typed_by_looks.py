@@ -137,7 +137,7 @@ BIN = [
     "train",
 ]
 LOCAL = ["compute_fbank", "download_corpus", "filter_cuts", "prepare_manifests", "synthesize_corpus", "train_bpe"]
-BENCHMARKS = ["ddp_throughput", "full_size_step", "resume_cost", "searches", "train_step"]
+BENCHMARKS = ["ddp_throughput", "resume_cost", "searches", "train_step"]
 OPTIONS = {
     **dict.fromkeys(["decode", "export"], ["--system", "student"]),
     "train": ["--phase", "teacher/rnnt"],

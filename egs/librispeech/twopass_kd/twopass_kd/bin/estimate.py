@@ -4,6 +4,7 @@ python3 -m twopass_kd.bin.estimate --conf conf/librispeech_960h.yaml --world-siz
 """
 
 import argparse
+import logging
 import sys
 import textwrap
 
@@ -134,6 +135,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> int:
     args = get_parser().parse_args()
     setup_logging()
+    logging.getLogger().setLevel(logging.WARNING)  # each phase's losses would tell how they are computed here
     return exit_status(lambda: estimate(args))
 
 
