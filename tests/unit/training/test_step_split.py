@@ -35,8 +35,8 @@ def test_a_step_is_ref_duration_on_any_number_of_any_cards_in_batches_that_fit(g
 
 
 def test_a_split_says_what_it_is():
-    assert str(split(22, world_size=4)) == "a step of 1200 s: 4 ranks x 2 batches of 150 s, each about 17.0 of 22 GiB"
-    assert str(split(200)) == "a step of 1200 s: 1 rank x 1 batch of 1200 s, each about 122.0 of 200 GiB"
+    assert str(split(22, world_size=4)) == "a step of 1200 s: 4 ranks x 2 batches of 150 s, each about 17 of 22 GiB"
+    assert str(split(200)) == "a step of 1200 s: 1 rank x 1 batch of 1200 s, each about 122 of 200 GiB"
 
 
 def test_a_cpu_is_not_filled_as_a_gpu_is():

@@ -48,7 +48,7 @@ class StepSplit:
         batches = f"{self.accum_grad} batches" if self.accum_grad > 1 else "1 batch"
         return (
             f"a step of {self.seconds:g} s: {ranks} x {batches} of {self.max_duration:g} s, each about"
-            f" {self.needed / 2**30:.1f} of {self.memory / 2**30:.0f} GiB"
+            f" {self.needed / 2**30:.3g} of {self.memory / 2**30:.3g} GiB"
         )
 
 
