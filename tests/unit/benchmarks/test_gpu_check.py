@@ -53,7 +53,7 @@ def test_a_step_is_measured_beside_its_estimate(measure, phase):
 
 
 def test_rows_and_decoding_are_measured(measure):
-    assert list(measure("rows")) == ["8 rows", "9 rows", "9 rows and 7 of zeros"]
+    assert list(measure("rows")) == ["8 rows", "9 rows", "9 rows and 7 of zeros", "16 rows"]
     rows = measure("decoding")
     assert [name.split(",")[0] for name in rows] == ["greedy_search", "first_pass", "first_pass and rescoring"]
     assert all(row["real_time_factor"] > 0 and row["tokens_per_second"] > 0 for row in rows.values())

@@ -19,7 +19,7 @@ def encode(encoder: nn.Module, feature: Tensor, feature_lens: Tensor, pad: bool 
 
     Rows are added only where they do not double the batch, so that its memory stays below twice what it was; and never
     above 128, where the plain kernels have enough rows to be busy: cutting such a batch in two would go through its
-    frames twice. Not measured on a GPU; benchmarks/gpu_check.sh shows the encoder with 96 rows and with 97.
+    frames twice. Not measured on a GPU: benchmarks/gpu_check.sh times the encoder with 96, 97 and 192 rows.
 
     Args:
       encoder: maps (feature, feature_lens) to (output, lengths, anything).
