@@ -197,8 +197,10 @@ def step(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 
 
 def rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    """The teacher's encoder, forward and backward, on rows that suit cuDNN's persistent kernels and on others; the ratio
-    is of the time of a row."""
+    """The teacher's encoder, forward and backward, on rows that suit cuDNN's persistent kernels and on others.
+
+    The ratio is of the time of a row to that with the first.
+    """
     cfg = config(args)
     encoder: nn.Module = build_model(cfg, "teacher", cfg.tokens.vocab_size).encoder.to(device)
     many = 8 if args.cpu else 96
