@@ -85,7 +85,7 @@ def training_steps(cfg: Config, seconds: float) -> dict[str, Step]:
     steps = {}
     for name, terms in {"step, RNN-T": scales, "step, RNN-T + KD": {**scales, "transducer_kd": 1.0}}.items():
         objective = Objective(student, terms, cfg.loss, cfg.kd, 1, 1, teacher=teacher)
-        steps[name] = training_step(student, objective, batch, cfg.train.clip_grad_norm)
+        steps[name] = training_step(student, objective, batch)
     return steps
 
 
