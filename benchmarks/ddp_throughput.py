@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     overrides = [f"phases.{args.phase}.{key}" for key in ("num_epochs=1", "average=1", "sort_first_epoch=false")]
     overrides += [f"train.log_interval={LOG_INTERVAL}", *args.overrides]
     cfg = read_config(args.conf, overrides)
+    batch = cfg.train.max_duration or cfg.train.ref_duration  # of each rank: a step of two ranks is twice as long
+    overrides.append(f"train.max_duration={batch}")
 
     def measure(count: int, world_size: int) -> float:
         """The throughput of `count` trainings at once, together."""
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
             found[name].append(measure(count, world_size))
     median = {name: statistics.median(values) for name, values in found.items()}
     print(f"{describe_environment()}, load average before: {load:.1f}")
-    print(f"{cfg.name}, {args.phase}: batches of {cfg.train.max_duration:g} s a rank\n")
+    print(f"{cfg.name}, {args.phase}: batches of {batch:g} s a rank\n")
     for name, value in median.items():
         rounds = ", ".join(f"{v:.1f}" for v in found[name])
         ratio = value / median["1 rank"]

@@ -29,8 +29,8 @@ from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import make_boundary, pruned_transducer_loss, simple_transducer_loss
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.models.two_pass import TwoPassModel
-from twopass_kd.training.estimate import random_utterances
 from twopass_kd.training.objective import Objective
+from twopass_kd.training.step_cost import random_utterances
 
 TARGETS = {"time": 1 / 5, "memory": 1 / 4, "step": 1.15}
 
@@ -154,7 +154,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--prune-range", type=int, default=5, help="heads: positions per frame")
     p.add_argument("--kind", choices=["full", "collapsed"], default="full", help="heads: KD loss")
     p.add_argument("--repeats", type=int, default=3, help="heads: timed rounds")
-    p.add_argument("--utterances", type=int, default=16, help="training step: that max_duration is shared out to")
+    p.add_argument("--utterances", type=int, default=16, help="training step: that ref_duration is shared out to")
     p.add_argument("--step-repeats", type=int, default=15, help="training step: timed rounds")
     p.add_argument("--threads", type=int, default=1, help="torch threads")
     p.add_argument("--seed", type=int, default=42, help="of the random inputs")

@@ -22,8 +22,8 @@ from twopass_kd.losses.band import prune_ranges
 from twopass_kd.losses.rnnt_backend import BACKENDS, use_backend
 from twopass_kd.losses.transducer import make_boundary, pruned_transducer_loss, simple_transducer_loss
 from twopass_kd.models.checkpoint import build_model
-from twopass_kd.training.estimate import random_utterances
 from twopass_kd.training.objective import Objective
+from twopass_kd.training.step_cost import random_utterances
 
 SIZES = ["16,60,20,128", "8,300,60,500", "30,400,60,500", "100,400,60,500"]
 S_RANGE = 5
@@ -77,15 +77,15 @@ def losses(size: str, rnnt_type: str, device: str) -> dict[str, Step]:
 
 
 def training_steps(cfg: Config, seconds: float) -> dict[str, Step]:
-    """Whole steps of the student on a batch of `train.max_duration`, with and without distillation."""
-    batch = random_utterances(cfg, max(1, int(cfg.train.max_duration / seconds)), seconds)
+    """Whole steps of the student on a batch of `train.ref_duration`, with and without distillation."""
+    batch = random_utterances(cfg, max(1, int(cfg.train.ref_duration / seconds)), seconds)
     student, teacher = (build_model(cfg, which, cfg.tokens.vocab_size) for which in ("student", "teacher"))
     teacher.eval().requires_grad_(False)
     scales = {"simple": 0.5, "pruned": 1.0, "ctc": 0.5}
     steps = {}
     for name, terms in {"step, RNN-T": scales, "step, RNN-T + KD": {**scales, "transducer_kd": 1.0}}.items():
         objective = Objective(student, terms, cfg.loss, cfg.kd, 1, 1, teacher=teacher)
-        steps[name] = training_step(student, objective, batch, cfg.train.clip_grad_norm)
+        steps[name] = training_step(student, objective, batch)
     return steps
 
 

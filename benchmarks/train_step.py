@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--conf egs/librispeech/twopass_kd/conf/mini.yaml] [--data-dir DIR]
 
-One batch of random features of the configuration's size (`train.max_duration` seconds, utterances of `--seconds`) goes
+One batch of random features of the configuration's size (`train.ref_duration` seconds, utterances of `--seconds`) goes
 through whole training steps of a teacher phase, of a KD phase and of the second pass; then each part runs alone,
 forward and backward, on the same batch, so the parts need not sum exactly to the whole. With `--data-dir` the time to
 load a real batch (features from disk, tokens) is measured as well.
@@ -28,8 +28,8 @@ from twopass_kd.losses.transducer import make_boundary, pruned_transducer_loss, 
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.models.checkpoint import build_model
 from twopass_kd.models.two_pass import TwoPassModel
-from twopass_kd.training.estimate import random_utterances
 from twopass_kd.training.objective import Objective
+from twopass_kd.training.step_cost import random_utterances
 from twopass_kd.training.trainer import freeze_all_but
 
 

@@ -10,8 +10,9 @@ from run_sh import RECIPE, environment
 from twopass_kd.config.load import load_config
 from twopass_kd.models.encoder import num_output_frames
 from twopass_kd.training.distributed import Ranks
-from twopass_kd.training.estimate import build_objective, random_utterances
+from twopass_kd.training.estimate import build_objective
 from twopass_kd.training.optimizer_step import OptimizerStep
+from twopass_kd.training.step_cost import random_utterances
 
 pytestmark = pytest.mark.slow
 

@@ -11,6 +11,7 @@ from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.optimizer_step import OptimizerStep
+from twopass_kd.training.step_split import rank_memory
 from twopass_kd.training.trainer import freeze_all_but
 
 SCALES = {"simple": 0.5, "pruned": 1.0, "ctc": 0.3, "transducer_kd": 1.0, "attention": 1.0, "attention_kd": 1.0}
@@ -48,7 +49,7 @@ def gradients(ranks, accum_grad, spoilt=()):
 
 if __name__ == "__main__":
     ranks = Ranks.from_torchrun()
-    torch.save(
-        gradients(ranks, int(sys.argv[2]), [int(i) for i in sys.argv[3:]]), Path(sys.argv[1]) / f"rank{ranks.rank}.pt"
-    )
+    folder, accum_grad, *spoilt = sys.argv[1:]
+    torch.save(gradients(ranks, int(accum_grad), [int(i) for i in spoilt]), Path(folder) / f"rank{ranks.rank}.pt")
+    torch.save([rank_memory(ranks), ranks.smallest(ranks.rank + 3.0)], Path(folder) / f"memory{ranks.rank}.pt")
     ranks.leave()

@@ -136,16 +136,6 @@ def data_dir(tiny_data) -> Path:
     return tiny_data.data_dir
 
 
-@pytest.mark.slow
-def test_full_size_step_prints_each_phase(tmp_path: Path):
-    text = run("full_size_step.py", tmp_path, "--steps", "1")
-    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "/" in line.split(" ")[0]}
-    assert {"teacher/rnnt", "teacher/las", "student/rnnt_kd", "student/las_kd", "student/deep"} < set(rows)
-    for seconds, frames_per_second, peak, estimate, busy in rows.values():
-        assert float(seconds) > 0 and float(frames_per_second) > 0 and float(peak) > 0 and busy == "-"
-        assert float(estimate) >= 0
-
-
 def test_searches_prints_each_search_beside_greedy(tmp_path: Path, data_dir: Path, run_here):
     pytest.importorskip("k2")
     cfg = load_config(TINY)

@@ -10,6 +10,7 @@ import torch
 
 from two_ranks import gradients
 from twopass_kd.training.distributed import Ranks
+from twopass_kd.training.step_split import device_memory
 
 TESTS = Path(__file__).parents[1]
 RECIPE = TESTS.parents[1] / "egs" / "librispeech" / "twopass_kd"
@@ -36,6 +37,8 @@ def test_two_ranks_with_half_batches_give_the_gradients_of_one_with_the_whole(tm
         assert torch.equal(of_ranks[0][name], of_ranks[1][name]), name
         torch.testing.assert_close(of_ranks[0][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
     assert max(float(g.abs().max()) for g in whole.values()) > 0.01
+    half_of_the_machine = device_memory(torch.device("cpu")) / 2
+    assert [torch.load(tmp_path / f"memory{r}.pt") for r in (0, 1)] == [[half_of_the_machine, 3.0]] * 2
 
 
 @pytest.mark.parametrize("spoilt", [[3], [0, 1], [1, 3, 5, 7]])  # the last are all of rank 1's

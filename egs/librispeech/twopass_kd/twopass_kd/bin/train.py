@@ -38,7 +38,8 @@ from twopass_kd.training.launch import STOPPED, launch_ranks, rank_log
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.optimizer_step import OutOfMemory
 from twopass_kd.training.schedules import learning_rate_scale
-from twopass_kd.training.step_split import with_batches
+from twopass_kd.training.step_cost import count_step
+from twopass_kd.training.step_split import rank_memory, split_step
 from twopass_kd.training.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
 from twopass_kd.training.training_log import environment_record
 
@@ -73,8 +74,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     if teacher is not None:
         phase = replace(phase, loss_scales=without_attention_kd(phase, teacher))
         check_teacher(teacher, model, cfg, phase, tokenizer)
-    running = with_batches(cfg, ranks.world_size)
-    data = AsrDataModule(running, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size)
+    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size)
     final = Path(exp_dir) / cfg.name / phase_name / "final.pt"
     measured = _measure(data, final.parents[2], ranks)
 
@@ -101,9 +101,8 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     lr_scale = learning_rate_scale(cfg.train, ranks.world_size)
     phase = replace(phase, base_lr=phase.base_lr * lr_scale)
     logging.info(
-        "training on %d utterances, %.2f hours; ranks: %d (%s), each with batches of %d x %g s",
+        "training on %d utterances, %.2f hours; ranks: %d (%s)",
         *(measured.num_cuts, measured.seconds / 3600, ranks.world_size, ranks.device.type),
-        *(running.train.accum_grad, running.train.max_duration),
     )
     if lr_scale != 1:
         logging.info(
@@ -127,6 +126,10 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     )
     if objective.teacher is not None:
         objective.teacher.to(ranks.device)
+    cost, memory = count_step(cfg, objective), rank_memory(ranks)
+    split = split_step(cfg.train, ranks.world_size, measured.longest, cost, memory, ranks.device.type)
+    logging.info("%s", split)
+    data.cfg = replace(cfg, train=split.apply(cfg.train))
     cached = cfg.train.cache_frozen_encoders and not phase.spec_augment and phase.num_epochs > 1
     if cached and objective.frozen_encoders():
         quiet = not ranks.is_main
@@ -143,7 +146,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         "trained_parts": sorted({*before["trained_parts"], *phase.train}),
         "train_seconds_before": before["train_seconds"],
     }
-    trainer = Trainer(model, objective, phase, running.train, final.parent, cfg.seed, metadata, ranks)
+    trainer = Trainer(model, objective, phase, data.cfg.train, final.parent, cfg.seed, metadata, ranks)
     return trainer.run(
         Data(
             train_loader=lambda epoch, skip: data.train_loader(
@@ -152,9 +155,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
             valid_loader=data.valid_loader,
             train_seconds=measured.seconds,
             largest_batches=[
-                largest_batch(
-                    cfg.features.num_mel_bins, running.train.max_duration, measured.longest, measured.most_tokens
-                )
+                largest_batch(cfg.features.num_mel_bins, split.max_duration, measured.longest, measured.most_tokens)
             ],
         )
     )

@@ -93,6 +93,14 @@ class Ranks:
         dist.all_reduce(tensor, group=self._group)
         return tensor.tolist()
 
+    def smallest(self, value: float) -> float:
+        """The smallest `value` of all ranks; every rank must call it."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, dist.ReduceOp.MIN, group=self._group)
+        return tensor.item()
+
     def from_main(self, value: Any) -> Any:
         """Rank 0's `value`, on every rank; all must call it."""
         if self.world_size == 1:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from twopass_kd.data.asr_dataset import Batch
+from twopass_kd.training.padded_rows import encode
 
 
 class FrozenEncoder:
@@ -48,5 +49,4 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        out, lens, _ = self.encoder(batch.feature, batch.feature_lens)
-        return out, lens
+        return encode(self.encoder, batch.feature, batch.feature_lens)

@@ -25,6 +25,7 @@ from twopass_kd.losses.transducer import (
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.training.frozen_encoder import FrozenEncoder
+from twopass_kd.training.padded_rows import encode
 
 EncoderOut = tuple[Tensor, Tensor]  # (B, T, C) and (B,) int64 lengths
 TRANSDUCER_TERMS = ("simple", "pruned", "transducer_kd")
@@ -111,7 +112,7 @@ class Objective:
         if self.frozen_encoder is not None:
             encoder_out, encoder_out_lens = self.frozen_encoder(batch, cached)
         else:
-            encoder_out, encoder_out_lens, _ = self.model.encoder(batch.feature, batch.feature_lens)
+            encoder_out, encoder_out_lens = encode(self.model.encoder, batch.feature, batch.feature_lens)
         teacher_out: EncoderOut | None = None
         if self.teacher_encoder is not None:
             with self._teaching(batch):

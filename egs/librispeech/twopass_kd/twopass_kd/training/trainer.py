@@ -147,7 +147,7 @@ class Trainer:
         self._resume()
         if self.ranks.device.type == "cuda":
             self._set_train_mode()
-            scan_largest_batches(self.optimizer_step, data.largest_batches, self.cfg.max_duration)
+            scan_largest_batches(self.optimizer_step, data.largest_batches, self.cfg)
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         total = data.train_seconds * self.phase.num_epochs
         self.log = TrainingLog(self.exp_dir, self.metadata["phase"], total, self.ranks)
