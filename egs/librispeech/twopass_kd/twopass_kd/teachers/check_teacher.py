@@ -1,5 +1,6 @@
 """Whether a teacher and a student fit: their sizes, tokens, frame rates, features, and what the teacher has learnt."""
 
+from twopass_kd.config.load import distilled_parts
 from twopass_kd.config.schema import EXTERNAL_TEACHER, Config, ConfigError, PhaseConfig
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.models.checkpoint import build_model
@@ -60,12 +61,7 @@ def check_teacher(teacher: Teacher, student: TwoPassModel, cfg: Config, phase: P
     for name, (theirs, ours) in sides.items():
         if theirs != ours:
             raise ConfigError(f"`{name}`: teacher {teacher.path} has {theirs}, the student {ours}; they must be equal")
-    needed = []
-    if phase.loss_scales.get("transducer_kd", 0) > 0:
-        needed += ["encoder", "decoder", "joiner"] + (["simple_heads"] if cfg.kd.band == "teacher" else [])
-    if phase.loss_scales.get("attention_kd", 0) > 0:
-        needed += ["encoder", "attention_decoder"]
-    untrained = [part for part in needed if part not in teacher.trained_parts]
+    untrained = [part for part in distilled_parts(cfg, phase) if part not in teacher.trained_parts]
     if untrained:
         raise ConfigError(
             f"teacher {teacher.path} was never trained in {', '.join(untrained)}, which this phase distils from; "
