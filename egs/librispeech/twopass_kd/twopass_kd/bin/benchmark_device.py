@@ -27,7 +27,6 @@ from twopass_kd.files.ondevice_json import Agreement, DeviceRow, Int8Comparison,
 from twopass_kd.scoring.wer import Transcript, paired_bootstrap, write_decoding_results
 
 
-
 def list_utterances(cfg: Config, data_dir: Path) -> list[Utterance]:
     """The utterances of the test parts; of a part longer than `export.decoded_seconds` evenly spaced ones.
 
