@@ -35,10 +35,14 @@ def _describe(path: Path, content: dict[str, Any]) -> dict[str, str | None]:
     model.load_state_dict(content["model"])
     digest = content.get("weights_digest", weights_digest(content["model"]))
     sizes = model.deployed_parameters()
-    environment = content.get("environment", {})
+    environment, left_out = content.get("environment", {}), content.get("left_out", 0)
     return {
         "phase": f"{name} of {cfg.name}: {', '.join(phase.train)} of the {phase.model}",
         "progress": progress(content, phase.num_epochs),
+        "changes": "; ".join(
+            "{key} {before}, from step {step} on {now}".format(**c) for c in content.get("changes", [])
+        ),
+        "left out": f"{left_out} times an utterance whose loss was not finite" if left_out else None,
         "trained": ", ".join(content["trained_parts"]),
         "parameters": f"{sizes.pop('total'):,} ({', '.join(f'{part} {size:,}' for part, size in sizes.items())})",
         "tokens": f"{content['vocab_size']} ({content['tokens_digest'][:16]})",
