@@ -86,7 +86,7 @@ def test_all_stages(conf, baseline, tmp_path):
     """Gigabytes, which are gone at the end."""
     cfg = load_config(RECIPE / "conf" / f"{conf}.yaml")
     write_librispeech(tmp_path, conf)
-    small = ["train.ref_duration=10", "train.num_workers=0", "decode.bootstrap_samples=100",
+    small = ["train.ref_duration=16", "train.num_workers=0", "decode.bootstrap_samples=100",
              "export.timed_utterances=1", "export.long_minutes=[0.05, 0.1]"]  # fmt: skip
     small += [f"phases.{phase}.{key}=1" for phase in cfg.phases for key in ("num_epochs", "average")]
     with tempfile.TemporaryDirectory(dir=tmp_path) as exp_dir:

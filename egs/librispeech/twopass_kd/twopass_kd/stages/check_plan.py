@@ -73,7 +73,7 @@ def _check_searches(plan: Plan) -> None:
             " stateless decoder where `decode.search_systems` is null, and there are none; say decode.searches=[], or"
             " name systems in `decode.search_systems`"
         )
-    _check_trained_here(plan, "decode.search_systems", systems)
+    _check_not_left_out(plan, "decode.search_systems", systems)
     for system in systems:
         which = model_of(plan.cfg, system)
         if getattr(plan.cfg, which).decoder.kind != "stateless":
@@ -96,7 +96,7 @@ def _check_export(plan: Plan) -> None:
             "`export.systems` must name what stage 10 exports, since neither teacher nor student is both reported and"
             " trained here; name systems, say export.systems=[], or stop before (--stop-stage 9)"
         )
-    _check_trained_here(plan, "export.systems", systems)
+    _check_not_left_out(plan, "export.systems", systems)
     for system in systems:
         which = model_of(plan.cfg, system)
         if getattr(plan.cfg, which).decoder.kind != "stateless":
@@ -110,7 +110,7 @@ def _check_export(plan: Plan) -> None:
         raise ConfigError("stage 10 measures memory by /proc, which Linux has; stop before (--stop-stage 9)")
 
 
-def _check_trained_here(plan: Plan, key: str, systems: list[str]) -> None:
+def _check_not_left_out(plan: Plan, key: str, systems: list[str]) -> None:
     for name in systems:
         if name not in plan.systems():
             raise ConfigError(
