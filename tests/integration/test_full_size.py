@@ -91,7 +91,7 @@ def test_all_stages(conf, baseline, tmp_path):
     small += [f"phases.{phase}.{key}=1" for phase in cfg.phases for key in ("num_epochs", "average")]
     with tempfile.TemporaryDirectory(dir=tmp_path) as exp_dir:
         options = ["--corpus-dir", tmp_path / "LibriSpeech", "--data-dir", tmp_path / "data", "--exp-dir", exp_dir]
-        said = ok("--conf", conf, "--baseline", baseline, *options, *small, timeout=1200)
+        said = ok("--conf", conf, "--baseline", baseline, *options, *small, timeout=3000)
         experiment = Path(exp_dir) / conf
         phases = [phase for phase in cfg.phases if baseline == "true" or not phase.startswith("student_copy/")]
         for phase in phases:
