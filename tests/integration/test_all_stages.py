@@ -144,6 +144,12 @@ def test_run_sh_rerun_does_only_what_changed(copied):
     assert {str(p.parent.relative_to(experiment)) for p in changed} == {"student/deep"}
 
 
+def test_run_sh_exports_nothing_where_no_system_is_named(copied):
+    _, args = copied
+    output = ok(*args, "--stage", 10, "export.systems=[]")
+    assert "Stage 10: nothing to export, since `export.systems` is []" in output and "report.html" in output
+
+
 def test_run_sh_failing_phase_stops_its_neighbour(copied):
     experiment, args = copied
     (experiment / "student" / "rnnt_kd").rename(experiment / "kept")

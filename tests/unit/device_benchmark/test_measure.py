@@ -326,9 +326,9 @@ def test_run_kept_reuses_only_what_has_not_changed(exported, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["kept.json"]  # no half-written file
 
 
-def test_ondevice_writes_what_the_report_reads(exported, monkeypatch):
+def test_ondevice_writes_what_the_report_reads(exported):
     cfg, data_dir, exp_dir, *_ = exported
-    monkeypatch.setattr(benchmark_device, "MINUTES", (0.02, 0.1))
+    cfg = replace(cfg, export=replace(cfg.export, long_minutes=[0.02, 0.1]))
     path = benchmark_device.measure(cfg, data_dir, exp_dir)
     content = json.loads(path.read_text())
     decoded = read_json(path.parent / "decode" / SYSTEM / "decode.json", CheckpointDecoding, "decode again")

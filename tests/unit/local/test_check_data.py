@@ -70,6 +70,20 @@ def test_check_data_wants_what_the_stages_read(data_dir):
     assert len(check_data(cfg, data_dir, [3])) == 2
 
 
+def test_check_data_wants_the_audio_that_stage_10_recognises(data_dir):
+    (audio,) = (data_dir.parent / "download").rglob("20-200-0001.flac")
+    audio.unlink()
+    edit_cuts(data_dir, "test-other", lambda cut: setattr(cut, "recording", None))
+    found = check_data(small_config(TOKENS), data_dir, [10])
+    assert [line.partition(" ")[0] for line in found] == [
+        f"librispeech_cuts_{part}.jsonl.gz," for part in ("dev-clean", "test-other")
+    ]
+    assert f"its audio ({audio}) is missing, which stage 10 recognises" in found[0] and "(1 of 4" in found[0]
+    assert "has no audio file in its recording" in found[1] and "(4 of 4" in found[1]
+    assert check_data(small_config(TOKENS), data_dir, range(3, 10)) == []
+    assert check_data(small_config(TOKENS, "export.systems=[]"), data_dir) == []
+
+
 def test_check_data_names_all_that_is_missing_at_once(data_dir, capsys):
     (data_dir / "fbank" / "librispeech_cuts_dev-clean.jsonl.gz").unlink()
     (data_dir / "fbank" / "musan_cuts.jsonl.gz").unlink()
@@ -103,7 +117,9 @@ def test_check_data_through_a_link(data_dir, tmp_path, link):
     if link == "data":
         data_dir = data_dir.rename(tmp_path / "on another disk")
     (tmp_path / "here" / link).symlink_to(data_dir)
-    assert problems(tmp_path / "here" / link) == []
+    # The audio of `data` stays behind, which stage 10 would read.
+    stages = range(3, 10 if link == "data" else 11)
+    assert check_data(small_config(TOKENS), tmp_path / "here" / link, stages) == []
 
 
 def set_field(name, value):

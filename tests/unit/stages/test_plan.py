@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from run_sh import RECIPE, TINY
 from twopass_kd.config.fingerprint import fingerprint
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import ConfigError
+from twopass_kd.stages.check_plan import check_plan
 from twopass_kd.stages.plan import Plan
 
 MINI = RECIPE / "conf" / "mini.yaml"
@@ -24,8 +26,62 @@ def plan_of(conf, *overrides, baseline=True):
 ])  # fmt: skip
 def test_plan_says_what_cannot_be(override, said):
     with pytest.raises(ConfigError) as e:
-        plan_of(MINI, *override).check()
+        check_plan(plan_of(MINI, *override), range(11))
     assert said in str(e.value)
+
+
+LSTM = ["teacher.decoder.kind=lstm", "student.decoder.kind=lstm"]
+NOTHING_REPORTED = [f"phases.{phase}.report_as=null" for phase in load_config(MINI).phases]
+
+
+@pytest.mark.parametrize("overrides, stages, said", [
+    # stages 8 and 9
+    (NOTHING_REPORTED, [8], "`phases.*.report_as` must name at least one system"),
+    (NOTHING_REPORTED, [9], "(--stop-stage 7)"),
+    (LSTM, [8], "`decode.searches` (fast_beam_search, fast_beam_search_LG) must have systems to decode"),
+    (["export.systems=[]"], [8], "say decode.searches=[], or name systems in `decode.search_systems`"),
+    (["student.decoder.kind=lstm", "decode.search_systems=[student]"], [8], "`student.decoder.kind` (lstm) must be"
+     " stateless for fast_beam_search, fast_beam_search_LG"),
+    (["decode.search_systems=[student_copy]"], [8], "`decode.search_systems` (student_copy) must not be the"),
+    # stage 10
+    (LSTM, [10], "`teacher.decoder.kind` (lstm) must be stateless for stage 10 to export teacher"),
+    (["student.decoder.kind=lstm"], [10], "leave student out of `export.systems` (export.systems=[]: nothing is"
+     " exported), or stop before (--stop-stage 9)"),
+    (NOTHING_REPORTED + ["phases.student_copy/deep.report_as=student_copy"], [10], "`export.systems` must name what"),
+    (["export.systems=[student_copy]"], [10], "`export.systems` (student_copy) must not be the baseline's"),
+])  # fmt: skip
+def test_no_stage_is_left_to_find_that_it_cannot_run(overrides, stages, said):
+    plan = plan_of(MINI, *overrides, baseline=False)
+    with pytest.raises(ConfigError) as e:
+        check_plan(plan, stages)
+    assert said in str(e.value)
+    check_plan(plan, [stage for stage in range(8) if stage not in stages])
+
+
+@pytest.mark.parametrize("missing, stages, said", [
+    ("sherpa_onnx", range(11), "stage 10 needs sherpa-onnx, which is not installed; do `pip install sherpa-onnx`"),
+    ("kaldingram", range(9), "fast_beam_search_LG needs kaldingram"),
+    ("jinja2", [9], "stop before (--stop-stage 8)"),
+])  # fmt: skip
+def test_a_package_that_a_stage_lacks_is_an_error_before_the_first_stage(monkeypatch, missing, stages, said):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
+    with pytest.raises(ConfigError) as e:
+        check_plan(plan_of(MINI), stages)
+    assert said in str(e.value)
+    check_plan(plan_of(MINI), range(8))
+
+
+def test_without_k2_its_searches_are_left_out_which_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "k2" else name)
+    check_plan(plan_of(MINI), range(11))
+    assert "note: k2 is not installed, so that stage 8 leaves out fast_beam_search" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((RECIPE / "conf").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_yaml_can_run_all_stages(path):
+    plan = plan_of(path)
+    check_plan(plan, range(11))
+    assert plan.has_nothing_to_do(10) == path.stem.endswith("_lstm")
 
 
 def test_plan_knows_phases_systems_and_what_they_need():

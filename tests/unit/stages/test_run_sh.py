@@ -76,6 +76,25 @@ def test_run_sh_dry_run_of_everything_calls_each_program():
     assert [f for f in files if not (RECIPE / f).is_file()] == []
 
 
+def test_run_sh_says_before_the_first_stage_that_the_last_one_cannot_run(tmp_path):
+    options = ["--conf", TINY, "--corpus-dir", tmp_path / "c", "--data-dir", tmp_path / "d", "--exp-dir",
+               tmp_path / "e", "student.decoder.kind=lstm"]  # fmt: skip
+    said = error(*options)
+    assert "`student.decoder.kind` (lstm) must be stateless for stage 10 to export student" in said
+    assert "or stop before (--stop-stage 9)" in said and not list(tmp_path.iterdir())
+    assert "sbatch" not in error(*options, "--launcher", "slurm") and not list(tmp_path.iterdir())
+    assert "not done" in ok(*options, "--status")  # an older experiment's can still be seen
+    assert "bin.decode --system student" in ok(*options, "--dry-run", "--stop-stage", 9)
+
+
+def test_run_sh_ends_with_the_report_where_nothing_is_exported():
+    lines = ok("--dry-run", "--conf", TINY, "export.systems=[]", "decode.searches=[]").splitlines()
+    assert "twopass_kd.bin.report" in lines[-1] and not [line for line in lines if "export --" in line]
+    assert len([line for line in lines if "twopass_kd.bin.report" in line]) == 1
+    jobs = ok("--dry-run", "--conf", TINY, "export.systems=[]", "decode.searches=[]", "--launcher", "slurm")
+    assert re.findall("--job-name=([^ ]*)", jobs)[-1] == "s9.tiny"
+
+
 def test_run_sh_without_baseline_leaves_it_out():
     lines = dry("--stage", 5, "--baseline", "false")
     assert not [line for line in lines if "student_copy" in line]

@@ -184,8 +184,9 @@ def test_las_learns_alone_where_the_teacher_has_no_attention_decoder(scripted):
     teacher = open_teacher(cfg, phase, Path("nowhere"), VOCAB_SIZE)
     assert without_attention_kd(phase, teacher) == {"attention": 1.0}
     phase.loss_scales = {"attention_kd": 1.0}
-    with pytest.raises(ConfigError, match="must have `attention`"):
-        without_attention_kd(phase, teacher)
+    first, student = cfg.phases["student/rnnt_kd"], build_model(cfg, "student", VOCAB_SIZE)
+    with pytest.raises(ConfigError, match="`phases.student/las_kd.loss_scales` must have `attention`"):
+        check_teacher(teacher, student, cfg, first, TOKENS)  # when the first of its phases begins
 
 
 def test_las_kd_stays_where_an_external_checkpoint_of_ours_has_an_attention_decoder(tmp_path):

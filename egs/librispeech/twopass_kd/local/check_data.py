@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Checks data that run.sh did not make (icefall's, say) before anything is trained on it, and names all that is wrong.
 
-It looks for the manifest of each part that the stages read, the tokens and MUSAN, at every cut that is decoded, at a
-few dozen others (training looks at each of them itself) and at the features of a few dozen of each manifest. Nothing is
-written. run.sh calls it before the first stage that reads data; by hand:
+It looks for the manifest of each part that the stages read, the tokens and MUSAN, at every cut that is decoded (for
+stage 10 also for its audio), at a few dozen others (training looks at each of them itself) and at the features of a few
+dozen of each manifest. Nothing is written. run.sh calls it before the first stage that reads data; by hand:
 
     python3 local/check_data.py --conf conf/librispeech_100h.yaml --data-dir ICEFALL/egs/librispeech/ASR/data
 """
@@ -19,10 +19,11 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
 from command import make_parser, run
+from twopass_kd.config.load import exported_systems
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_dataset import load_features
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
-from twopass_kd.data.cut_lines import features_path, is_in_files, manifest_lines, parse_line, place_files
+from twopass_kd.data.cut_lines import features_path, is_in_files, manifest_lines, parse_line, paths_root, place_files
 from twopass_kd.data.tokenizer import Tokenizer, open_tokenizer
 from twopass_kd.files.layout import cuts_path, lang_path, musan_cuts_path
 
@@ -94,6 +95,17 @@ def storage_problems(cut: DataCut, data_dir: Path) -> Iterator[str]:
         yield str(e)
 
 
+def audio_problem(cut: DataCut, data_dir: Path) -> str | None:
+    """What keeps stage 10 from the audio of a cut: devices are given audio, not features."""
+    sources = cut.recording.sources if cut.has_recording else []
+    files = [paths_root(data_dir) / source.source for source in sources if source.type == "file"]
+    missing = next((path for path in files if not path.exists()), None)
+    if files and missing is None:
+        return None
+    what = f"its audio ({missing}) is missing" if missing else "has no audio file in its recording"
+    return f"{what}, which stage 10 recognises; bring it back, or stop before (--stop-stage 9)"
+
+
 def sample_texts(cuts: Sequence[Cut]) -> list[str]:
     """The texts of those cuts that have one."""
     texts = [cut.supervisions[0].text for cut in cuts if cut.supervisions]
@@ -146,7 +158,13 @@ def lang_problems(cfg: Config, data_dir: Path) -> Iterator[str]:
 
 
 def manifest_problems(
-    name: str, path: Path, sample: Sample, cfg: Config, data_dir: Path, tokenizer: Tokenizer | None
+    name: str,
+    path: Path,
+    sample: Sample,
+    cfg: Config,
+    data_dir: Path,
+    tokenizer: Tokenizer | None,
+    needs_audio: bool,
 ) -> Iterator[str]:
     """What is wrong with the cuts of a manifest: a line for each kind, with the first cut that has it."""
     found: dict[str, list[tuple[str, str]]] = {}
@@ -159,6 +177,9 @@ def manifest_problems(
 
     for cut in sample.cuts:
         for problem in cut_faults(cut, cfg.features, has_text=name != "musan"):
+            add(cut, problem)
+        problem = audio_problem(cut, data_dir) if needs_audio and id(cut) not in faulty else None
+        if problem is not None:
             add(cut, problem)
     for cut in sample.opened:
         for problem in storage_problems(cut, data_dir) if id(cut) not in faulty else ():
@@ -195,6 +216,7 @@ def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> l
     tokenizer = None if problems else open_tokenizer(cfg, data_dir)
     perturbed = 0
     parts = parts_read(cfg, stages)
+    decoded = {*cfg.corpus.dev_parts, *cfg.corpus.test_parts}
     for name in parts:
         path = musan_cuts_path(data_dir) if name == "musan" else cuts_path(data_dir, name)
         if not path.is_file():
@@ -202,7 +224,7 @@ def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> l
             problems.append(f"{path} is missing; {_MAKE.format(stage=stage)}; or say {other}")
             continue
         try:
-            sample = read_sample(path, every=name in {*cfg.corpus.dev_parts, *cfg.corpus.test_parts})
+            sample = read_sample(path, every=name in decoded)
         except (OSError, ValueError) as e:
             problems.append(str(e))
             continue
@@ -211,7 +233,8 @@ def check_data(cfg: Config, data_dir: Path, stages: Sequence[int] = STAGES) -> l
         for note in spelling_notes(sample.cuts, tokenizer) if tokenizer and name != "musan" else ():
             print(f"{name}: {note}")
         perturbed += sample.perturbed if name in cfg.corpus.train_parts else 0
-        problems += manifest_problems(name, path, sample, cfg, data_dir, tokenizer)
+        needs_audio = 10 in stages and name in decoded and bool(exported_systems(cfg))
+        problems += manifest_problems(name, path, sample, cfg, data_dir, tokenizer, needs_audio)
     if cfg.corpus.speed_perturb and not perturbed and {*cfg.corpus.train_parts} <= {*parts}:
         print(
             f"warning: `corpus.speed_perturb` ({list(cfg.corpus.speed_perturb)}) is for stage 2, and the cuts in"

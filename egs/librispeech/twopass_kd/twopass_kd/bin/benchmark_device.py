@@ -26,8 +26,6 @@ from twopass_kd.files.json_model import write_json
 from twopass_kd.files.ondevice_json import Agreement, DeviceRow, Int8Comparison, LongAudio, OnDeviceJson
 from twopass_kd.scoring.wer import Transcript, paired_bootstrap, write_decoding_results
 
-MINUTES = (1, 30)  # lengths of the long recordings
-
 
 def list_utterances(cfg: Config, data_dir: Path) -> list[Utterance]:
     """The utterances of the test parts; of a part longer than `export.decoded_seconds` evenly spaced ones.
@@ -86,7 +84,7 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path) -> Path:
     by_name = {job.name: job for job in jobs}
     smallest = "student" if "student" in exports else list(exports)[-1]
     texts, long_audio = decode_all(
-        jobs, path, cfg.corpus.test_parts, by_name[f"{smallest}-onnx-int8"], MINUTES, out_dir
+        jobs, path, cfg.corpus.test_parts, by_name[f"{smallest}-onnx-int8"], cfg.export.long_minutes, out_dir
     )
 
     transcripts = {name: _transcripts(utterances, found["texts"]) for name, found in texts.items()}

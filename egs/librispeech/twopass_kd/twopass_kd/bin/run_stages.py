@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from twopass_kd.config.load import load_config
+from twopass_kd.stages.check_plan import check_plan
 from twopass_kd.stages.commands import parse_commands
 from twopass_kd.stages.plan import Plan
 from twopass_kd.stages.run import RunError, StageRun, Stopped
@@ -148,7 +149,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         cfg, args.baseline != "false", Path(corpus_dir) if corpus_dir else None, Path(data_dir),
         Path(args.exp_dir) / cfg.name,
     )  # fmt: skip
-    plan.check()
+    if not args.status:
+        check_plan(plan, range(args.stage, args.stop_stage + 1))
     return plan
 
 

@@ -105,13 +105,8 @@ def _check(cfg: Config) -> None:
         for system in systems or ():
             if system not in reported:
                 raise ConfigError(f"`{key}` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
-    for system in searched_systems(cfg):
-        which = _model_of(cfg, system)
-        if getattr(cfg, which).decoder.kind != "stateless":
-            raise ConfigError(
-                f"`{which}.decoder.kind` (lstm) must be stateless for {', '.join(cfg.decode.searches)}, which keep "
-                f"nothing but the last tokens; leave {system} out of `decode.search_systems`"
-            )
+    for name, phase in cfg.phases.items():
+        _check_weights(cfg, f"phases.{name}", phase)
 
 
 def _check_phase(cfg: Config, where: str, phase: PhaseConfig) -> None:
@@ -150,6 +145,46 @@ def _check_phase(cfg: Config, where: str, phase: PhaseConfig) -> None:
             raise ConfigError(f"`{where}.start_scales` ({term}) must have a scale in `loss_scales` too")
 
 
+def _check_weights(cfg: Config, where: str, phase: PhaseConfig) -> None:
+    """The weights that a phase starts from, or learns from, must fit and must have learnt something by then."""
+    if phase.init_from in cfg.phases:
+        before = cfg.phases[phase.init_from].model
+        if getattr(cfg, before) != getattr(cfg, phase.model):
+            raise ConfigError(
+                f"`{where}.init_from` ({phase.init_from}) must be a phase of the same model, `{phase.model}`, but it"
+                f" trains `{before}`; name another, or say copy_from_teacher"
+            )
+    if phase.teacher in cfg.phases:
+        trained = _trained_parts(cfg, phase.teacher)
+        untrained = [part for part in distilled_parts(cfg, phase) if part not in trained]
+        if untrained:
+            raise ConfigError(
+                f"`{where}.teacher` ({phase.teacher}) must have learnt {', '.join(untrained)}, from which this phase"
+                " distils; name a later phase of the teacher"
+            )
+
+
+def _trained_parts(cfg: Config, name: str | None) -> set[str]:
+    """The parts that have learnt something when a phase ends, in it and in those that it starts from."""
+    parts: set[str] = set()
+    seen: set[str] = set()
+    while name in cfg.phases and name not in seen:
+        seen.add(name)
+        parts.update(cfg.phases[name].train)
+        name = cfg.phases[name].init_from
+    return parts
+
+
+def distilled_parts(cfg: Config, phase: PhaseConfig) -> list[str]:
+    """The parts of its teacher that a phase learns from."""
+    parts: list[str] = []
+    if phase.loss_scales.get("transducer_kd", 0) > 0:
+        parts += ["encoder", "decoder", "joiner"] + (["simple_heads"] if cfg.kd.band == "teacher" else [])
+    if phase.loss_scales.get("attention_kd", 0) > 0:
+        parts += ["encoder", "attention_decoder"]
+    return list(dict.fromkeys(parts))
+
+
 def reported_systems(cfg: Config) -> dict[str, str]:
     """`report_as` -> phase, in the YAML's order; an external teacher is the first, as `teacher`."""
     external = {} if cfg.external_teacher.path is None else {"teacher": EXTERNAL_TEACHER}
@@ -170,10 +205,11 @@ def searched_systems(cfg: Config) -> list[str]:
         return []
     if cfg.decode.search_systems is not None:
         return cfg.decode.search_systems
-    return [s for s in exported_systems(cfg) if getattr(cfg, _model_of(cfg, s)).decoder.kind == "stateless"]
+    return [s for s in exported_systems(cfg) if getattr(cfg, model_of(cfg, s)).decoder.kind == "stateless"]
 
 
-def _model_of(cfg: Config, system: str) -> str:
+def model_of(cfg: Config, system: str) -> str:
+    """`teacher` or `student`: which architecture a system that is trained here has."""
     return cfg.phases[reported_systems(cfg)[system]].model
 
 

@@ -326,10 +326,15 @@ class DecodeConfig:
 class ExportConfig:
     """What stage 10 takes to the device and measures there."""
 
-    systems: Systems = setting(None, "`report_as` names; null: those of teacher and student that are reported")
+    systems: Systems = setting(
+        None, "`report_as` names; null: those of teacher and student that are reported; []: stage 10 does nothing"
+    )
     chunk_size: PositiveInt = setting(4, "encoder frames per call of the streaming encoder: latency against speed")
     decoded_seconds: PositiveFloat = setting(3600.0, "of each test set, evenly spaced utterances, for the WER")
     timed_utterances: PositiveInt = setting(40, "of the first test set, for speed and latency")
+    long_minutes: Annotated[list[PositiveFloat], Filled] = setting(
+        [1.0, 30.0], "lengths of the recordings that are streamed, for the memory of the smallest system in int8"
+    )
 
 
 @dataclass(config=STRICT)

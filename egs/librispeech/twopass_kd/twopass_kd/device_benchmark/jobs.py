@@ -202,9 +202,9 @@ def decode_all(
         return texts
 
     def peak_mb(length: float) -> float:
-        args = [str(streamed.model), "--utterances", str(utterances), "--minutes", str(length)]
+        args = [str(streamed.model), "--utterances", str(utterances), "--minutes", f"{length:g}"]
         args += ["--int8"] if streamed.runtime.endswith("int8") else []
-        out = out_dir / f"{streamed.name}-{length}-minutes.json"
+        out = out_dir / f"{streamed.name}-{length:g}-minutes.json"
         module = "twopass_kd.device_benchmark.long_audio"
         return run_kept(module, args, out, _depends_on(streamed, utterances), quiet=True)["peak_mb"]
 

@@ -1,13 +1,12 @@
 """What each stage of an experiment trains or decodes, reads and leaves, as its config has it."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from twopass_kd.config.fingerprint import fingerprint
 from twopass_kd.config.load import exported_systems, phases_of_stage, reported_systems
-from twopass_kd.config.schema import EXTERNAL_TEACHER, Config, ConfigError
+from twopass_kd.config.schema import EXTERNAL_TEACHER, Config
 from twopass_kd.files import layout
 
 TITLES = ("corpus", "Lhotse manifests", "features and BPE", "teacher RNN-T", "teacher LAS and deep fine-tuning",
@@ -58,9 +57,18 @@ class Plan:
             return [ref for ref in dict.fromkeys((phase.init_from, phase.teacher)) if ref in self.cfg.phases]
         return [phase for phase in [self.systems()[name]] if phase != EXTERNAL_TEACHER]
 
-    def has_nothing_to_train(self, stage: int) -> bool:
-        """Whether a stage is one that trains, and has nothing to: the teacher's, where there is one already."""
+    def has_nothing_to_do(self, stage: int) -> bool:
+        """Whether a stage has nothing to train (the teacher's, where there is one already) or to export."""
+        if stage == 10:
+            return not exported_systems(self.cfg)
         return stage in TRAINING_STAGES and not self.phases(stage)
+
+    def why_nothing(self, stage: int) -> str:
+        """What to say of a stage that has nothing to do."""
+        if stage == 10:
+            return "nothing to export, since `export.systems` is []"
+        teacher = self.cfg.external_teacher.path
+        return f"nothing to train, the teacher is {teacher}" if teacher else "nothing to train"
 
     def outputs(self, stage: int, parts: Sequence[str] = ()) -> list[Path]:
         """The files that a stage leaves; of some parts only, where given (stages 0-2)."""
@@ -121,26 +129,3 @@ class Plan:
     def settings(self, stage: int) -> str:
         """A hash of the settings that a stage depends on."""
         return fingerprint(self.cfg, stage)
-
-    def check(self) -> None:
-        """Raises ConfigError: a phase is trained before what it needs, or a file that is named is not there."""
-        cfg, external = self.cfg, self.cfg.external_teacher
-        named = {"decode.arpa": cfg.decode.arpa, "external_teacher.path": external.path,
-                 "external_teacher.recipe": external.recipe, "external_teacher.tokens": external.tokens}  # fmt: skip
-        for key, path in named.items():
-            if path is not None and not os.path.exists(path):
-                raise ConfigError(f"`{key}` ({path}) must exist; correct the path")
-        for name in exported_systems(cfg):
-            if name not in self.systems():
-                raise ConfigError(f"`export.systems` ({name}) must not be the baseline's where that is left out")
-        names = list(cfg.phases)
-        for name, phase in cfg.phases.items():
-            for ref in self.needs(name):
-                if (cfg.phases[ref].stage, names.index(ref)) >= (phase.stage, names.index(name)):
-                    raise ConfigError(
-                        f"`phases.{name}` (stage {phase.stage}) must be in a later stage than {ref} (stage "
-                        f"{cfg.phases[ref].stage}), or below it in the same one, since it starts from it or learns"
-                        " from it"
-                    )
-            if phase.stage not in TRAINING_STAGES:
-                raise ConfigError(f"`phases.{name}.stage` ({phase.stage}) must be from 3 to 7, the training stages")

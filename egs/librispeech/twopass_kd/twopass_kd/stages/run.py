@@ -56,7 +56,7 @@ class StageRun:
         for group in [[0], [1], [2], *graphs, [9], [10]]:
             self._run_group([stage for stage in group if first <= stage <= last])
         self.force = False
-        if last == 10 and (self.args.dry_run or why_again(self.plan, 9)):
+        if last == 10 and not self.plan.has_nothing_to_do(10) and (self.args.dry_run or why_again(self.plan, 9)):
             self._run_group([9])  # its report tells of stage 10 too
         if self.args.dry_run:
             self.show_cost()
@@ -69,7 +69,7 @@ class StageRun:
         pending: list[int] = []
         for stage in stages:
             if self.args.dry_run:
-                pending.append(stage)
+                pending += [] if self.plan.has_nothing_to_do(stage) else [stage]
             elif self._has_to_run(stage, pending):
                 pending.append(stage)
                 self._start(stage, pending)
@@ -81,8 +81,6 @@ class StageRun:
         elif pending[0] in range(3, 9):
             gpus = visible_gpus()
         jobs = {s: list(jobs_of_stage(self.plan, self.commands, s, self.args, gpus)) for s in pending}
-        if 10 in pending and len(jobs[10]) == 1:
-            raise RunError("stage 10 has no system to export; name one: export.systems=[...]")
         if self.args.dry_run:
             for job in (job for stage in pending for job in jobs[stage]):
                 say(f"OMP_NUM_THREADS={job.threads} {shlex.join(job.command)}", sys.stdout)
@@ -98,9 +96,8 @@ class StageRun:
 
     def _has_to_run(self, stage: int, pending: Sequence[int]) -> bool:
         """Whether a stage is not done, its settings changed, or others ran or will run before it; which is said."""
-        if self.plan.has_nothing_to_train(stage):
-            teacher = f", the teacher is {self.args.teacher}" if self.args.teacher else ""
-            say(f"Stage {stage}: nothing to train{teacher}", sys.stdout)
+        if self.plan.has_nothing_to_do(stage):
+            say(f"Stage {stage}: {self.plan.why_nothing(stage)}", sys.stdout)
             return False
         marker = marker_path(self.plan, stage)
         if marker.is_file() and not self.force:

@@ -116,7 +116,7 @@ def chain(plan: Plan, args: argparse.Namespace, command: Sequence[str], first: i
     """The jobs of stages `first` to the last one that is asked for; `command` is run.sh with what every stage gets."""
     log_dir = plan.experiment.resolve() / "log"
     for stage in range(first, args.stop_stage + 1):
-        if plan.has_nothing_to_train(stage):
+        if plan.has_nothing_to_do(stage):
             continue
         needs = resources(plan, stage, args.world_size, args.nnodes)
         if stage == 2 and plan.cfg.slurm.feature_jobs > 1:
@@ -136,8 +136,8 @@ def submit(plan: Plan, args: argparse.Namespace, command: Sequence[str], run: St
     """
     first = args.stage
     while first <= args.stop_stage:
-        if plan.has_nothing_to_train(first):
-            print(f"Stage {first}: nothing to train")
+        if plan.has_nothing_to_do(first):
+            print(f"Stage {first}: {plan.why_nothing(first)}")
         elif not args.force and not args.dry_run and is_done(plan, first):
             print(f"Stage {first}: done already")
         else:
@@ -221,7 +221,7 @@ def show_status(plan: Plan) -> None:
         states = {}
     rows = [["stage", "", "job", "state", "time", ""]]
     for stage in range(len(TITLES)):
-        if not plan.has_nothing_to_train(stage):
+        if not plan.has_nothing_to_do(stage):
             jobs = [job for job in submitted if job["stage"] == stage] or [{"name": "", "job_id": "", "log": ""}]
             rows += [_row(plan, stage, job, states.get(job["job_id"])) for job in jobs]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]

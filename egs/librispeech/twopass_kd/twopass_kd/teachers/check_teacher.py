@@ -1,5 +1,8 @@
 """Whether a teacher and a student fit: their sizes, tokens, frame rates, features, and what the teacher has learnt."""
 
+from dataclasses import replace
+
+from twopass_kd.config.load import distilled_parts
 from twopass_kd.config.schema import EXTERNAL_TEACHER, Config, ConfigError, PhaseConfig
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.models.checkpoint import build_model
@@ -60,36 +63,35 @@ def check_teacher(teacher: Teacher, student: TwoPassModel, cfg: Config, phase: P
     for name, (theirs, ours) in sides.items():
         if theirs != ours:
             raise ConfigError(f"`{name}`: teacher {teacher.path} has {theirs}, the student {ours}; they must be equal")
-    needed = []
-    if phase.loss_scales.get("transducer_kd", 0) > 0:
-        needed += ["encoder", "decoder", "joiner"] + (["simple_heads"] if cfg.kd.band == "teacher" else [])
-    if phase.loss_scales.get("attention_kd", 0) > 0:
-        needed += ["encoder", "attention_decoder"]
-    untrained = [part for part in needed if part not in teacher.trained_parts]
-    if untrained:
-        raise ConfigError(
-            f"teacher {teacher.path} was never trained in {', '.join(untrained)}, which this phase distils from; "
-            "name a later phase of the teacher"
-        )
+    _check_trained(teacher, cfg, phase, "this phase")
     if phase.teacher == EXTERNAL_TEACHER:
         # A transducer is compared with the student's transducer.
         big, small = teacher.model.deployed_parameters(), student.deployed_parameters()
         parts = [part for part, size in big.items() if size > 0 and part != "total"]
         _check_reduction(cfg, big["total"], sum(small[part] for part in parts))
+        for name, later in cfg.phases.items():  # now, not when those before it have trained
+            if later.teacher == EXTERNAL_TEACHER:
+                scales = without_attention_kd(later, teacher)
+                if not any(scales.values()):
+                    raise ConfigError(
+                        f"`phases.{name}.loss_scales` must have `attention`, since teacher {teacher.path} has no"
+                        " attention decoder to distil from"
+                    )
+                _check_trained(teacher, cfg, replace(later, loss_scales=scales), name)
+
+
+def _check_trained(teacher: Teacher, cfg: Config, phase: PhaseConfig, what: str) -> None:
+    untrained = [part for part in distilled_parts(cfg, phase) if part not in teacher.trained_parts]
+    if untrained:
+        raise ConfigError(
+            f"teacher {teacher.path} was never trained in {', '.join(untrained)}, which {what} distils from; name a"
+            " later phase of the teacher"
+        )
 
 
 def without_attention_kd(phase: PhaseConfig, teacher: Teacher) -> dict[str, float]:
-    """The phase's loss scales; without `attention_kd` where an external teacher has no attention decoder.
-
-    Raises:
-      ConfigError: if nothing is left for the attention decoder to learn from.
-    """
+    """The phase's loss scales; without `attention_kd` where an external teacher has no attention decoder."""
     scales = dict(phase.loss_scales)
-    if phase.teacher != EXTERNAL_TEACHER or "attention_decoder" in teacher.trained_parts:
-        return scales
-    if scales.pop("attention_kd", 0) > 0 and not scales.get("attention", 0) > 0:
-        raise ConfigError(
-            f"`loss_scales` of this phase must have `attention`, since teacher {teacher.path} has no attention "
-            "decoder to distil from"
-        )
+    if phase.teacher == EXTERNAL_TEACHER and "attention_decoder" not in teacher.trained_parts:
+        scales.pop("attention_kd", None)
     return scales
