@@ -24,15 +24,9 @@ from torch.nn import functional as F
 
 from twopass_kd.config.environment import describe_environment
 from twopass_kd.config.schema import Config
+from twopass_kd.losses.band import prune_ranges, select_band, valid_nodes
 from twopass_kd.losses.rnnt_backend import use_backend
-from twopass_kd.losses.transducer import (
-    make_boundary,
-    prune_ranges,
-    pruned_transducer_loss,
-    select_band,
-    simple_transducer_loss,
-    valid_nodes,
-)
+from twopass_kd.losses.transducer import make_boundary, pruned_transducer_loss, simple_transducer_loss
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.training.estimate import random_utterances

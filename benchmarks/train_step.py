@@ -22,14 +22,9 @@ from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
+from twopass_kd.losses.band import prune_ranges, select_band
 from twopass_kd.losses.ctc import ctc_loss
-from twopass_kd.losses.transducer import (
-    make_boundary,
-    prune_ranges,
-    pruned_transducer_loss,
-    select_band,
-    simple_transducer_loss,
-)
+from twopass_kd.losses.transducer import make_boundary, pruned_transducer_loss, simple_transducer_loss
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.models.checkpoint import build_model
 from twopass_kd.models.two_pass import TwoPassModel

@@ -1,7 +1,7 @@
-"""The losses' recursions: which of k2 and fast_rnnt is used, and what is levelled between them."""
+"""Which backend the losses' recursion is taken from, and what is said where one cannot run."""
 
-import builtins
 import importlib
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -18,59 +18,100 @@ from twopass_kd.training.objective import Objective
 @pytest.fixture(autouse=True)
 def automatic_again():
     yield
+    rnnt_backend._choose.cache_clear()
     rnnt_backend.use_backend()
 
 
-def only(monkeypatch, *names):
-    """Of the backends only `names` import, as stand-ins where they are not installed."""
+@pytest.fixture
+def installed(monkeypatch):
+    """A function after which only these modules import, as stand-ins: name -> whether it was built with CUDA."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
-    def import_module(name):
-        if name not in names:
-            raise ImportError(f"No module named '_{name}'")
-        return builtins
+    def only(**with_cuda) -> None:
+        def import_module(name):
+            if name.startswith("twopass_kd.losses."):
+                return SimpleNamespace(recursion=name)
+            if name not in with_cuda:
+                raise ImportError(f"No module named '_{name}'")
+            has_cuda = with_cuda[name]
+            return SimpleNamespace(with_cuda=has_cuda if name == "k2" else lambda: has_cuda)
 
-    monkeypatch.setattr(importlib, "import_module", import_module)
+        monkeypatch.setattr(importlib, "import_module", import_module)
+        rnnt_backend._choose.cache_clear()
 
-
-def test_use_backend_auto_takes_k2_first(monkeypatch):
-    only(monkeypatch, "k2", "fast_rnnt")
-    assert rnnt_backend.use_backend() == "k2"
-    only(monkeypatch, "fast_rnnt")
-    assert rnnt_backend.use_backend() == "fast_rnnt"
+    yield only
     monkeypatch.undo()
 
 
-def test_use_backend_that_is_not_installed_says_how_to_get_it(monkeypatch):
-    only(monkeypatch, "k2")
-    with pytest.raises(ValueError, match=r"`loss.backend` \(fast_rnnt\).*No module named.*STACK=torch2"):
-        rnnt_backend.use_backend("fast_rnnt")
-    only(monkeypatch)
-    with pytest.raises(ValueError, match=r"`loss.backend` \(auto\).*`import k2` fails.*`import fast_rnnt` fails"):
-        rnnt_backend.use_backend()
-    monkeypatch.undo()
+@pytest.mark.parametrize(
+    ("modules", "on_cpu", "on_gpu"),
+    [
+        ({"k2": True, "fast_rnnt": True, "triton": None}, "k2", "k2"),
+        ({"k2": False, "fast_rnnt": True, "triton": None}, "k2", "triton"),
+        ({"fast_rnnt": True, "triton": None}, "fast_rnnt", "triton"),
+        ({"k2": False, "fast_rnnt": True}, "k2", "fast_rnnt"),
+        ({"k2": False, "fast_rnnt": False}, "k2", "torch"),
+        ({"fast_rnnt": False}, "fast_rnnt", "torch"),
+        ({"triton": None}, "torch", "triton"),
+        ({}, "torch", "torch"),
+    ],
+)
+def test_auto_takes_the_first_that_runs_on_the_device(installed, modules, on_cpu, on_gpu):
+    installed(**modules)
+    assert rnnt_backend.use_backend("auto", "cpu") == on_cpu
+    assert rnnt_backend.use_backend("auto", torch.device("cuda", 1)) == on_gpu
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "modules", "message"),
+    [
+        ("k2", "cpu", {}, r"\(cpu\): `import k2` fails \(ImportError: No module named '_k2'\).*`make venv`"),
+        ("k2", "cuda", {"k2": False}, r"\(cuda\): it was built without CUDA.*loss.backend=auto.*docs/install.md"),
+        ("fast_rnnt", "cpu", {"k2": True}, "`import fast_rnnt` fails.*tools/build_fast_rnnt.sh"),
+        ("fast_rnnt", "cuda", {"fast_rnnt": False}, "built without CUDA.*FAST_RNNT_CUDA=1"),
+        ("triton", "cpu", {"triton": None}, "kernels are for GPUs; take loss.backend=auto"),
+        ("triton", "cuda", {}, "`import triton` fails.*torch 2"),
+    ],
+)
+def test_one_that_cannot_run_is_an_error_that_says_what_to_do(installed, name, device, modules, message):
+    installed(**modules)
+    with pytest.raises(ValueError, match=rf"`loss.backend` \({name}\) must be one that can run.*{message}"):
+        rnnt_backend.use_backend(name, device)
+
+
+def test_one_that_can_run_is_taken_by_its_name(installed):
+    installed(k2=True, fast_rnnt=True, triton=None)
+    for name in rnnt_backend.BACKENDS:
+        assert rnnt_backend.use_backend(name, "cuda") == name
 
 
 def test_unknown_backend_is_an_error():
-    with pytest.raises(ValueError, match=r"`loss.backend` \(k3\) must be one of auto, k2, fast_rnnt"):
+    with pytest.raises(ValueError, match=r"`loss.backend` \(k3\) must be one of auto, k2, triton, fast_rnnt, torch"):
         rnnt_backend.use_backend("k3")
     with pytest.raises(ConfigError, match="loss.backend"):
         load_config(TINY_CONF, ["loss.backend=k3"])
 
 
-def test_objective_takes_the_backend_of_the_config(monkeypatch):
-    only(monkeypatch, "k2")
+def test_every_backend_is_a_choice_of_the_config():
+    for name in ("auto", *rnnt_backend.BACKENDS):
+        assert load_config(TINY_CONF, [f"loss.backend={name}"]).loss.backend == name
+
+
+def test_the_log_says_which_one_and_why(installed, caplog):
+    installed(fast_rnnt=False)
+    with caplog.at_level(logging.INFO):
+        rnnt_backend.use_backend("auto", "cuda")
+    assert (
+        "transducer losses on cuda: the recursion of torch (loss.backend=auto; not k2: `import k2` fails" in caplog.text
+    )
+    assert "not fast_rnnt: it was built without CUDA)" in caplog.text
+
+
+def test_objective_takes_the_backend_of_the_config(installed):
+    installed(k2=True)
     Objective(tiny_model(), {"pruned": 1.0}, LossConfig(backend="k2"), KdConfig(), 1, 1)
     with pytest.raises(ValueError, match="fast_rnnt"):
         Objective(tiny_model(), {"pruned": 1.0}, LossConfig(backend="fast_rnnt"), KdConfig(), 1, 1)
-    monkeypatch.undo()
-
-
-def test_fast_rnnt_without_cuda_on_a_gpu_says_how_to_build_it(monkeypatch):
-    fast_rnnt = SimpleNamespace(__name__="fast_rnnt", with_cuda=lambda: False)
-    monkeypatch.setattr(rnnt_backend, "_used", fast_rnnt)
-    on_gpu = SimpleNamespace(is_cuda=True)
-    with pytest.raises(ValueError, match="must be built with CUDA.*build_fast_rnnt.sh"):
-        rnnt_backend.mutual_information_recursion(on_gpu, on_gpu, None)
 
 
 @pytest.mark.parametrize("rnnt_type", ["regular", "modified"])

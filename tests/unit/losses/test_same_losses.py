@@ -16,15 +16,10 @@ from tiny import random_batch, tiny_model
 from twopass_kd.config.schema import LOSS_TERMS, KdConfig, LossConfig
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss
+from twopass_kd.losses.band import prune_ranges
 from twopass_kd.losses.ctc import ctc_loss
 from twopass_kd.losses.rnnt_backend import use_backend
-from twopass_kd.losses.transducer import (
-    make_boundary,
-    occupation,
-    prune_ranges,
-    pruned_transducer_loss,
-    simple_transducer_loss,
-)
+from twopass_kd.losses.transducer import make_boundary, occupation, pruned_transducer_loss, simple_transducer_loss
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.objective import Objective

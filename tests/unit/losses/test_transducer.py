@@ -2,15 +2,8 @@ import pytest
 import torch
 
 import loss_reference as reference
-from twopass_kd.losses.transducer import (
-    make_boundary,
-    occupation,
-    prune_ranges,
-    pruned_transducer_loss,
-    select_band,
-    simple_transducer_loss,
-    valid_nodes,
-)
+from twopass_kd.losses.band import prune_ranges, select_band, valid_nodes
+from twopass_kd.losses.transducer import make_boundary, occupation, pruned_transducer_loss, simple_transducer_loss
 
 X_LENS, Y_LENS = torch.tensor([6, 4, 5]), torch.tensor([3, 1, 0])
 B, T, S, V = 3, 6, 3, 5

@@ -13,7 +13,7 @@ from twopass_kd.files.write import state_of_file
 # run again, and never keeps what is stale.
 NEVER = {
     "name": "of the folder that has the marker",
-    "loss.backend": "either gives the same values",
+    "loss.backend": "all give the same values",
     "train.num_workers": "for speed",
     "train.save_every_n": "for resuming",
     "train.keep_last_k": "for resuming",

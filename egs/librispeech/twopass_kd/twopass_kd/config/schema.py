@@ -189,7 +189,9 @@ class ExternalTeacherConfig:
 class LossConfig:
     """Settings of the task losses, shared by all phases."""
 
-    backend: Literal["auto", "k2", "fast_rnnt"] = setting("auto", "whose recursions; auto: the first that imports")
+    backend: Literal["auto", "k2", "triton", "fast_rnnt", "torch"] = setting(
+        "auto", "whose recursion over the lattice; auto: the first that runs on the device, triton on GPUs only"
+    )
     rnnt_type: Literal["modified", "regular"] = setting("modified", "modified: at most one symbol a frame, as decoded")
     prune_range: Annotated[int, Field(ge=2), Whole] = setting(5, "symbols of the pruned band in a frame")
     lm_only_scale: NonNegativeFloat = setting(0.25, "of the decoder alone in the simple loss")

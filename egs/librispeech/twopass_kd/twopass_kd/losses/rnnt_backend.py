@@ -1,90 +1,136 @@
-"""The one place that imports the transducer recursions and the pruning of the lattice: k2's, or fast_rnnt's.
+"""Whose recursion over the lattice the transducer losses call: k2's, our Triton kernels, fast_rnnt's or plain torch.
 
-fast_rnnt is the same code by k2's authors without the rest of k2, and builds against torch 2.x. It differs in two ways
-that are levelled here: it refuses utterances without symbols in a batch, and its backward pass overwrites the
-occupations that `mutual_information_recursion` has returned.
+All give the same values. fast_rnnt is k2's code without the rest of k2, and has to be compiled; Triton comes with
+torch for GPUs; the one in torch needs nothing. `use_backend` says when which is taken.
 """
 
 import importlib
+import logging
+import os
+from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-BACKENDS = ("k2", "fast_rnnt")
+Recursion = Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]]
+BACKENDS = ("k2", "triton", "fast_rnnt", "torch")  # "auto" takes the first that can run
 _INSTALL = {
-    "k2": "`make venv` installs k2 for torch 1.13; for another torch see docs/install.md",
-    "fast_rnnt": "`make venv STACK=torch2` builds it; for an environment of your own tools/build_fast_rnnt.sh does",
+    "k2": "`make venv` installs it for torch 1.13; for another torch see docs/install.md",
+    "triton": "torch 2 for CUDA brings it along: docs/install.md",
+    "fast_rnnt": "tools/build_fast_rnnt.sh compiles it (with FAST_RNNT_CUDA=1 for GPUs)",
 }
-_used: ModuleType | None = None
+_name = "auto"
 
 
-def use_backend(name: str = "auto") -> str:
-    """Choose whose recursions the losses of this process call, from now on.
+class _CannotRun(Exception):
+    """A backend cannot run on a device. Its arguments: why, and what to do."""
+
+
+def use_backend(name: str = "auto", device: torch.device | str = "cpu") -> str:
+    """Choose whose recursion the losses of this process call, from now on, and log it.
 
     Args:
-      name: "k2" | "fast_rnnt" | "auto": the first of these that imports.
+      name: of `BACKENDS`; or "auto", the first of them that can run on the device: k2 where it imports (for a GPU: and
+        has CUDA), else on a GPU Triton, else fast_rnnt (alike), else torch, which always can.
+      device: where the losses will be computed.
     Returns:
-      The name of the one in use.
+      The name of the one in use there.
     Raises:
-      ValueError: for another name, or where it does not import; the message has the reason and the fix.
+      ValueError: for another name, or one that cannot run on the device; the message has the reason and the fix.
     """
-    global _used
+    global _name
     if name not in ("auto", *BACKENDS):
         raise ValueError(f"`loss.backend` ({name}) must be one of auto, {', '.join(BACKENDS)}")
-    reasons = []
-    for candidate in BACKENDS if name == "auto" else (name,):
-        try:
-            _used = importlib.import_module(candidate)
-            return candidate
-        except Exception as e:  # a wheel for another Python or torch fails in many ways
-            reasons.append(f"`import {candidate}` fails ({type(e).__name__}: {e}); {_INSTALL[candidate]}")
-    raise ValueError(f"`loss.backend` ({name}) must be one that is installed: " + ". ".join(reasons))
+    device_type = torch.device(device).type
+    chosen, _, passed_over = _choose(name, device_type)
+    _name = name
+    why = "; not ".join([f"loss.backend={name}", *passed_over])
+    logging.info("transducer losses on %s: the recursion of %s (%s)", device_type, chosen, why)
+    return chosen
 
 
-def _backend() -> ModuleType:
-    if _used is None:
-        use_backend()
-    return _used
+def transducer_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Log-prob of all paths through each utterance's lattice, and the occupations of its arcs.
 
+    `k2.mutual_information_recursion` with `return_grad`. For px of T + 1 frames (the regular topology)
 
-def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int) -> Tensor:
-    """`k2.get_rnnt_prune_ranges`; utterances may be without symbols."""
-    boundary = _with_symbols(boundary)
-    return _backend().get_rnnt_prune_ranges(px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=s_range)
+        p[s, t] = log(exp(p[s - 1, t] + px[s - 1, t]) + exp(p[s, t - 1] + py[s, t - 1])),
 
+    and for T (k2's "modified") p[s - 1, t - 1] + px[s - 1, t - 1] in place of its first term.
 
-def get_rnnt_logprobs_pruned(
-    logits: Tensor, symbols: Tensor, ranges: Tensor, termination_symbol: int, boundary: Tensor, rnnt_type: str
-) -> tuple[Tensor, Tensor]:
-    """`k2.get_rnnt_logprobs_pruned`; utterances may be without symbols."""
-    return _backend().get_rnnt_logprobs_pruned(
-        logits=logits,
-        symbols=symbols,
-        ranges=ranges,
-        termination_symbol=termination_symbol,
-        boundary=_with_symbols(boundary),
-        rnnt_type=rnnt_type,
-    )
-
-
-def mutual_information_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`k2.mutual_information_recursion` with `return_grad`; the occupations are copies without gradient.
-
+    Args:
+      px: (B, S, T + 1) or (B, S, T) float32 or float64, log-probs of the label arcs; -inf where there is none.
+      py: (B, S + 1, T) log-probs of the blank arcs, likewise.
+      boundary: (B, 4) int64: begin_symbol, begin_frame, end_symbol, end_frame. Beyond it `px` and `py` may be anything.
+    Returns:
+      (log_prob, (px_grad, py_grad)): log_prob (B,), -inf where there is no path, differentiable once; the occupations
+      in the shapes of `px` and `py`, which are its derivatives, without gradient.
     Raises:
-      ValueError: on a GPU, for a fast_rnnt that was built without CUDA.
+      ValueError: if the backend in use cannot run on the device of `px`.
     """
-    backend = _backend()
-    if px.is_cuda and backend.__name__ == "fast_rnnt" and not backend.with_cuda():
-        raise ValueError(
-            "`loss.backend` (fast_rnnt) must be built with CUDA for training on GPUs: do "
-            "`FAST_RNNT_CUDA=1 tools/build_fast_rnnt.sh PYTHON`, or install k2 (docs/install.md)"
-        )
-    log_prob, arcs = backend.mutual_information_recursion(px=px, py=py, boundary=boundary, return_grad=True)
-    return log_prob, tuple(occupation.detach().clone() for occupation in arcs)
+    _, recursion, _ = _choose(_name, px.device.type)
+    log_prob, px_grad, py_grad = _Recursion.apply(px, py, boundary, recursion)
+    return log_prob, (px_grad, py_grad)
 
 
-def _with_symbols(boundary: Tensor) -> Tensor:
-    """At least one symbol each. The ranges and arc scores are the same for 0 and 1: only the recursion tells them."""
-    boundary = boundary.clone()
-    boundary[:, 2].clamp_(min=1)
-    return boundary
+class _Recursion(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, px, py, boundary, recursion):  # type: ignore[override]
+        log_prob, (px_grad, py_grad) = recursion(px, py, boundary)
+        ctx.mark_non_differentiable(px_grad, py_grad)
+        ctx.save_for_backward(px_grad, py_grad)
+        return log_prob, px_grad, py_grad
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output, *_):  # type: ignore[override]
+        px_grad, py_grad = ctx.saved_tensors
+        grad_output = grad_output.reshape(-1, 1, 1)
+        return px_grad * grad_output, py_grad * grad_output, None, None
+
+
+@cache
+def _choose(name: str, device_type: str) -> tuple[str, Recursion, list[str]]:
+    """The backend of that name for that device, its recursion, and why "auto" passed others over."""
+    if name != "auto":
+        try:
+            return name, _recursion_of(name, device_type), []
+        except _CannotRun as e:
+            why, fix = e.args
+            raise ValueError(
+                f"`loss.backend` ({name}) must be one that can run on this device ({device_type}): {why}; "
+                f"take loss.backend=auto, or: {fix}"
+            ) from e
+    passed_over = []
+    for candidate in BACKENDS:
+        try:
+            return candidate, _recursion_of(candidate, device_type), passed_over
+        except _CannotRun as e:
+            passed_over.append(f"{candidate}: {e.args[0]}")
+    raise AssertionError("torch itself can always run")
+
+
+def _recursion_of(backend: str, device_type: str) -> Recursion:
+    if backend == "torch":
+        return importlib.import_module("twopass_kd.losses.rnnt_torch").recursion
+    if backend == "triton":
+        # Triton's interpreter lets tests run the kernels on CPUs, far too slowly for training.
+        if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise _CannotRun("its kernels are for GPUs", "train on one")
+        _import("triton")
+        return importlib.import_module("twopass_kd.losses.rnnt_triton").recursion
+    module = _import(backend)
+    with_cuda = module.with_cuda if backend == "k2" else module.with_cuda()
+    if device_type == "cuda" and not with_cuda:
+        raise _CannotRun("it was built without CUDA", _INSTALL[backend])
+    return lambda px, py, boundary: module.mutual_information_recursion(px, py, boundary, return_grad=True)
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except Exception as e:  # a wheel for another Python or torch fails in many ways
+        raise _CannotRun(f"`import {module}` fails ({type(e).__name__}: {e})", _INSTALL[module]) from e

@@ -1,19 +1,15 @@
 """The pruned transducer loss: a cheap simple loss chooses a band of the lattice, the joiner works on that band.
 
-Kuang et al. 2022, "Pruned RNN-T for fast, memory-efficient ASR training", arXiv 2206.13236. The recursions and the
-choice of the band are k2's (or fast_rnnt's: see rnnt_backend.py); all values are per utterance and in nats.
+Kuang et al. 2022, "Pruned RNN-T for fast, memory-efficient ASR training", arXiv 2206.13236. Whose recursion over the
+lattice it is, rnnt_backend.py says; all values are per utterance and in nats.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from twopass_kd.losses.band import band_arcs, end_labels, valid_nodes
 from twopass_kd.losses.precision import at_least_float32, autocast_off
-from twopass_kd.losses.rnnt_backend import (
-    get_rnnt_logprobs_pruned,
-    get_rnnt_prune_ranges,
-    mutual_information_recursion,
-)
+from twopass_kd.losses.rnnt_backend import transducer_recursion
 
 
 def make_boundary(x_lens: Tensor, y_lens: Tensor) -> Tensor:
@@ -53,8 +49,8 @@ def simple_transducer_loss(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The loss of a joiner that only adds, smoothed, and the arc occupations that it gives.
 
-    Equals `k2.rnnt_loss_smoothed` (section 3.1 of the paper), with k2's recursion; but the arc scores are made here,
-    since the backward pass of k2's makes a tensor of the size (B, S, T, V), more than all the rest of a training step.
+    Equals `k2.rnnt_loss_smoothed` (section 3.1 of the paper), but for how the arc scores are made: the backward pass of
+    k2's makes a tensor of the size (B, S, T, V), more than all the rest of a training step.
 
     Args:
       am: (B, T, V) logits of the encoder's simple head; padding may be any finite number.
@@ -78,19 +74,16 @@ def simple_transducer_loss(
         px, py = _smoothed_arcs(
             at_least_float32(am), at_least_float32(lm), symbols, blank_id, lm_only_scale, am_only_scale
         )
-        # No label after an utterance's last frame.
-        after = torch.arange(px.shape[2], device=px.device) >= boundary[:, 3:]
-        px = px.masked_fill(after.unsqueeze(1), float("-inf"))
-        if rnnt_type == "modified":
-            px = px[:, :, :-1].contiguous()  # a label on the last frame ends the utterance
-        log_prob, arcs = mutual_information_recursion(px=px, py=py, boundary=boundary)
+        if rnnt_type == "regular":
+            px = end_labels(px, boundary)
+        log_prob, arcs = transducer_recursion(px, py, boundary)
     return -log_prob, arcs
 
 
 def _smoothed_arcs(
     am: Tensor, lm: Tensor, symbols: Tensor, blank_id: int, lm_only_scale: float, am_only_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Scores of the label arcs (B, S, T + 1) and of the blank arcs (B, S + 1, T), nowhere with both B, S, T and V."""
+    """Scores of the label arcs (B, S, T) and of the blank arcs (B, S + 1, T), nowhere with both B, S, T and V."""
     tiny = torch.finfo(am.dtype).tiny
     am_max, lm_max = am.amax(2, keepdim=True).detach(), lm.amax(2, keepdim=True).detach()
     am_exp, lm_exp = (am - am_max).exp(), (lm - lm_max).exp()
@@ -111,43 +104,7 @@ def _smoothed_arcs(
         log_unigram = unigram.log()
         px = px + am_only_scale * (am_label + log_unigram[symbols].unsqueeze(2) - am_norm)
         py = py + am_only_scale * (am_blank + log_unigram[blank_id] - am_norm)
-    return F.pad(px, (0, 1), value=float("-inf")), py
-
-
-def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, prune_range: int) -> Tensor:
-    """The band: for each frame the decoder positions that are kept (`k2.get_rnnt_prune_ranges`).
-
-    Args:
-      px_grad, py_grad: of `simple_transducer_loss`.
-      boundary: (B, 4) of `make_boundary`.
-      prune_range: positions wanted per frame, at least 2.
-    Returns:
-      ranges (B, T, s_range) int64, consecutive decoder positions; s_range = min(prune_range, S + 1), so read it off
-      the shape. Positions beyond an utterance's own symbols, and frames beyond its own frames, are no lattice nodes.
-    Raises:
-      ValueError: if `prune_range` is below 2: no path could leave the first decoder position.
-    """
-    if prune_range < 2:
-        raise ValueError(f"`prune_range` ({prune_range}) must be at least 2")
-    with torch.no_grad():
-        return get_rnnt_prune_ranges(px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=prune_range)
-
-
-def select_band(decoder_out: Tensor, ranges: Tensor) -> Tensor:
-    """The decoder's rows that each frame of the band needs.
-
-    The second result of `k2.do_rnnt_pruning`, whose backward pass makes a tensor of the whole lattice's size
-    (B, T, S + 1, C); this one does not. The first one is `encoder_out.unsqueeze(2)`, which broadcasts.
-
-    Args:
-      decoder_out: (B, S + 1, C), any float type.
-      ranges: (B, T, s_range) of `prune_ranges`.
-    Returns:
-      (B, T, s_range, C), differentiable with respect to `decoder_out`.
-    """
-    B, U, C = decoder_out.shape
-    offsets = torch.arange(B, device=ranges.device).reshape(B, 1, 1) * U
-    return F.embedding(ranges + offsets, decoder_out.reshape(B * U, C))
+    return px, py
 
 
 def pruned_transducer_loss(
@@ -174,14 +131,8 @@ def pruned_transducer_loss(
     """
     _check_symbols(symbols, logits.shape[1])
     with autocast_off(logits):
-        px, py = get_rnnt_logprobs_pruned(at_least_float32(logits), symbols, ranges, blank_id, boundary, rnnt_type)
-        return -mutual_information_recursion(px=px, py=py, boundary=boundary)[0]
-
-
-def valid_nodes(ranges: Tensor, boundary: Tensor) -> Tensor:
-    """(B, T, s_range) bool: which nodes of the band lie inside their utterance's lattice (t < T_b and u <= S_b)."""
-    frames = torch.arange(ranges.shape[1], device=ranges.device).reshape(1, -1, 1)
-    return (frames < boundary[:, 3].reshape(-1, 1, 1)) & (ranges <= boundary[:, 2].reshape(-1, 1, 1))
+        px, py = band_arcs(at_least_float32(logits), symbols, ranges, boundary, blank_id, rnnt_type)
+        return -transducer_recursion(px, py, boundary)[0]
 
 
 @torch.no_grad()
@@ -195,7 +146,7 @@ def occupation(
 ) -> Tensor:
     """How probable it is that a path, drawn by the model out of all that give `symbols` inside the band, visits a node.
 
-    From the gradient of `k2.mutual_information_recursion`: the occupations of the two arcs that leave the node. Over
+    From `transducer_recursion`: the occupations of the two arcs that leave the node. Over
     all nodes of an utterance they sum to the arcs of a path: T_b + S_b, or T_b for "modified".
 
     Args:
@@ -208,8 +159,8 @@ def occupation(
     """
     _check_symbols(symbols, logits.shape[1])
     with autocast_off(logits):
-        px, py = get_rnnt_logprobs_pruned(at_least_float32(logits), symbols, ranges, blank_id, boundary, rnnt_type)
-        _, (px_grad, py_grad) = mutual_information_recursion(px=px, py=py, boundary=boundary)
+        px, py = band_arcs(at_least_float32(logits), symbols, ranges, boundary, blank_id, rnnt_type)
+        _, (px_grad, py_grad) = transducer_recursion(px, py, boundary)
     nodes = py_grad.clone()  # (B, S + 1, T)
     nodes[:, :-1] += px_grad[:, :, : nodes.shape[2]]
     on_band = nodes.transpose(1, 2).gather(2, ranges)

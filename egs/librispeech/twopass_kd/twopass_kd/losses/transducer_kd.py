@@ -7,8 +7,8 @@ classes: Panchapagesan et al. 2020, "Efficient Knowledge Distillation for RNN-Tr
 import torch
 from torch import Tensor
 
+from twopass_kd.losses.band import symbols_on_band, valid_nodes
 from twopass_kd.losses.divergence import weighted_kl
-from twopass_kd.losses.transducer import valid_nodes
 
 KINDS = ("full", "collapsed")
 
@@ -67,9 +67,11 @@ def transducer_kd_loss(
     labels = None
     if kind == "collapsed":
         # Position u emits symbols[u]; the blank stands for "no label" after an utterance's last one.
-        padded = torch.cat((symbols, symbols.new_full((B, 1), blank_id)), dim=1)
-        labels = padded.unsqueeze(1).expand(-1, T, -1).gather(2, ranges)
-        labels = labels.masked_fill(ranges >= end_symbol.reshape(B, 1, 1), blank_id).reshape(B, T * s_range)
+        labels = (
+            symbols_on_band(symbols, ranges, blank_id)
+            .masked_fill(ranges >= end_symbol.reshape(B, 1, 1), blank_id)
+            .reshape(B, T * s_range)
+        )
     return weighted_kl(
         student_logits.reshape(B, T * s_range, V),
         teacher_logits.reshape(B, T * s_range, V),

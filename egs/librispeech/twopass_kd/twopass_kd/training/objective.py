@@ -12,15 +12,14 @@ from twopass_kd.config.schema import KdConfig, LossConfig
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss
+from twopass_kd.losses.band import prune_ranges, select_band
 from twopass_kd.losses.ctc import ctc_loss
 from twopass_kd.losses.precision import autocast
 from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import (
     make_boundary,
     occupation,
-    prune_ranges,
     pruned_transducer_loss,
-    select_band,
     simple_transducer_loss,
 )
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
@@ -58,7 +57,7 @@ class Objective:
       sos_id, eos_id: of the attention decoder.
       teacher: a frozen model in eval mode; needed by the `*_kd` terms and by `kd.band = teacher`.
     Raises:
-      ValueError: where `loss.backend` is not installed.
+      ValueError: where `loss.backend` cannot run on the device of `model`.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Objective:
         eos_id: int,
         teacher: TwoPassModel | None = None,
     ) -> None:
-        use_backend(loss.backend)
+        use_backend(loss.backend, next(model.parameters()).device)
         self.model = model
         self.scales = {term: scale for term, scale in loss_scales.items() if scale != 0}
         self.loss = loss
