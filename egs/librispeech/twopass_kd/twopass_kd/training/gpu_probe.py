@@ -6,15 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from twopass_kd.losses.band import prune_ranges, select_band
 from twopass_kd.losses.precision import autocast
 from twopass_kd.losses.rnnt_backend import use_backend
-from twopass_kd.losses.transducer import (
-    make_boundary,
-    prune_ranges,
-    pruned_transducer_loss,
-    select_band,
-    simple_transducer_loss,
-)
+from twopass_kd.losses.transducer import make_boundary, pruned_transducer_loss, simple_transducer_loss
 
 _ON_CPU = "or train on the CPU: CUDA_VISIBLE_DEVICES= (empty)"
 _NO_CODE = re.compile("no kernel image|ARCH_MISMATCH|device kernel image is invalid")
@@ -62,7 +57,7 @@ def try_training_step(device: torch.device, backend: str = "auto", precision: st
       ValueError: the backend cannot run on the device.
       RuntimeError: what torch says, or that the gradients are not finite.
     """
-    used = use_backend(backend)
+    used = use_backend(backend, device)
     x_lens, y = torch.tensor([40, 31], device=device), torch.randint(1, 32, (2, 8), device=device)
     boundary = make_boundary(x_lens, torch.tensor([8, 5], device=device))
     lstm, out = nn.LSTM(80, 128, batch_first=True).to(device), nn.Linear(128, 32).to(device)
