@@ -24,9 +24,9 @@ def test_training_step_takes_the_backend_asked_for():
 @pytest.mark.parametrize(
     "name, capability, has, do",
     [
-        ("NVIDIA H100 80GB HBM3", (9, 0), TORCH_1, "take `make STACK=torch2`"),
+        ("NVIDIA H100 80GB HBM3", (9, 0), TORCH_1, "take torch 2: `make venv STACK=torch2`"),
         ("NVIDIA B300", (20, 0), TORCH_2, "a newer torch: `pip install --upgrade torch`"),
-        ("Tesla V100-SXM2-16GB", (7, 0), TORCH_2, "take `make STACK=k2`"),
+        ("Tesla V100-SXM2-16GB", (7, 0), TORCH_2, "from 3.7 on: `make venv STACK=k2`"),
     ],
 )
 def test_a_gpu_that_torch_has_no_code_for_is_told_which_torch_has(name, capability, has, do):
