@@ -80,10 +80,10 @@ def what_to_do(error: str, gpu: Gpu) -> str:
     with_torch = f"torch {gpu.torch} for CUDA {gpu.cuda}"
     if _NO_CODE.search(error) or not _has_code(gpu):
         if gpu.capability < min(map(_version, gpu.has_code_for)):
-            do = "take torch 1.13.1, from 3.7 on: `make venv STACK=k2`, then `. .venv/bin/activate`; or from 5.0 on `pip"
-            do += " install torch==2.7.1`"
+            do = "take torch 1.13.1, from 3.7 on: `make venv STACK=k2`, then `. .venv/bin/activate`; or one for CUDA"
+            do += " 12.6, from 5.0 on: `pip install torch==2.7.1`"
         elif gpu.torch.startswith("1."):
-            do = "take torch 2: `make venv STACK=torch2`, then `. .venv-torch2/bin/activate`; or an environment of your own"
+            do = "take torch 2: `make venv STACK=torch2`, then `. .venv-torch2/bin/activate`"
         else:
             do = "take a newer torch: `pip install --upgrade torch`"
         return (
