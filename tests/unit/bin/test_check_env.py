@@ -56,7 +56,8 @@ def test_check_env_old_torch_wants_numpy_1(version, monkeypatch, capsys):
 def test_check_env_warns_of_a_gpu_that_torch_does_not_see(tmp_path):
     done = check(tmp_path, CUDA_VISIBLE_DEVICES="0")
     assert done.returncode == 0, done.stderr
-    assert "warning: GPU 0 of this machine will not be used, and trainings on a CPU take weeks: torch" in done.stdout
+    said = "warning: GPU 0 of this machine will not be used, and training LibriSpeech on a CPU takes weeks: torch"
+    assert said in done.stdout
     assert "warning" not in check(tmp_path, CUDA_VISIBLE_DEVICES="").stdout
 
 

@@ -106,7 +106,7 @@ def check_gpus(conf: Path | None, overrides: Sequence[str]) -> list[str]:
         except Exception as e:
             said = str(e)
         there = f"GPU {', '.join(visible)} of this machine"
-        return [f"warning: {there} will not be used, and trainings on a CPU take weeks: {why_none(said)}"]
+        return [f"warning: {there} will not be used, and training LibriSpeech on a CPU takes weeks: {why_none(said)}"]
     cfg = load_config(conf, overrides) if conf else None
     settings = (cfg.loss.backend, cfg.train.precision) if cfg else ()
     lines = []
