@@ -37,6 +37,7 @@ def installed(monkeypatch):
             return SimpleNamespace(with_cuda=has_cuda if name == "k2" else lambda: has_cuda)
 
         monkeypatch.setattr(importlib, "import_module", import_module)
+        monkeypatch.setattr(rnnt_backend, "_try", lambda recursion, device_type: None)  # there is no such device
         rnnt_backend._choose.cache_clear()
 
     yield only
@@ -77,6 +78,18 @@ def test_one_that_cannot_run_is_an_error_that_says_what_to_do(installed, name, d
     installed(**modules)
     with pytest.raises(ValueError, match=rf"`loss.backend` \({name}\) must be one that can run.*{message}"):
         rnnt_backend.use_backend(name, device)
+
+
+def test_one_that_fails_on_the_device_is_passed_over(installed, monkeypatch):
+    installed(triton=None)
+
+    def no_compiler(recursion, device_type):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(rnnt_backend, "_try", no_compiler)
+    assert rnnt_backend.use_backend("auto", "cuda") == "torch"
+    with pytest.raises(ValueError, match="it fails here .RuntimeError: Failed to find C compiler.*needs a C compiler"):
+        rnnt_backend.use_backend("triton", "cuda")
 
 
 def test_one_that_can_run_is_taken_by_its_name(installed):

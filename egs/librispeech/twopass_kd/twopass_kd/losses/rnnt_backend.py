@@ -1,7 +1,7 @@
 """Whose recursion over the lattice the transducer losses call: k2's, our Triton kernels, fast_rnnt's or plain torch.
 
 All give the same values. fast_rnnt is k2's code without the rest of k2, and has to be compiled; Triton comes with
-torch for GPUs; the one in torch needs nothing. `use_backend` says when which is taken.
+torch for GPUs and needs a C compiler where it runs; torch itself needs nothing. `use_backend` says when which is taken.
 """
 
 import importlib
@@ -19,7 +19,7 @@ Recursion = Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]]
 BACKENDS = ("k2", "triton", "fast_rnnt", "torch")  # "auto" takes the first that can run
 _INSTALL = {
     "k2": "`make venv` installs it for torch 1.13; for another torch see docs/install.md",
-    "triton": "torch 2 for CUDA brings it along: docs/install.md",
+    "triton": "torch 2 for CUDA brings it along; it needs a C compiler and Python's headers (docs/install.md)",
     "fast_rnnt": "compile it from its authors' sources (for GPUs with CUDA)",
 }
 _name = "auto"
@@ -33,8 +33,8 @@ def use_backend(name: str = "auto", device: torch.device | str = "cpu") -> str:
     """Choose whose recursion the losses of this process call, from now on, and log it.
 
     Args:
-      name: of `BACKENDS`; or "auto", the first of them that can run on the device: k2 where it imports (for a GPU: and
-        has CUDA), else on a GPU Triton, else fast_rnnt (alike), else torch, which always can.
+      name: of `BACKENDS`; or "auto", the first of them that can run on the device, which is tried out: k2 where it
+        imports (for a GPU: and has CUDA), else on a GPU Triton, else fast_rnnt (alike), else torch, which always can.
       device: where the losses will be computed.
     Returns:
       The name of the one in use there.
@@ -121,12 +121,29 @@ def _recursion_of(backend: str, device_type: str) -> Recursion:
         if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             raise _CannotRun("its kernels are for GPUs", "train on one")
         _import("triton")
-        return importlib.import_module("twopass_kd.losses.rnnt_triton").recursion
-    module = _import(backend)
-    with_cuda = module.with_cuda if backend == "k2" else module.with_cuda()
-    if device_type == "cuda" and not with_cuda:
-        raise _CannotRun("it was built without CUDA", _INSTALL[backend])
-    return lambda px, py, boundary: module.mutual_information_recursion(px, py, boundary, return_grad=True)
+        recursion = importlib.import_module("twopass_kd.losses.rnnt_triton").recursion
+    else:
+        module = _import(backend)
+        with_cuda = module.with_cuda if backend == "k2" else module.with_cuda()
+        if device_type == "cuda" and not with_cuda:
+            raise _CannotRun("it was built without CUDA", _INSTALL[backend])
+
+        def recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            return module.mutual_information_recursion(px, py, boundary, return_grad=True)
+
+    try:
+        _try(recursion, device_type)
+    except Exception as e:  # no code for this GPU; Triton without a C compiler
+        raise _CannotRun(f"it fails here ({type(e).__name__}: {e})", _INSTALL[backend]) from e
+    return recursion
+
+
+def _try(recursion: Recursion, device_type: str) -> None:
+    """One frame and one symbol."""
+    px, py = torch.zeros(1, 1, 1, device=device_type), torch.zeros(1, 2, 1, device=device_type)
+    log_prob, _ = recursion(px, py, torch.tensor([[0, 0, 1, 1]], device=device_type))
+    if float(log_prob) != 0:
+        raise RuntimeError(f"log-prob {float(log_prob)} of a path with 0")
 
 
 def _import(module: str) -> ModuleType:
