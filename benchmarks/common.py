@@ -53,7 +53,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         sys.exit(f"error: {e}")
 
 
-def training_step(model: TwoPassModel, objective: Objective, batch: Batch, clip_grad_norm: float) -> Step:
+def training_step(model: TwoPassModel, objective: Objective, batch: Batch) -> Step:
     """A function that takes one step of the trainer's kind on `batch`, with an optimizer of its own."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5)
@@ -62,7 +62,7 @@ def training_step(model: TwoPassModel, objective: Objective, batch: Batch, clip_
         losses = objective(batch)
         optimizer.zero_grad()
         (losses.total.sum() / losses.num_frames).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
     return step

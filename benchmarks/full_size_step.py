@@ -39,7 +39,7 @@ def measure(cfg: Config, phase: str, ranks: Ranks, utterances: int, seconds: flo
     objective = build_objective(cfg, phase, ranks.device)
     model = objective.model.train()
     optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    step = OptimizerStep(model, objective, optimizer, cfg.train.precision, cfg.train.clip_grad_norm, ranks)
+    step = OptimizerStep(model, objective, optimizer, cfg.train.precision, cfg.train.clip_grad_scale, ranks)
     batch = random_utterances(cfg, utterances, seconds)
     if ranks.device.type == "cuda":
         batch = batch.pin_memory()
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = read_config(args.conf, args.overrides)
     on_cpu = args.device == "cpu"
     args.seconds = args.seconds or (3.0 if on_cpu else 12.0)
-    args.utterances = args.utterances or (2 if on_cpu else int(cfg.train.max_duration / args.seconds))
+    args.utterances = args.utterances or (2 if on_cpu else int(cfg.train.ref_duration / args.seconds))
     device = f"{torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name()
     print(f"{describe_environment()}\n\n{cfg.name} on {device}, {precision(cfg, args.device)}: batch of ", end="")
     print(f"{args.utterances} x {args.seconds:g} s\n\n{HEADER}")

@@ -98,7 +98,7 @@ class TrainingStep:
     def __init__(self, args: argparse.Namespace, cfg: Config) -> None:
         torch.manual_seed(args.seed)
         V, bins = cfg.tokens.vocab_size, cfg.features.num_mel_bins
-        seconds = cfg.train.max_duration / args.utterances
+        seconds = cfg.train.ref_duration / args.utterances
         self.batch = random_utterances(cfg, args.utterances, seconds)
         S = self.batch.y.shape[1]
         self.description = f"{cfg.name}: {args.utterances} x {seconds:.1f} s, {S} tokens each, V={V}"
@@ -108,8 +108,7 @@ class TrainingStep:
         options = {"loss": cfg.loss, "kd": cfg.kd, "sos_id": 1, "eos_id": 1, "teacher": self.teacher}
         plain = Objective(self.student, scales, **options)
         with_kd = Objective(self.student, {**scales, "transducer_kd": 1.0}, **options)
-        clip = cfg.train.clip_grad_norm
-        self.plain, self.with_kd = (training_step(self.student, o, self.batch, clip) for o in (plain, with_kd))
+        self.plain, self.with_kd = (training_step(self.student, o, self.batch) for o in (plain, with_kd))
         # The teacher's forward pass works on a band of the same size as the student's.
         num_frames = self.teacher.encoder(self.batch.feature[:1], self.batch.feature_lens[:1])[0].shape[1]
         first = torch.linspace(0, S + 1 - cfg.loss.prune_range, num_frames).long()

@@ -111,7 +111,7 @@ def main(argv: list | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = read_config(args.conf, args.overrides)
     torch.manual_seed(0)
-    batch = random_utterances(cfg, max(1, int(cfg.train.max_duration / args.seconds)), args.seconds)
+    batch = random_utterances(cfg, max(1, int(cfg.train.ref_duration / args.seconds)), args.seconds)
     frames = int(batch.feature_lens.sum())
     models = {which: build_model(cfg, which, cfg.tokens.vocab_size) for which in ("teacher", "student")}
     scales = {"simple": 0.5, "pruned": 1.0, "ctc": 0.5}
@@ -132,7 +132,7 @@ def main(argv: list | None = None) -> None:
     steps = {}
     for name, (model, terms, teacher) in variants.items():
         objective = Objective(model, terms, *settings, teacher=teacher)
-        steps[name] = training_step(model, objective, batch, cfg.train.clip_grad_norm)
+        steps[name] = training_step(model, objective, batch)
     for name, seconds in median_seconds(steps, args.repeats).items():
         print(f"{name:36s} {1000 * seconds:8.1f} {frames / seconds:10.0f}")
 

@@ -7,7 +7,6 @@ from torch.optim import AdamW
 from tiny import tiny_model
 from tiny_training import make_data, make_trainer, stop_after
 from twopass_kd.models.checkpoint import load_checkpoint
-from twopass_kd.training.checkpoint_files import average_checkpoints
 from twopass_kd.training.trainer import Interrupted
 
 
@@ -70,14 +69,6 @@ def test_icefall_loads_a_finished_model(icefall_checkpoint, trained):
     icefall_checkpoint.load_checkpoint(trained / "final.pt", model, optimizer=adamw(model), strict=True)
     want = load_checkpoint(trained / "final.pt")["model"]
     assert all(torch.equal(value, want[name]) for name, value in model.state_dict().items())
-
-
-def test_icefall_averages_as_we_do(icefall_checkpoint, trained):
-    paths = [trained / f"epoch-{n}.pt" for n in (1, 2, 3)]
-    theirs, ours = icefall_checkpoint.average_checkpoints(paths), average_checkpoints(paths)
-    assert theirs.keys() == ours.keys()
-    for name, value in ours.items():
-        assert torch.allclose(theirs[name], value, atol=1e-6), name
 
 
 def test_icefall_finds_checkpoints_within_an_epoch(icefall_checkpoint, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import os
 import signal
+from dataclasses import asdict
 
 import torch
 
@@ -36,22 +37,27 @@ def make_data(on_batch=None, change=None):
     return Data(train_loader, lambda: [random_batch(99)], sum(b.duration for b in batches))
 
 
-def make_trainer(exp_dir, train=PARTS, **train_cfg):
+def make_trainer(exp_dir, train=PARTS, **settings):
+    """A trainer of three epochs; `settings` are of the phase or of `train`."""
     exp_dir.mkdir(exist_ok=True)
-    phase = PhaseConfig(
-        stage=3,
-        model="student",
-        train=train,
-        loss_scales={"simple": 0.5, "pruned": 1.0, "ctc": 0.3, "attention": 1.0},
-        num_epochs=3,
-        base_lr=3e-3,
-        average=2,
-    )
+    defaults = {
+        "stage": 3,
+        "model": "student",
+        "train": train,
+        "loss_scales": {"simple": 0.5, "pruned": 1.0, "ctc": 0.3, "attention": 1.0},
+        "num_epochs": 3,
+        "base_lr": 3e-3,
+        "average": 2,
+    }
+    of_phase = {key: value for key, value in settings.items() if key in PhaseConfig.__dataclass_fields__}
+    phase = PhaseConfig(**{**defaults, **of_phase})
     model = tiny_model(dropout=0.2)
     freeze_all_but(model, model.parts(), train)
     objective = Objective(model, phase.loss_scales, LossConfig(), KdConfig(), sos_id=1, eos_id=1)
-    cfg = TrainConfig(max_duration=1, log_interval=2, **train_cfg)
-    metadata = {"config": {}, "phase": "s/p", "identity": "x", "train_seconds_before": 5.0, "environment": {}}
+    of_training = {key: value for key, value in settings.items() if key not in of_phase}
+    cfg = TrainConfig(ref_duration=1, max_duration=1, log_interval=2, **of_training)
+    config = {"phases": {"s/p": asdict(phase)}, "train": asdict(cfg), "kd": asdict(KdConfig())}
+    metadata = {"config": config, "phase": "s/p", "identity": "x", "train_seconds_before": 5.0, "environment": {}}
     return Trainer(model, objective, phase, cfg, exp_dir, seed=7, metadata=metadata, ranks=Ranks())
 
 

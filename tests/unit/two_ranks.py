@@ -24,8 +24,12 @@ def rows(batch, index):
     return Batch(feature, feature_lens, batch.y[index, : int(y_lens.max())], y_lens, [batch.cuts[i] for i in index])
 
 
-def gradients(ranks, accum_grad):
-    """Gradients by parameter of the loss over the one batch, this rank's share of it in `accum_grad` batches."""
+def gradients(ranks, accum_grad, spoilt=()):
+    """Gradients by parameter of the loss over the one batch, this rank's share of it in `accum_grad` batches.
+
+    Args:
+      spoilt: utterances whose loss is not finite.
+    """
     model = tiny_model(seed=ranks.rank)  # rank 0's must become everybody's
     freeze_all_but(model, model.parts(), list(model.parts()))
     objective = Objective(model, SCALES, LossConfig(), KdConfig(), 1, 1, teacher=tiny_model(seed=5, dim=24))
@@ -33,13 +37,18 @@ def gradients(ranks, accum_grad):
     step = OptimizerStep(model, objective, optimizer, "float32", 1e9, ranks)
     shares = ranks.world_size * accum_grad
     parts = [list(range(i, len(FRAMES), shares)) for i in range(ranks.rank, shares, ranks.world_size)]
-    batches = [rows(random_batch(3, FRAMES, SYMBOLS), part) for part in parts]
+    batch = random_batch(3, FRAMES, SYMBOLS)
+    batch.feature[list(spoilt), 3] = float("nan")
+    batches = [rows(batch, part) for part in parts]
     lens = sum(int(((batch.feature_lens - 7) // 4 + 1).sum()) for batch in batches)
     step(batches, ranks.sum([lens])[0], step=0)
+    assert step.left_out == len(spoilt)
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 if __name__ == "__main__":
     ranks = Ranks.from_torchrun()
-    torch.save(gradients(ranks, int(sys.argv[2])), Path(sys.argv[1]) / f"rank{ranks.rank}.pt")
+    torch.save(
+        gradients(ranks, int(sys.argv[2]), [int(i) for i in sys.argv[3:]]), Path(sys.argv[1]) / f"rank{ranks.rank}.pt"
+    )
     ranks.leave()

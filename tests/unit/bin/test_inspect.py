@@ -43,12 +43,16 @@ def test_finished_model(tmp_path, run):
     path = tmp_path / "tiny" / "student" / "deep" / "final.pt"
     model = save_tiny_checkpoint(path)
     environment = environment_record(world_size=2)
-    rewrite(path, averaged=["epoch-3.pt", "epoch-4.pt"], step=1234, train_seconds=600.0, environment=environment)
+    change = {"step": 7, "key": "train.precision", "before": "float16", "now": "float32"}
+    rewrite(
+        path, averaged_steps=90, step=1234, train_seconds=600.0, environment=environment, left_out=3, changes=[change]
+    )
     status, text, _ = run(path)
     assert status == 0
     assert text.splitlines()[0] == str(path)
     sizes = model.deployed_parameters()
-    for words in ("student/deep of tiny", "average of epoch-3.pt, epoch-4.pt", "1234 steps, 10.0 min", "world_size 2",
+    for words in ("student/deep of tiny", "running mean of the last 90 steps; 1234 steps, 10.0 min", "world_size 2",
+                  "3 times an utterance", "train.precision float16, from step 7 on float32",
                   f"{sizes['total']:,} (", f"attention_decoder {sizes['attention_decoder']:,}",
                   weights_digest(model.state_dict()), environment["torch"], environment["command"]):  # fmt: skip
         assert words in text, words

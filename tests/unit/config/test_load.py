@@ -74,7 +74,9 @@ PHASE = "stage: 3, model: teacher, train: [encoder], loss_scales: {ctc: 1}, num_
         ("phases.student/deep.teacher=nobody", "must name a phase"),
         ("phases.student/deep.teacher=null", "must name a phase, since its losses distil"),
         ("phases.student/deep.train=[]", "`phases.student/deep.train` ([]) must list at least one part out of"),
-        ("phases.student/deep.average=9", "must be from 1 to num_epochs"),
+        ("train.accum_grad=2", "`train.accum_grad` (2) must be given with `train.max_duration`"),
+        ("phases.student_copy/deep.start_scales={transducer_kd: 0.1}", "must have a scale in `loss_scales` too"),
+        ("phases.student/deep.average=9", "must be at most num_epochs (2)"),
         ("phases.student/deep.report_as=teacher", "must be unique"),
         ("phases.student/deep.loss_scales.simple=0", "must have `simple`"),
         ("phases.student/deep.loss_scales={ctc: 1}", "`phases.student/deep.train` (decoder) must have one of simple"),
@@ -155,7 +157,7 @@ def test_missing_file_lists_what_is_there():
 
 def test_missing_key_is_named(tmp_path):
     (tmp_path / "x.yaml").write_text("corpus: {train_parts: [a], dev_parts: [b], test_parts: [c]}\n")
-    with pytest.raises(ConfigError, match="train.max_duration"):
+    with pytest.raises(ConfigError, match="train.ref_duration"):
         load_config(tmp_path / "x.yaml")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from twopass_kd.models.checkpoint import save_checkpoint
-from twopass_kd.training.checkpoint_files import average_checkpoints, find_latest, remove_old
+from twopass_kd.training.checkpoint_files import find_latest, remove_old
 
 
 def content(step, value=0.0, size=3):
@@ -37,14 +37,6 @@ def test_latest_passes_over_a_foreign_file(tmp_path, caplog):
     save_checkpoint(content(10), tmp_path / "epoch-1.pt")
     torch.save({"model": {}, "config": {}}, tmp_path / "epoch-2.pt")
     assert find_latest(tmp_path)[0].name == "epoch-1.pt" and "epoch-2.pt must be a checkpoint" in caplog.text
-
-
-def test_average_is_the_mean(tmp_path):
-    for n, value in enumerate((1.0, 2.0, 6.0), start=1):
-        save_checkpoint(content(n, value), tmp_path / f"epoch-{n}.pt")
-    mean = average_checkpoints([tmp_path / f"epoch-{n}.pt" for n in (1, 2, 3)])
-    torch.testing.assert_close(mean["w"], torch.full((3,), 3.0))
-    assert int(mean["n"]) == 3
 
 
 def test_remove_old_keeps_the_newest_of_a_kind(tmp_path):

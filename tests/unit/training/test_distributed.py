@@ -38,6 +38,18 @@ def test_two_ranks_with_half_batches_give_the_gradients_of_one_with_the_whole(tm
     assert max(float(g.abs().max()) for g in whole.values()) > 0.01
 
 
+@pytest.mark.parametrize("spoilt", [[3], [0, 1], [1, 3, 5, 7]])  # the last are all of rank 1's
+def test_ranks_leave_out_together_what_has_no_finite_loss(tmp_path, spoilt):
+    done = two_ranks(tmp_path, 1, *spoilt)
+    assert done.returncode == 0, done.stderr
+    alone = gradients(Ranks(), 1, spoilt)
+    of_ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    for name, gradient in alone.items():
+        assert torch.equal(of_ranks[0][name], of_ranks[1][name]) and gradient.isfinite().all(), name
+        torch.testing.assert_close(of_ranks[0][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+    assert "not finite at step 0" in done.stderr and f"utt-3-{spoilt[0]}" in done.stderr
+
+
 def test_one_rank_alone_agrees_with_itself():
     ranks = Ranks()
     assert ranks.is_main and ranks.sum([1.5, 2]) == [1.5, 2] and ranks.from_main({"a": 1}) == {"a": 1}

@@ -2,13 +2,17 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
 
 from tiny_training import make_data, make_trainer, stop_after
+from twopass_kd.config.schema import TrainConfig
 from twopass_kd.models.checkpoint import load_checkpoint
-from twopass_kd.training.trainer import Interrupted, learning_rate
+from twopass_kd.training.objective import Objective
+from twopass_kd.training.schedules import learning_rate, learning_rate_scale, loss_scales
+from twopass_kd.training.trainer import Interrupted
 
 
 def test_the_loss_goes_down_and_the_files_are_there(tmp_path):
@@ -22,7 +26,8 @@ def test_the_loss_goes_down_and_the_files_are_there(tmp_path):
     assert set(train[0]["terms"]) == {"simple", "pruned", "ctc", "attention"}
     assert [r["epoch"] for r in records if r["split"] == "valid"] == [1, 2, 3]
     content = load_checkpoint(final)
-    assert content["averaged"] == ["epoch-2.pt", "epoch-3.pt"] and content["train_seconds"] > 5.0
+    assert content["averaged_steps"] == 8 and content["train_seconds"] > 5.0
+    assert content["left_out"] == 0 and content["changes"] == []
     assert list((tmp_path / "a" / "tensorboard").iterdir())
 
 
@@ -62,19 +67,71 @@ def test_killed_between_checkpoints_and_resumed_ends_bit_for_bit_the_same(tmp_pa
         assert torch.equal(value, resumed[name]), name
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_utterances(tmp_path):
-    def poison(batch):
-        if batch.cut_ids[0] == "utt-2-0":
-            batch.feature[1, 3] = float("nan")
+def nan_in(*cut_ids):
+    """A change of batches that makes the loss of these utterances not finite."""
 
-    with pytest.raises(FloatingPointError, match=r"\['utt-2-1'\]"):
+    def change(batch):
+        for row, cut_id in enumerate(batch.cut_ids):
+            if cut_id in cut_ids:
+                batch.feature[row, 3] = float("nan")
+
+    return change
+
+
+def test_an_utterance_whose_loss_is_not_finite_is_left_out_and_counted(tmp_path, caplog):
+    final = make_trainer(tmp_path / "a").run(make_data(change=nan_in("utt-2-1")))
+    content = load_checkpoint(final)
+    assert content["left_out"] == 3  # once an epoch
+    assert all(value.isfinite().all() for value in content["model"].values())
+    lines = [record.message for record in caplog.records if "not finite" in record.message]
+    assert len(lines) == 3 and all("['utt-2-1']; left out" in line for line in lines)
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-2]["left_out"] == 3 and math.isfinite(records[-2]["loss"])
+
+
+def test_losses_that_stay_not_finite_stop_with_the_utterances(tmp_path):
+    def poison(batch):
+        batch.feature[1, 3] = float("nan")
+
+    with pytest.raises(FloatingPointError, match=r"at step 10, here \['utt-\d-1'\].*10 steps before.*base_lr"):
         make_trainer(tmp_path / "a").run(make_data(change=poison))
 
 
+def test_only_what_is_changeable_changes_on_resumption_and_is_told(tmp_path, caplog):
+    with pytest.raises(Interrupted):
+        make_trainer(tmp_path / "a").run(make_data(on_batch=stop_after(5)))
+    trainer = make_trainer(tmp_path / "a", clip_grad_scale=7.0)
+    content = load_checkpoint(trainer.run(make_data()))
+    change = {"step": 5, "key": "train.clip_grad_scale", "before": 2.0, "now": 7.0}
+    assert content["changes"] == [change]
+    assert "from step 5 on, `train.clip_grad_scale` is 7.0; it was 2.0" in caplog.text
+
+
+def test_the_running_mean_is_of_the_last_epochs_parameters(tmp_path):
+    seen = []
+    trainer = make_trainer(tmp_path / "a", average=1.5)
+    update = trainer.averaged.update_parameters
+    trainer.averaged.update_parameters = lambda model: (
+        update(model),
+        seen.append(copy.deepcopy(model.state_dict())),
+    )
+    content = load_checkpoint(trainer.run(make_data()))
+    assert 5 <= len(seen) <= 7 and content["averaged_steps"] == len(seen)
+    for name, value in content["model"].items():
+        mean = torch.stack([state[name].double() for state in seen]).mean(0)
+        torch.testing.assert_close(value.double(), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_without_an_average_the_last_parameters_are_final(tmp_path):
+    trainer = make_trainer(tmp_path / "a", average=0.0)
+    content = load_checkpoint(trainer.run(make_data()))
+    assert content["averaged_steps"] == 0
+    assert all(torch.equal(value, content["model"][name]) for name, value in trainer.model.state_dict().items())
+
+
 def test_only_the_parts_named_learn_and_frozen_parts_have_no_dropout(tmp_path):
-    trainer = make_trainer(tmp_path / "a", train=["attention_decoder"])
+    trainer = make_trainer(tmp_path / "a", train=["attention_decoder"], loss_scales={"attention": 1.0})
     before = copy.deepcopy(trainer.model.state_dict())
-    trainer.objective.scales = {"attention": 1.0}
     trainer.run(make_data())
     changed = {n.split(".")[0] for n, v in trainer.model.state_dict().items() if not torch.equal(v, before[n])}
     assert changed == {"attention_decoder"}
@@ -88,3 +145,30 @@ def test_learning_rate_warms_up_and_decays_to_zero():
     assert learning_rate(0.55, 1.0, 0.1) == pytest.approx(0.5)
     assert learning_rate(1.0, 1.0, 0.1) == 0.0
     assert learning_rate(1.01, 1.0, 0.1) == 0.0
+
+
+@pytest.mark.parametrize("ranks, accum_grad, duration, scale", [(1, 1, 600, 1), (4, 2, 75, 1), (8, 1, 300, 2)])
+def test_learning_rate_goes_with_the_root_of_the_seconds_of_a_step(ranks, accum_grad, duration, scale):
+    train = TrainConfig(ref_duration=600, max_duration=duration, accum_grad=accum_grad)
+    assert learning_rate_scale(train, ranks) == pytest.approx(scale)
+    assert learning_rate_scale(TrainConfig(ref_duration=600), ranks) == 1.0
+
+
+def test_loss_scales_go_in_a_line_from_start_to_end():
+    start, end = {"simple": 1.0, "pruned": 0.1}, {"simple": 0.5, "pruned": 1.0, "ctc": 0.2}
+    assert loss_scales(0, start, end, 2000) == pytest.approx({"simple": 1.0, "pruned": 0.1, "ctc": 0.2})
+    assert loss_scales(1000, start, end, 2000) == pytest.approx({"simple": 0.75, "pruned": 0.55, "ctc": 0.2})
+    assert loss_scales(2000, start, end, 2000) == loss_scales(10**6, start, end, 2000) == pytest.approx(end)
+
+
+def test_loss_scales_ramp_while_training_and_are_whole_on_dev(tmp_path, monkeypatch):
+    seen = {"train": [], "dev": []}
+
+    def spy(self, batch, **options):
+        seen["train" if self.model.training else "dev"].append(self.scales["pruned"])
+        return call(self, batch, **options)
+
+    call = Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", spy)
+    make_trainer(tmp_path / "a", start_scales={"pruned": 0.2}, warm_step=4).run(make_data())
+    assert seen["train"][:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0]) and set(seen["dev"]) == {1.0}

@@ -23,6 +23,7 @@ from twopass_kd.training.estimate import (
     step_cost,
     steps_per_epoch,
 )
+from twopass_kd.training.step_split import with_batches
 
 HEADER = ["phase", "learns", "teacher", "epochs", "steps", "GiB a rank", "TFLOP a step", "GPU hours"]
 
@@ -90,7 +91,8 @@ def estimate(args: argparse.Namespace) -> None:
     """Print the table."""
     if args.world_size < 1 or args.nnodes < 1:
         raise ConfigError(f"`--world-size` ({args.world_size}) and `--nnodes` ({args.nnodes}) must be positive")
-    cfg, ranks = load_config(args.conf, args.overrides), args.world_size * args.nnodes
+    ranks = args.world_size * args.nnodes
+    cfg = with_batches(load_config(args.conf, args.overrides), ranks)
     size = corpus_size(cfg, args.data_dir, args.exp_dir)
     names = [name for name in cfg.phases if not args.no_baseline or system_of(name) != BASELINE]
     costs = {name: step_cost(cfg, name) for name in names}

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from twopass_kd.config.cli import lost_worker, no_memory, without_traceback
 from twopass_kd.config.environment import log_environment, log_to_file, setup_logging
-from twopass_kd.config.fingerprint import short_hash, training_settings
 from twopass_kd.config.load import config_to_dict, load_config, save_config
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule, TrainCuts
@@ -33,35 +32,15 @@ from twopass_kd.teachers.load_teacher import Teacher, open_teacher
 from twopass_kd.training.checkpoint_files import find_latest
 from twopass_kd.training.distributed import Ranks, started_by_torchrun
 from twopass_kd.training.gpu_memory import largest_batch
+from twopass_kd.training.identity import identities
 from twopass_kd.training.initial_weights import initialise
 from twopass_kd.training.launch import STOPPED, launch_ranks, rank_log
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.optimizer_step import OutOfMemory
+from twopass_kd.training.schedules import learning_rate_scale
+from twopass_kd.training.step_split import with_batches
 from twopass_kd.training.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
 from twopass_kd.training.training_log import environment_record
-
-_BOOKKEEPING = ("stage", "report_as", "cpu_ranks")  # keys of a phase that do not change what is learnt
-
-
-def identities(
-    cfg: Config, phase: str, tokens_digest: str, data_digest: str, parents: dict[str, str]
-) -> dict[str, str]:
-    """`identity`, a hash of all that a phase's result depends on, and `resume_identity`, by which a run goes on.
-
-    The latter leaves out how large batches are: who runs out of memory halfway does not have to start anew.
-    """
-    full = config_to_dict(cfg)
-    everything = {
-        **training_settings(cfg),
-        "kd": full["kd"] if any(term.endswith("_kd") for term in cfg.phases[phase].loss_scales) else None,
-        "model": full[full["phases"][phase]["model"]],
-        "phase": {k: v for k, v in full["phases"][phase].items() if k not in _BOOKKEEPING},
-        "tokens": tokens_digest,
-        "data": data_digest,
-        "parents": parents,
-    }
-    train = {key: value for key, value in everything["train"].items() if key not in ("max_duration", "accum_grad")}
-    return {"identity": short_hash(everything), "resume_identity": short_hash({**everything, "train": train})}
 
 
 def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ranks) -> Path:
@@ -94,7 +73,8 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     if teacher is not None:
         phase = replace(phase, loss_scales=without_attention_kd(phase, teacher))
         check_teacher(teacher, model, cfg, phase, tokenizer)
-    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size)
+    running = with_batches(cfg, ranks.world_size)
+    data = AsrDataModule(running, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size)
     final = Path(exp_dir) / cfg.name / phase_name / "final.pt"
     measured = _measure(data, final.parents[2], ranks)
 
@@ -118,11 +98,18 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         )  # fmt: skip
     if ranks.device.type == "cpu" and cfg.train.precision != "float32":
         logging.warning("a CPU computes in float32; `train.precision` (%s) is for GPUs", cfg.train.precision)
+    lr_scale = learning_rate_scale(cfg.train, ranks.world_size)
+    phase = replace(phase, base_lr=phase.base_lr * lr_scale)
     logging.info(
         "training on %d utterances, %.2f hours; ranks: %d (%s), each with batches of %d x %g s",
         *(measured.num_cuts, measured.seconds / 3600, ranks.world_size, ranks.device.type),
-        *(cfg.train.accum_grad, cfg.train.max_duration),
+        *(running.train.accum_grad, running.train.max_duration),
     )
+    if lr_scale != 1:
+        logging.info(
+            "base_lr is tuned for steps of %g s (`train.ref_duration`): scaled by %.3f to %.2e",
+            *(cfg.train.ref_duration, lr_scale, phase.base_lr),
+        )
     initialise(model, cfg, phase_name, exp_dir, teacher, data)
     freeze_all_but(model, model.parts(), phase.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -156,16 +143,18 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         "trained_parts": sorted({*before["trained_parts"], *phase.train}),
         "train_seconds_before": before["train_seconds"],
     }
-    trainer = Trainer(model, objective, phase, cfg.train, final.parent, cfg.seed, metadata, ranks)
+    trainer = Trainer(model, objective, phase, running.train, final.parent, cfg.seed, metadata, ranks)
     return trainer.run(
         Data(
             train_loader=lambda epoch, skip: data.train_loader(
-                epoch, sort=phase.sort_first_epoch and epoch == 1, skip=skip
+                epoch, phase.sort_first_epoch and epoch == 1, skip, phase.spec_augment
             ),
             valid_loader=data.valid_loader,
             train_seconds=measured.seconds,
             largest_batches=[
-                largest_batch(cfg.features.num_mel_bins, cfg.train.max_duration, measured.longest, measured.most_tokens)
+                largest_batch(
+                    cfg.features.num_mel_bins, running.train.max_duration, measured.longest, measured.most_tokens
+                )
             ],
         )
     )
@@ -236,8 +225,8 @@ def default_ranks(cfg: Config, args: argparse.Namespace) -> tuple[int, list[str]
     """The ranks of a training that was not told how many, and the options by which they share a batch."""
     if args.nnodes > 1 or torch.cuda.is_available() or args.phase not in cfg.phases:
         return 1, []
-    count = cfg.phases[args.phase].cpu_ranks
-    return count, [] if count == 1 else [f"train.max_duration={cfg.train.max_duration / count}"]
+    count, duration = cfg.phases[args.phase].cpu_ranks, cfg.train.max_duration
+    return count, [] if count == 1 or duration is None else [f"train.max_duration={duration / count}"]
 
 
 def main() -> int:

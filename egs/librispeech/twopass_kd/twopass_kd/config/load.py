@@ -144,12 +144,10 @@ def _check_phase(cfg: Config, where: str, phase: PhaseConfig) -> None:
     if phase.copy_from_teacher and phase.init_from is not None:
         raise ConfigError(f"`{where}` must have either `copy_from_teacher` or `init_from`, not both")
     if phase.average > phase.num_epochs:
-        raise ConfigError(f"`{where}.average` ({phase.average}) must be from 1 to num_epochs ({phase.num_epochs})")
-    if phase.average > cfg.train.keep_last_epochs:
-        raise ConfigError(
-            f"`train.keep_last_epochs` ({cfg.train.keep_last_epochs}) must be at least `{where}.average`"
-            f" ({phase.average})"
-        )
+        raise ConfigError(f"`{where}.average` ({phase.average:g}) must be at most num_epochs ({phase.num_epochs})")
+    for term in phase.start_scales:
+        if term not in used:
+            raise ConfigError(f"`{where}.start_scales` ({term}) must have a scale in `loss_scales` too")
 
 
 def reported_systems(cfg: Config) -> dict[str, str]:

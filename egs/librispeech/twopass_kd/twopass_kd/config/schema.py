@@ -228,36 +228,59 @@ class PhaseConfig:
     copy_from_teacher: Bool = setting(False, "start from the teacher's weights wherever the shapes agree")
     train: list[ModelPart] = setting(..., "model parts that learn; the others are frozen")
     loss_scales: dict[LossTerm, NonNegativeFloat] = setting(..., "loss term -> scale")
+    start_scales: dict[LossTerm, NonNegativeFloat] = setting(
+        {}, "loss term -> its scale in the first step, from which it goes to `loss_scales` within `train.warm_step`"
+    )
     num_epochs: PositiveInt = setting(..., "passes over the training data")
     base_lr: PositiveFloat = setting(..., "the highest learning rate, at the end of the warm-up")
     sort_first_epoch: Bool = setting(False, "first epoch from short to long; for corpora that fit into memory")
     spec_augment: Bool = setting(True, "SpecAugment on the training data")
     cpu_ranks: PositiveInt = setting(1, "on a CPU, without --world-size: processes that share each batch")
-    average: PositiveInt = setting(1, "checkpoints of the last so many epochs are averaged into `final.pt`")
+    average: NonNegativeFloat = setting(
+        0.0, "epochs at the end over which the running mean of the parameters makes `final.pt`; 0: the last parameters"
+    )
 
 
 @dataclass(config=STRICT)
 class TrainConfig:
     """Settings of the training loop, shared by all phases."""
 
-    max_duration: PositiveFloat = setting(..., "seconds of audio in a batch of one rank")
-    accum_grad: PositiveInt = setting(1, "batches of each rank whose gradients make one step")
+    ref_duration: PositiveFloat = setting(
+        ..., "seconds of audio in a step, over all ranks, that `base_lr` is tuned for"
+    )
+    max_duration: PositiveFloat | None = setting(
+        None,
+        "seconds of audio in a batch of one rank, which scales learning rates by the root of the step's seconds over"
+        " `ref_duration`; null: the ranks share `ref_duration`, in batches that fit into memory",
+    )
+    accum_grad: PositiveInt | None = setting(
+        None, "with `max_duration`: batches of each rank whose gradients make one step; null: 1"
+    )
     precision: Precision = setting("float32", "of matrix products on GPUs; all else is float32")
     num_buckets: PositiveInt = setting(10, "of utterances of like length, from which batches are taken")
     num_workers: NonNegativeInt = setting(0, "processes of each rank that load data; 0: the rank itself")
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = setting([0.9, 0.98], "AdamW's two")
     weight_decay: NonNegativeFloat = setting(1e-6, "AdamW's")
-    clip_grad_norm: PositiveFloat = setting(0.5, "the loss is a mean per frame, so its gradients are small")
+    clip_grad_scale: PositiveFloat = setting(2.0, "times the median norm of the last 100 gradients: the largest norm")
     warmup_fraction: Share = setting(0.1, "of all steps; then linear decay to zero")
+    warm_step: PositiveInt = setting(2000, "steps until each loss term has its full scale (`phases.*.start_scales`)")
     save_every_n: PositiveInt = setting(500, "steps between checkpoints inside an epoch (for resuming)")
     keep_last_k: PositiveInt = setting(2, "how many of those stay")
-    keep_last_epochs: PositiveInt = setting(10, "epoch-N.pt that stay, beside the best; at least `average`")
+    keep_last_epochs: PositiveInt = setting(10, "epoch-N.pt that stay, beside the best")
     log_interval: PositiveInt = setting(50, "steps between lines of the log")
     cache_frozen_encoders: Bool = setting(
         False,
         "encode the training data once with the encoders that do not learn; needs memory for the whole corpus, and is"
         " only done in phases without SpecAugment that have more epochs than one",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.accum_grad is not None and self.max_duration is None:
+            raise ValueError(f"`accum_grad` ({self.accum_grad}) must be given with `train.max_duration`, or be null")
+        if self.accum_grad is None and self.max_duration is not None:
+            self.accum_grad = 1
+        return self
 
 
 @dataclass(config=STRICT)

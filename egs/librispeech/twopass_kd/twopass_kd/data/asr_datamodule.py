@@ -23,6 +23,7 @@ from twopass_kd.data.asr_dataset import AsrDataset, cut_text, load_features
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
 from twopass_kd.data.cut_lines import CutLines, manifest_lines, read_cuts, without_folders
 from twopass_kd.data.noise import NoiseMixer, find_musan
+from twopass_kd.data.spec_augment import SpecAugmenter
 from twopass_kd.data.tokenizer import Tokenizer, too_many_tokens
 from twopass_kd.files.layout import cuts_path
 from twopass_kd.files.write import printable, state_of_file, write_text_atomically
@@ -293,7 +294,7 @@ class AsrDataModule:
         mean = total / count
         return mean.float(), (square / count - mean.square()).clamp(min=0).sqrt().float()
 
-    def train_loader(self, epoch: int, sort: bool = False, skip: int = 0) -> DataLoader:
+    def train_loader(self, epoch: int, sort: bool = False, skip: int = 0, spec_augment: bool = False) -> DataLoader:
         """This rank's batches of epoch `epoch` (from 1): the same ones each time it is called for the same seed.
 
         After `measure_train`, by which a tiny corpus gets fewer buckets. With `corpus.musan`, noise is mixed in.
@@ -301,6 +302,7 @@ class AsrDataModule:
         Args:
           sort: from short to long instead of shuffled; reads the whole manifests into memory.
           skip: batches of this epoch that this rank has trained on already.
+          spec_augment: mask the features as SpecAugment does.
         """
         assert self.measured is not None, "measure_train first"
         corpus, train = self.cfg.corpus, self.cfg.train
@@ -320,8 +322,13 @@ class AsrDataModule:
                 **mine,
             )
             sampler.set_epoch(epoch)
-        noise = NoiseMixer(self.data_dir, self.cfg.seed, epoch) if corpus.musan else None
-        return self._loader(_Slice(sampler, skip), AsrDataset(self.dataset.tokenizer, self.data_dir, noise))
+        dataset = AsrDataset(
+            self.dataset.tokenizer,
+            self.data_dir,
+            NoiseMixer(self.data_dir, self.cfg.seed, epoch) if corpus.musan else None,
+            SpecAugmenter(self.cfg.seed, epoch) if spec_augment else None,
+        )
+        return self._loader(_Slice(sampler, skip), dataset)
 
     def valid_loader(self) -> DataLoader:
         """Every `world_size`-th batch of the dev cuts: none doubled, so ranks may have one batch more or less."""

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from twopass_kd.data.cut_checks import frames_fault
 from twopass_kd.data.cut_lines import LineCut, whole_cut
 from twopass_kd.data.noise import NoiseMixer
+from twopass_kd.data.spec_augment import SpecAugmenter
 from twopass_kd.data.tokenizer import Tokenizer
 
 
@@ -43,6 +44,14 @@ class Batch:
     def duration(self) -> float:
         """Seconds of audio."""
         return sum(c.duration for c in self.cuts)
+
+    def select(self, rows: Tensor) -> "Batch":
+        """The utterances that `rows`, (B,) bool on the CPU, tells of; padded no further than they need."""
+        cuts = [cut for cut, chosen in zip(self.cuts, rows.tolist()) if chosen]
+        rows = rows.to(self.feature.device)
+        feature_lens, y_lens = self.feature_lens[rows], self.y_lens[rows]
+        feature = self.feature[rows, : int(feature_lens.max())]
+        return Batch(feature, feature_lens, self.y[rows, : int(y_lens.max())], y_lens, cuts)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`."""
@@ -82,13 +91,21 @@ class AsrDataset(Dataset):
 
     Args:
       data_dir: whose manifests the cuts are from.
-      noise: what mixes noise into the features; None: they stay as they are.
+      noise: what mixes noise into the features; None: nothing.
+      spec_augment: what masks them then; None: nothing.
     """
 
-    def __init__(self, tokenizer: Tokenizer, data_dir: Path, noise: NoiseMixer | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        data_dir: Path,
+        noise: NoiseMixer | None = None,
+        spec_augment: SpecAugmenter | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.data_dir = data_dir
         self.noise = noise
+        self.spec_augment = spec_augment
 
     def whole(self, cut: Cut) -> Cut:
         """`whole_cut`, its text normalised: what is scored is what can be learnt."""
@@ -104,6 +121,8 @@ class AsrDataset(Dataset):
         if self.noise is not None:
             cuts = CutSet.from_cuts(self.noise.mix(cut) for cut in cuts)
         features = [load_features(cut) for cut in cuts]
+        if self.spec_augment is not None:
+            features = [self.spec_augment(x, cut.id) for x, cut in zip(features, cuts)]
         feature = pad_sequence(features, batch_first=True, padding_value=LOG_EPSILON)
         feature_lens = torch.tensor([len(x) for x in features])
         tokens = self.tokenizer.encode([cut_text(cut) for cut in cuts])

@@ -1,12 +1,9 @@
-"""The checkpoints that a training leaves in its folder: which to go on from, which to keep, their average."""
+"""The checkpoints that a training leaves in its folder: which to go on from, which to keep."""
 
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from twopass_kd.models.checkpoint import CheckpointError, load_checkpoint
 
@@ -40,21 +37,3 @@ def _newest_first(exp_dir: Path, kind: str) -> list[Path]:
     """The checkpoints of a kind by their numbers; files with other names, such as `epoch-3-mine.pt`, are not ours."""
     numbers = {path: re.fullmatch(rf"{kind}-([0-9]+)", path.stem) for path in exp_dir.glob(f"{kind}-*.pt")}
     return sorted((path for path, n in numbers.items() if n), key=lambda path: int(numbers[path][1]), reverse=True)
-
-
-def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """The arithmetic mean of the `model` entries of `paths`; integer tensors are taken from the last one."""
-    mean: dict[str, Tensor] = {}
-    for i, path in enumerate(paths):
-        model: dict[str, Tensor] = load_checkpoint(path)["model"]
-        for name, value in model.items():
-            if i == 0 or not value.is_floating_point():
-                mean[name] = value
-            else:
-                mean[name] = mean[name] + (value - mean[name]) / (i + 1)
-    return mean
-
-
-def epoch_paths(exp_dir: Path, last: int, count: int) -> list[Path]:
-    """`epoch-N.pt` for the `count` epochs that end with epoch `last`."""
-    return [exp_dir / f"epoch-{n}.pt" for n in range(last - count + 1, last + 1)]

@@ -35,10 +35,14 @@ def _describe(path: Path, content: dict[str, Any]) -> dict[str, str | None]:
     model.load_state_dict(content["model"])
     digest = content.get("weights_digest", weights_digest(content["model"]))
     sizes = model.deployed_parameters()
-    environment = content.get("environment", {})
+    environment, left_out = content.get("environment", {}), content.get("left_out", 0)
     return {
         "phase": f"{name} of {cfg.name}: {', '.join(phase.train)} of the {phase.model}",
         "progress": progress(content, phase.num_epochs),
+        "changes": "; ".join(
+            "{key} {before}, from step {step} on {now}".format(**c) for c in content.get("changes", [])
+        ),
+        "left out": f"{left_out} times an utterance whose loss was not finite" if left_out else None,
         "trained": ", ".join(content["trained_parts"]),
         "parameters": f"{sizes.pop('total'):,} ({', '.join(f'{part} {size:,}' for part, size in sizes.items())})",
         "tokens": f"{content['vocab_size']} ({content['tokens_digest'][:16]})",
@@ -55,8 +59,9 @@ def progress(content: dict[str, Any], num_epochs: int) -> str:
     """How far the training is that left a checkpoint."""
     minutes = content["train_seconds"] / 60
     if "optimizer" not in content:
-        averaged = ", ".join(content.get("averaged", ["one checkpoint"]))
-        return f"finished: average of {averaged}; {content.get('step', '?')} steps, {minutes:.1f} min with its parents"
+        averaged = content.get("averaged_steps", 0)
+        weights = f"running mean of the last {averaged} steps" if averaged else "the last parameters"
+        return f"finished: {weights}; {content.get('step', '?')} steps, {minutes:.1f} min with its parents"
     epoch, batch = content["epoch"], content["batch"]
     where = f"after {epoch - 1} of {num_epochs} epochs"
     if batch:
@@ -94,7 +99,10 @@ def short_config(cfg: Config, name: str) -> str:
     """The settings that people ask for first."""
     phase, train = cfg.phases[name], cfg.train
     scales = ", ".join(f"{term} {scale:g}" for term, scale in phase.loss_scales.items() if scale)
+    seconds = f"steps of {train.ref_duration:g} s"
+    if train.max_duration is not None:
+        seconds = f"batches of {train.max_duration:g} s x {train.accum_grad}"
     return (
         f"{'+'.join(cfg.corpus.train_parts)}, {phase.num_epochs} epochs, base_lr {phase.base_lr:g}, losses {scales}; "
-        f"batches of {train.max_duration:g} s x {train.accum_grad}, {train.precision}, seed {cfg.seed}"
+        f"{seconds}, {train.precision}, seed {cfg.seed}"
     )

@@ -1,8 +1,9 @@
 """One training loop for every phase. It minimises whatever `Objective` it is given, and survives interruption.
 
-Every random draw of a step (dropout, SpecAugment) comes from a seed made of the run's seed, the step's number and the
-rank, and the order of the batches from the seed and the epoch. So a run that is stopped and resumed at any step ends
-with the same parameters, bit for bit, as one that was not (on CPUs, with the same number of ranks).
+Every random draw of a step (dropout) comes from a seed made of the run's seed, the step's number and the rank; what
+augments an utterance from the seed, the epoch and the utterance; the order of the batches from the seed and the epoch.
+So a run that is stopped and resumed at any step ends with the same parameters, bit for bit, as one that was not (on
+CPUs, with the same number of ranks).
 """
 
 import logging
@@ -20,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lhotse.dataset import SpecAugment
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel
 
 from twopass_kd.config.schema import PhaseConfig, TrainConfig
 from twopass_kd.data.asr_dataset import Batch
@@ -30,11 +31,13 @@ from twopass_kd.files.write import write_text_atomically
 from twopass_kd.losses.precision import autocast
 from twopass_kd.models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from twopass_kd.models.encoder import num_output_frames
-from twopass_kd.training.checkpoint_files import average_checkpoints, epoch_paths, find_latest, remove_old
+from twopass_kd.training.checkpoint_files import find_latest, remove_old
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.gpu_memory import scan_largest_batches
+from twopass_kd.training.identity import changed_settings
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.optimizer_step import OptimizerStep
+from twopass_kd.training.schedules import learning_rate, loss_scales
 from twopass_kd.training.training_log import Means, TrainingLog
 
 
@@ -47,6 +50,7 @@ class Progress:
       batch: batches of it that each rank has done.
       consumed: seconds of audio seen by all ranks.
       train_seconds: wall time spent, over all resumptions.
+      left_out: utterances of all ranks whose loss was not finite, and which taught nothing therefore.
       best_valid: the lowest dev loss, of `best_epoch`; 0 before the first epoch's end.
     """
 
@@ -55,6 +59,7 @@ class Progress:
     step: int = 0
     consumed: float = 0.0
     train_seconds: float = 0.0
+    left_out: int = 0
     best_valid: float = math.inf
     best_epoch: int = 0
 
@@ -78,13 +83,6 @@ class Data:
     valid_loader: Callable[[], Iterable[Batch]]
     train_seconds: float
     largest_batches: list[Batch] = field(default_factory=list)
-
-
-def learning_rate(progress: float, base_lr: float, warmup_fraction: float) -> float:
-    """Linear warm-up, then linear decay to zero; `progress` in [0, 1] is the share of all audio seen."""
-    if progress < warmup_fraction:
-        return base_lr * progress / warmup_fraction
-    return base_lr * max(0.0, 1 - progress) / max(1e-8, 1 - warmup_fraction)
 
 
 class Trainer:
@@ -124,14 +122,14 @@ class Trainer:
             lr=phase.base_lr,
             betas=tuple(train.betas),
             weight_decay=train.weight_decay,
+            **in_one_kernel(ranks.device),
         )
         self.optimizer_step = OptimizerStep(
-            model, objective, self.optimizer, train.precision, train.clip_grad_norm, ranks
+            model, objective, self.optimizer, train.precision, train.clip_grad_scale, ranks
         )
-        self.spec_augment = (
-            SpecAugment(num_frame_masks=2, max_frames_mask_fraction=0.15) if phase.spec_augment else None
-        )
+        self.averaged = AveragedModel(model) if phase.average > 0 else None
         self.progress = Progress()
+        self.changes: list[dict[str, Any]] = []
         self._stop_signal: int | None = None
         self._stopped_at = 0.0
 
@@ -139,10 +137,10 @@ class Trainer:
         """Train from the newest checkpoint in `exp_dir`, or from the start, to the end of the phase.
 
         Returns:
-          The path of `final.pt`: the average of the last epochs, without optimizer state.
+          The path of `final.pt`: the last parameters or their running mean, without optimizer state.
         Raises:
           Interrupted: after SIGINT or SIGTERM to any rank, once the state is saved.
-          FloatingPointError: if a loss is not finite, with the utterances of the batch.
+          FloatingPointError: if losses are not finite in too many steps one after the other; names the utterances.
           OutOfMemory: if a batch does not fit, with its utterances.
           CheckpointError: if a checkpoint cannot be written.
         """
@@ -177,6 +175,7 @@ class Trainer:
         self._set_train_mode()
         means, clock, logged = Means(), time.perf_counter(), (self.progress.train_seconds, self.progress.consumed)
         total_seconds = data.train_seconds * self.phase.num_epochs
+        averaged_from = data.train_seconds * (self.phase.num_epochs - self.phase.average)
         for batches in _groups(data.train_loader(self.progress.epoch, self.progress.batch), self.cfg.accum_grad):
             num_frames, duration, stop = self.ranks.sum(
                 [
@@ -186,16 +185,20 @@ class Trainer:
                 ]
             )
             fix_random_seed(self.seed, self.progress.step, self.ranks.rank)
-            batches = [self._augment(batch.to(self.ranks.device), batch.feature_lens) for batch in batches]
+            batches = [batch.to(self.ranks.device) for batch in batches]
             lr = learning_rate(
                 (self.progress.consumed + duration) / total_seconds, self.phase.base_lr, self.cfg.warmup_fraction
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+            self.objective.scales = self._loss_scales(self.progress.step)
             for losses in self.optimizer_step(batches, num_frames, self.progress.step):
                 means.add(losses)
             self.progress.step, self.progress.batch = self.progress.step + 1, self.progress.batch + len(batches)
+            self.progress.left_out += self.optimizer_step.left_out
             self.progress.consumed += duration
+            if self.averaged is not None and self.progress.consumed > averaged_from:
+                self.averaged.update_parameters(self.model)
             self.log.advance(duration)
             now = time.perf_counter()
             self.progress.train_seconds, clock = self.progress.train_seconds + now - clock, now
@@ -213,21 +216,15 @@ class Trainer:
         """Encoder frames of a batch: known before the encoder runs, since all ranks divide by their sum."""
         return int(num_output_frames(batch.feature_lens, self.model.encoder.subsampling_factor).sum())
 
-    def _augment(self, batch: Batch, lens: Tensor) -> Batch:
-        """SpecAugment on each utterance's own frames: warping time across padding would push speech out of it.
-
-        Args:
-          lens: the batch's `feature_lens` on the CPU; Lhotse reads them one by one.
-        """
-        if self.spec_augment is not None:
-            segments = torch.stack([torch.arange(len(lens)), torch.zeros_like(lens), lens], dim=1)
-            batch.feature = self.spec_augment(batch.feature, segments.int())
-        return batch
+    def _loss_scales(self, step: int) -> dict[str, float]:
+        scales = {term: scale for term, scale in self.phase.loss_scales.items() if scale != 0}
+        return loss_scales(step, self.phase.start_scales, scales, self.cfg.warm_step)
 
     @torch.no_grad()
     def _validate(self, data: Data) -> None:
         self.model.eval()
         means = Means()
+        self.objective.scales = self._loss_scales(self.cfg.warm_step)  # so that epochs can be compared
         for batch in data.valid_loader():
             with autocast(self.ranks.device, self.cfg.precision):
                 means.add(self.objective(batch.to(self.ranks.device), cached=False))
@@ -242,7 +239,9 @@ class Trainer:
     def _report(self, split: str, means: Means, lr: float, **scalars: float) -> dict[str, Any]:
         result = means.result(self.ranks, list(self.objective.scales))
         if split == "train":
-            scalars["grad_norm"] = float(self.optimizer_step.grad_norm)
+            scalars["grad_norm"] = self.optimizer_step.grad_norm
+            scalars["percent_clipped"] = self.optimizer_step.percent_clipped()
+            scalars["left_out"] = self.progress.left_out
             if self.ranks.device.type == "cuda":
                 scalars["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
         self.log.report(
@@ -286,6 +285,9 @@ class Trainer:
                     "max_duration": self.cfg.max_duration,
                 },
                 "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
+                "grad_norms": list(self.optimizer_step.norms),
+                "averaged": None if self.averaged is None else self.averaged.state_dict(),
+                "changes": self.changes,
                 **asdict(self.progress),
                 **self.metadata,
             },
@@ -306,7 +308,15 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         if content["grad_scaler"] is not None:
             self.optimizer_step.scaler.load_state_dict(content["grad_scaler"])
+        self.optimizer_step.norms.extend(content["grad_norms"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(content["averaged"])
         self.progress = Progress(**{f.name: content[f.name] for f in fields(Progress)})
+        configs = content["config"], self.metadata["config"]
+        changes = changed_settings(*configs, self.metadata["phase"], self.progress.step)
+        self.changes = [*content["changes"], *changes]
+        for change in changes:
+            logging.warning("from step %(step)d on, `%(key)s` is %(now)s; it was %(before)s", change)
         before = content["sampler"]["world_size"], content["sampler"]["max_duration"]
         now = self.ranks.world_size, self.cfg.max_duration
         if before != now:
@@ -339,11 +349,13 @@ class Trainer:
     def _finish(self) -> Path:
         final = self.exp_dir / "final.pt"
         if self.ranks.is_main:
-            paths = epoch_paths(self.exp_dir, self.phase.num_epochs, self.phase.average)
+            count = 0 if self.averaged is None else int(self.averaged.n_averaged)
             content = {
-                "model": average_checkpoints(paths),
+                "model": (self.averaged.module if count else self.model).state_dict(),
                 "step": self.progress.step,
-                "averaged": [path.name for path in paths],
+                "averaged_steps": count,
+                "left_out": self.progress.left_out,
+                "changes": self.changes,
                 **self.metadata,
             }
             content["weights_digest"] = weights_digest(content["model"])
@@ -352,9 +364,9 @@ class Trainer:
             save_checkpoint(content, final)
             self._remove_old(0)
             logging.info(
-                "%s: average of %s, %d steps, %.0f s",
+                "%s: %s, %d steps, %.0f s",
                 final,
-                content["averaged"],
+                f"running mean of the last {count} steps" if count else "the last parameters",
                 self.progress.step,
                 self.progress.train_seconds,
             )
@@ -374,6 +386,13 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group
+
+
+def in_one_kernel(device: torch.device) -> dict[str, bool]:
+    """AdamW's option to take a step in one kernel, or in a few, instead of some for each parameter; for GPUs."""
+    if device.type != "cuda":
+        return {}
+    return {"fused" if torch.__version__ >= "2" else "foreach": True}
 
 
 def fix_random_seed(seed: int, step: int, rank: int = 0) -> None:
