@@ -1,6 +1,7 @@
 """The benchmarks run as the README says, from anywhere, on small sizes."""
 
 import importlib
+import json
 import os
 import platform
 import re
@@ -42,6 +43,20 @@ def test_train_step_prints_steps_and_parts(run_here):
     text = run_here("train_step.py", "--conf", TINY, "--repeats", "1", "train.max_duration=5")
     for name in ("teacher, RNN-T", "student, RNN-T + KD", "pruned loss", "simple loss", "optimizer"):
         assert any(line.startswith(f"{name} ") for line in text.splitlines()), name
+
+
+def test_loss_backends_prints_and_writes_each_backend(tmp_path: Path, run_here):
+    written = tmp_path / "losses.json"
+    options = ["--device", "cpu", "--sizes", "2,6,3,8", "--repeats", "1", "--json", written, "train.max_duration=5"]
+    text = run_here("loss_backends.py", "--conf", TINY, *options)
+    rows = ["simple, modified, 2,6,3,8", "pruned, regular, 2,6,3,8", "step, RNN-T", "step, RNN-T + KD"]
+    for name in rows:
+        assert f"\n| {name} | " in text
+    found = json.loads(written.read_text())
+    assert found["device"] == "cpu" and set(rows) < set(found["seconds"])
+    assert all("torch" in times and min(times.values()) > 0 for times in found["seconds"].values())
+    assert "without triton: `loss.backend` (triton) must" in text
+    assert ("torch / k2, largest: " in text) == ("without k2: " not in text)
 
 
 @pytest.mark.slow

@@ -69,8 +69,36 @@ def test_long_lattices(recursion, rnnt_type):
     assert_alike(single, (log_prob.float(), [x.float() for x in arcs]), rtol=1e-3, atol=1e-3)
 
 
-def test_losses_run_on_it_where_it_is_asked_for_by_name():
+def run(code: str, interpret: bool) -> None:
     """In a process of its own, since the kernels are made for the interpreter or for a GPU once."""
+    path = os.pathsep.join([str(ROOT / "egs/librispeech/twopass_kd"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": str(int(interpret))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_kernels_compile_for_gpus_that_are_not_here():
+    """To machine code for two of them, by the assembler that triton brings along."""
+    code = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from twopass_kd.losses import rnnt_triton
+floats = ("px", "py", "alpha", "log_prob", "px_grad", "py_grad")
+for kernel in (rnnt_triton._forward, rnnt_triton._backward):
+    signature = {name: "*fp32" if name in floats else "i32" for name in kernel.arg_names}
+    signature.update(boundary="*i64", REGULAR="constexpr", BLOCK="constexpr")
+    for regular, capability in ((True, 80), (False, 90)):
+        source = ASTSource(fn=kernel, signature=signature, constexprs={"REGULAR": regular, "BLOCK": 64})
+        ptx = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 2}).asm["ptx"]
+        assert ptx.count("bar.sync") == 1, "the neighbour's value is read after a barrier"
+"""
+    if not hasattr(pytest.importorskip("triton"), "knobs"):
+        pytest.skip("triton before 3.4 takes other arguments")
+    run(code, interpret=False)
+
+
+def test_losses_run_on_it_where_it_is_asked_for_by_name():
     code = f"""
 import torch
 from twopass_kd.losses import rnnt_backend
@@ -86,7 +114,4 @@ for name in ("triton", "torch"):
     found.append([loss, *torch.autograd.grad(loss.sum(), (am, lm))])
 torch.testing.assert_close(*found)
 """
-    path = os.pathsep.join([str(ROOT / "egs/librispeech/twopass_kd"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, **({"TRITON_INTERPRET": "1"} if DEVICE == "cpu" else {})}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run(code, interpret=DEVICE == "cpu")
