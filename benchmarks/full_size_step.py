@@ -39,7 +39,7 @@ def measure(cfg: Config, phase: str, ranks: Ranks, utterances: int, seconds: flo
     objective = build_objective(cfg, phase, ranks.device)
     model = objective.model.train()
     optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    step = OptimizerStep(model, objective, optimizer, cfg.train.precision, cfg.train.clip_grad_scale, ranks)
+    step = OptimizerStep(model, objective, optimizer, cfg.train.precision, 2.0, None, ranks)
     batch = random_utterances(cfg, utterances, seconds)
     if ranks.device.type == "cuda":
         batch = batch.pin_memory()

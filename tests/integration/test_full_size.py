@@ -32,7 +32,7 @@ def test_student_kd_takes_two_steps(conf):
     teacher_before = {name: p.clone() for name, p in teacher.named_parameters()}
 
     optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    step = OptimizerStep(model, objective, optimizer, cfg.train.precision, cfg.train.clip_grad_scale, ranks)
+    step = OptimizerStep(model, objective, optimizer, cfg.train.precision, 2.0, None, ranks)
     batch = random_utterances(cfg, 2, seconds=2.0)
     num_frames = int(num_output_frames(batch.feature_lens, model.encoder.subsampling_factor).sum())
     first, second = (step([batch], num_frames, n)[0] for n in range(2))

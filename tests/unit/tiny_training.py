@@ -77,4 +77,4 @@ def make_step(objective_type=Objective, ranks=None):
     model = tiny_model()
     objective = objective_type(model, SCALES, LossConfig(), KdConfig(), 1, 1, teacher=tiny_model(seed=5, dim=24))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return model, OptimizerStep(model, objective, optimizer, "float32", 1e9, ranks or Ranks())
+    return model, OptimizerStep(model, objective, optimizer, "float32", 1e9, None, ranks or Ranks())

@@ -34,7 +34,7 @@ def gradients(ranks, accum_grad, spoilt=()):
     freeze_all_but(model, model.parts(), list(model.parts()))
     objective = Objective(model, SCALES, LossConfig(), KdConfig(), 1, 1, teacher=tiny_model(seed=5, dim=24))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = OptimizerStep(model, objective, optimizer, "float32", 1e9, ranks)
+    step = OptimizerStep(model, objective, optimizer, "float32", 1e9, None, ranks)
     shares = ranks.world_size * accum_grad
     parts = [list(range(i, len(FRAMES), shares)) for i in range(ranks.rank, shares, ranks.world_size)]
     batch = random_batch(3, FRAMES, SYMBOLS)

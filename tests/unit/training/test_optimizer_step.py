@@ -1,6 +1,8 @@
 """One step: accumulation, half precision, batches that do not fit."""
 
+import math
 from contextlib import nullcontext
+from statistics import median
 
 import pytest
 import torch
@@ -87,3 +89,30 @@ def test_on_a_cpu_nothing_is_halved():
     with pytest.raises(OutOfMemory, match="utt-3-7"):
         step([batch], frames_of(batch), step=0)
     assert step.objective.calls == (8,)
+
+
+@pytest.mark.parametrize("cap, largest", [(None, 0.5), (0.01, 0.01)])
+def test_gradients_are_clipped_at_a_multiple_of_the_median_norm_and_at_the_limit(cap, largest):
+    model, step = make_step()
+    step.clip_grad_scale, step.clip_grad_norm = 0.5, math.inf if cap is None else cap
+    batch = random_batch(3, FRAMES, SYMBOLS)
+    for number in range(3):
+        before = list(step.norms)
+        step([batch], frames_of(batch), number)
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    expected = largest * median(before) if cap is None else largest
+    assert float(norm) == pytest.approx(expected, rel=1e-3) and expected < step.grad_norm
+    assert step.percent_clipped() == pytest.approx(100 if cap else 200 / 3) and step.percent_clipped() == 0
+
+
+def test_a_step_whose_gradient_is_not_finite_is_not_taken(caplog):
+    model, step = make_step()
+    batch = random_batch(3, FRAMES, SYMBOLS)
+    before = [p.clone() for p in model.parameters()]
+    handle = model.encoder.norm.weight.register_hook(lambda grad: grad * math.nan)
+    step([batch], frames_of(batch), 0)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before)) and not step.norms
+    assert "the gradient is not finite at step 0, batch ['utt-3-0'" in caplog.text
+    handle.remove()
+    step([batch], frames_of(batch), 1)
+    assert len(step.norms) == 1 and not all(torch.equal(p, q) for p, q in zip(model.parameters(), before))

@@ -262,6 +262,9 @@ class TrainConfig:
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = setting([0.9, 0.98], "AdamW's two")
     weight_decay: NonNegativeFloat = setting(1e-6, "AdamW's")
     clip_grad_scale: PositiveFloat = setting(2.0, "times the median norm of the last 100 gradients: the largest norm")
+    clip_grad_norm: PositiveFloat | None = setting(
+        None, "the largest norm, whatever the median is; for trainings so short that the fall of the first norms counts"
+    )
     warmup_fraction: Share = setting(0.1, "of all steps; then linear decay to zero")
     warm_step: PositiveInt = setting(2000, "steps until each loss term has its full scale (`phases.*.start_scales`)")
     save_every_n: PositiveInt = setting(500, "steps between checkpoints inside an epoch (for resuming)")

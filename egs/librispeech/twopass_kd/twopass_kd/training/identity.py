@@ -10,7 +10,7 @@ _BOOKKEEPING = ("stage", "report_as", "cpu_ranks")  # keys of a phase that do no
 # What may change while a training goes on, beside the phase's `base_lr`: who runs out of memory halfway, or meets
 # losses that are not finite, does not have to start anew. Checkpoints tell from which step on.
 CHANGEABLE = {
-    "train": ("max_duration", "accum_grad", "precision", "clip_grad_scale"),
+    "train": ("max_duration", "accum_grad", "precision", "clip_grad_scale", "clip_grad_norm"),
     "kd": ("teacher_precision",),
     "phase": ("base_lr",),
 }

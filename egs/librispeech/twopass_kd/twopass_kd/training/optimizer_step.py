@@ -45,6 +45,7 @@ class OptimizerStep:
       objective: gives the loss terms of a batch.
       precision: float32 | bfloat16 | float16, of the forward pass on a GPU; half precision with a gradient scaler.
       clip_grad_scale: largest norm of the gradient, as a multiple of the median of those before.
+      clip_grad_norm: largest norm of the gradient, if that is less; None: not.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class OptimizerStep:
         optimizer: Optimizer,
         precision: str,
         clip_grad_scale: float,
+        clip_grad_norm: float | None,
         ranks: Ranks,
     ) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -61,6 +63,7 @@ class OptimizerStep:
         self.optimizer = optimizer
         self.precision = precision
         self.clip_grad_scale = clip_grad_scale
+        self.clip_grad_norm = math.inf if clip_grad_norm is None else clip_grad_norm
         self.ranks = ranks
         if ranks.world_size > 1:
             with torch.no_grad():
@@ -160,7 +163,9 @@ class OptimizerStep:
             torch.cuda.empty_cache()  # outside `except`, where the error would keep the tensors alive
         total = self._add_up(sum((losses.total.detach().sum() for _, losses in parts), torch.zeros(())))
         self.scaler.unscale_(self.optimizer)
-        largest = self.clip_grad_scale * median(self.norms) if self.norms else math.inf
+        largest = self.clip_grad_norm
+        if self.norms:
+            largest = min(largest, self.clip_grad_scale * median(self.norms))
         norm = nn.utils.clip_grad_norm_(self.parameters, largest)
         self.grad_norm, total = torch.stack([norm.float(), total.to(norm.device)]).tolist()
         self._steps, self._clipped = self._steps + 1, self._clipped + (self.grad_norm > largest)

@@ -125,7 +125,7 @@ class Trainer:
             **in_one_kernel(ranks.device),
         )
         self.optimizer_step = OptimizerStep(
-            model, objective, self.optimizer, train.precision, train.clip_grad_scale, ranks
+            model, objective, self.optimizer, train.precision, train.clip_grad_scale, train.clip_grad_norm, ranks
         )
         self.averaged = AveragedModel(model) if phase.average > 0 else None
         self.progress = Progress()
