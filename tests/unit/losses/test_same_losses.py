@@ -89,6 +89,16 @@ def training() -> Values:
     return found
 
 
+def test_values_of_the_recursion_in_torch_are_those_of_the_k2_stack():
+    use_backend("torch")
+    try:
+        found = loss_terms()
+    finally:
+        use_backend()
+    for name, values in json.loads(EXPECTED.read_text())["values"]["loss_terms"].items():
+        assert found[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+
+
 @pytest.mark.parametrize("values_of", [loss_terms, training], ids=lambda f: f.__name__)
 def test_values_are_those_of_the_k2_stack(values_of):
     expected, found = json.loads(EXPECTED.read_text())["values"][values_of.__name__], values_of()
