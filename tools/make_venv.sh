@@ -74,7 +74,7 @@ system="$(uname -s) $(uname -m)"
 [ "$system" = "Linux x86_64" ] || fail "the pinned wheels are for Linux x86_64 only and this is $system;" \
   "make an environment of your own (docs/install.md), activate it and call run.sh in egs/librispeech/twopass_kd directly"
 
-echo "Setting up $venv with $("$python" --version) (some minutes, 4 to 6 GB)"
+echo "Setting up $venv with $("$python" --version) (some minutes, 4 to 8 GB)"
 if [ "$existing" != "$version" ]; then
   "$python" -m venv --clear "$venv" || fail "\`$python -m venv\` failed; on Debian and Ubuntu: apt install python$version-venv"
 fi
