@@ -1,17 +1,19 @@
 # Two commands: `make demo` and `make test`. Each sets everything up first: a virtual environment, .venv with torch 1.13
-# and k2, or with STACK=torch2 .venv-torch2 with torch 2.x and fast_rnnt.
+# and k2, or .venv-torch2 with torch 2.x. STACK= names which; else tools/choose_stack.sh does.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help venv kaldifeat demo lint test test-slow test-all clean
 
-STACK ?= k2
+STACK ?=
 PYTHON ?=
 ARGS ?=
 WORKERS ?= 2
 recipe := egs/librispeech/twopass_kd
-venv := $(if $(filter torch2,$(STACK)),.venv-torch2,.venv)
-py := $(venv)/bin/python
+# Asked for once, and only by targets that need it.
+stack = $(eval stack := $(or $(STACK),$(shell PYTHON='$(PYTHON)' tools/choose_stack.sh)))$(stack)
+venv = $(if $(filter torch2,$(stack)),.venv-torch2,.venv)
+py = $(venv)/bin/python
 # Tests of one file share what they make, so they run on one worker; the files in the order of their names.
 pytest = $(py) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -21,12 +23,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' Makefile
-	@echo '  STACK=k2 (default) is torch 1.13.1 and k2 in .venv, for Python 3.10 and 3.11;'
-	@echo '  STACK=torch2 is torch 2.x and fast_rnnt in .venv-torch2, for Python 3.10 to 3.13'
+	@echo '  STACK=k2 is torch 1.13.1 and k2 in .venv, for Python 3.10 and 3.11 and GPUs up to compute capability 8.9;'
+	@echo '  STACK=torch2 is torch 2.x without k2 in .venv-torch2, for Python 3.10 to 3.13 and newer GPUs;'
+	@echo '  without STACK= it is k2 where that can be, else torch2: a line says which and why'
 	@echo '  PYTHON=/path/to/python3.11 picks the interpreter'
 
 venv:  ## make the stack's virtual environment from requirements/ (does nothing when it is up to date)
-	@STACK='$(STACK)' PYTHON='$(PYTHON)' tools/make_venv.sh
+	@STACK='$(stack)' PYTHON='$(PYTHON)' tools/make_venv.sh
 
 kaldifeat: venv  ## compile kaldifeat (the features of k2's recipes) for the torch in .venv; optional, needs a C++ compiler
 	@tools/build_kaldifeat.sh $(py)
@@ -47,9 +50,9 @@ test-slow: venv  ## the slow tests: Slurm, killed trainings, full sizes, a brows
 	@tests/install_programs.sh
 	@$(pytest) -m slow $(ARGS)
 
-test-all: test test-slow  ## all tests, the quick ones and the full sizes on both stacks
-	@$(MAKE) test STACK=torch2
-	@$(MAKE) test-slow STACK=torch2 ARGS='$(ARGS) tests/integration/test_full_size.py'
+test-all: test test-slow  ## all tests; where the stack is k2, the quick ones and the full sizes on torch2 as well
+	@[ $(stack) = torch2 ] || $(MAKE) test STACK=torch2
+	@[ $(stack) = torch2 ] || $(MAKE) test-slow STACK=torch2 ARGS='$(ARGS) tests/integration/test_full_size.py'
 
 clean:  ## remove both environments and caches (not what runs made: download/, data/, exp/)
 	@rm -rf .venv .venv-torch2 .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Time of a training step with torch 1.13 and k2 against torch 2.x and fast_rnnt.
+"""Time of a training step with torch 1.13 and k2 against torch 2.x without k2.
 
     make venv && make venv STACK=torch2
     .venv/bin/python benchmarks/stacks.py

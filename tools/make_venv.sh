@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the virtual environment of a stack at the repository root, with exactly the packages in requirements/.
 # `make venv` calls it. Does nothing where the stamp in it says that these requirements are installed already.
-#   STACK=k2       (default) .venv: torch 1.13.1 and k2 1.23.4; Python 3.10 or 3.11
-#   STACK=torch2   .venv-torch2: torch 2.13.0 and fast_rnnt 1.3, compiled here; Python 3.10 to 3.13
+#   STACK=k2       .venv: torch 1.13.1 and k2 1.23.4; Python 3.10 or 3.11
+#   STACK=torch2   .venv-torch2: torch 2.13.0 for CUDA 13, or 2.10.0 for CUDA 12; Python 3.10 to 3.13
 #   PYTHON=...     the interpreter to use; default: the first on PATH of python3.11, python3.10, ... that fits
 set -euo pipefail
 unset CDPATH
@@ -13,7 +13,7 @@ fail() {
   exit 1
 }
 
-stack=${STACK:-k2}
+stack=${STACK:-$(tools/choose_stack.sh)}
 requirements=(requirements/pip.txt requirements/base.txt requirements/dev.txt pyproject.toml)
 case "$stack" in
   k2)
@@ -25,8 +25,7 @@ case "$stack" in
   torch2)
     venv=.venv-torch2
     versions=(3.11 3.12 3.13 3.10)
-    fast_rnnt=(requirements/torch2.txt requirements/fast_rnnt.txt tools/build_fast_rnnt.sh) # it is compiled by
-    requirements+=("${fast_rnnt[@]}")
+    requirements+=(requirements/torch2.txt requirements/torch2-cuda13.txt requirements/torch2-cuda12.txt)
     why="requirements/torch2.txt holds for these"
     ;;
   *) fail "\`STACK\` ($stack) must be k2 (torch 1.13.1) or torch2 (torch 2.x and no k2)" ;;
@@ -75,7 +74,7 @@ system="$(uname -s) $(uname -m)"
 [ "$system" = "Linux x86_64" ] || fail "the pinned wheels are for Linux x86_64 only and this is $system;" \
   "make an environment of your own (docs/install.md), activate it and call run.sh in egs/librispeech/twopass_kd directly"
 
-echo "Setting up $venv with $("$python" --version) (a minute for k2, 3 GB; torch2 compiles for some minutes)"
+echo "Setting up $venv with $("$python" --version) (some minutes, 4 to 8 GB)"
 if [ "$existing" != "$version" ]; then
   "$python" -m venv --clear "$venv" || fail "\`$python -m venv\` failed; on Debian and Ubuntu: apt install python$version-venv"
 fi
@@ -95,13 +94,18 @@ if [ "$stack" = k2 ]; then
   wait "$torch" || exit 1
   trap - EXIT
 else
-  pip install -r requirements/base.txt -r requirements/torch2.txt -r requirements/dev.txt
-  built=$(cat "${fast_rnnt[@]}" | cksum)
-  if [ "$(cat "$venv/fast_rnnt" 2>/dev/null)" != "$built" ] || ! "$venv/bin/python" -c 'import fast_rnnt' 2>/dev/null; then
-    tools/build_fast_rnnt.sh "$PWD/$venv/bin/python" ||
-      fail "fast_rnnt did not build, see above; mend that and run make again"
-    printf '%s\n' "$built" >"$venv/fast_rnnt"
-  fi
+  # CUDA 13 needs driver 580 or newer, and its torch a GPU of compute capability 7.5 or more; CUDA 12 goes back to driver
+  # 525 and 7.0. Where no GPU is seen the newer one.
+  cuda=13
+  while IFS=', ' read -r driver capability; do
+    [[ $driver,$capability =~ ^([0-9]+)[0-9.]*,([0-9]+)\.([0-9]+)$ ]] || continue
+    if [ "${BASH_REMATCH[1]}" -lt 580 ] || [ "${BASH_REMATCH[2]}${BASH_REMATCH[3]}" -lt 75 ]; then
+      cuda=12
+      echo "torch for CUDA 12, since the GPU's driver is $driver and its compute capability $capability"
+    fi
+  done < <(timeout 30 nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null || true)
+  torch2=(-r requirements/torch2.txt -r "requirements/torch2-cuda$cuda.txt")
+  pip install -r requirements/base.txt "${torch2[@]}" -r requirements/dev.txt
 fi
 pip install --no-deps --no-build-isolation --editable . # the commands in bin/ of it, twopass-recognize among them
 

@@ -1,6 +1,6 @@
 # Sourced by run.sh, and by you before you call a script by hand:  . ./path.sh
-# Takes the Python environment that is active where pydantic and k2 or fast_rnnt import in it, else the repository's
-# .venv, else its .venv-torch2, and puts this recipe on PYTHONPATH; an icefall checkout too, where ICEFALL_ROOT names one
+# Takes the Python environment that is active where pydantic and lhotse (which needs torch) import in it, else the
+# repository's .venv, else its .venv-torch2, and puts this recipe on PYTHONPATH; an icefall checkout too, where ICEFALL_ROOT names one
 # or this folder lies inside one.
 # shellcheck shell=bash
 
@@ -19,18 +19,18 @@ done
 
 if [ -n "$_twopass_active" ]; then
   : # by `make` or by hand
-elif python3 -c 'import pydantic, k2' >/dev/null 2>&1 || python3 -c 'import pydantic, fast_rnnt' >/dev/null 2>&1; then
+elif python3 -c 'import pydantic, lhotse' >/dev/null 2>&1; then
   : # the user's own
 elif [ -n "$_twopass_venv" ]; then
   [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] ||
-    echo "path.sh: the active environment (${VIRTUAL_ENV:-$CONDA_PREFIX}) lacks pydantic, or both k2 and fast_rnnt, so" \
+    echo "path.sh: the active environment (${VIRTUAL_ENV:-$CONDA_PREFIX}) lacks pydantic or lhotse, so" \
       "$_twopass_venv is taken" >&2
   export VIRTUAL_ENV=$_twopass_venv PATH=$_twopass_venv/bin:$PATH
   unset PYTHONHOME
 else
-  echo "error: \`import pydantic\`, or both \`import k2\` and \`import fast_rnnt\`, fail in" \
-    "$(command -v python3 || echo 'python3, which is not on PATH'), and there is no .venv: do \`make venv\` at the root" \
-    "of the repository, or in an environment where k2 works \`pip install -e REPOSITORY\` (docs/install.md)" >&2
+  echo "error: \`import pydantic, lhotse\` fails in $(command -v python3 || echo 'python3, which is not on PATH')," \
+    "and there is no .venv: do \`make venv\` at the root of the repository, or in an environment that has torch" \
+    "\`pip install -e REPOSITORY\` (docs/install.md)" >&2
   return 1
 fi
 

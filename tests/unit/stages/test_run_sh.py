@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -178,6 +179,32 @@ def test_run_sh_missing_teacher_names_its_stage(tmp_path):
     assert "fbank/musan_cuts.jsonl.gz is missing, which stage 3 reads; stage 2 makes it" in message
 
 
+def test_run_sh_tries_the_gpus_before_it_trains(tmp_path):
+    data = tmp_path / "data"
+    (data / ".stages").mkdir(parents=True)
+    for name in ("fbank/librispeech_cuts_train-clean.jsonl.gz", "fbank/librispeech_cuts_dev-clean.jsonl.gz",
+                 "lang_bpe_50/bpe.model", "lang_bpe_50/tokens.txt"):  # fmt: skip
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch()
+    python = tmp_path / "bin" / "python3"  # in which check_env finds a GPU that fails
+    python.parent.mkdir()
+    log = tmp_path / "calls"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *bin.check_env*) echo "$*" >{log}; echo "error: GPU 0 fails" >&2; exit 1 ;; esac\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    args = ["--conf", TINY, "--stage", 3, "--stop-stage", 3, "--data-dir", data, "--exp-dir", tmp_path / "e",
+            "loss.backend=auto"]  # fmt: skip
+    path = f"{python.parent}:{environment()['PATH']}"
+    assert "error: GPU 0 fails" in error(*args, PATH=path, CUDA_VISIBLE_DEVICES="0")
+    assert log.read_text() == f"-m twopass_kd.bin.check_env --conf {TINY} loss.backend=auto\n"
+    assert not (tmp_path / "e" / "tiny" / "log").exists()
+    log.unlink()
+    assert "stage 3 (teacher RNN-T) failed" in error(*args, PATH=path, CUDA_VISIBLE_DEVICES="")
+    assert not log.exists()  # there is no GPU
+
+
 def test_run_sh_folder_corpus_without_its_parts_is_an_error(tmp_path):
     message = error("--conf", TINY, "corpus.kind=folder", "--corpus-dir", tmp_path, "--data-dir", tmp_path / "d",
                     "--exp-dir", tmp_path / "e", "--stop-stage", 0)  # fmt: skip
@@ -277,7 +304,7 @@ def test_path_sh_takes_icefall_root(icefall):
     assert "`ICEFALL_ROOT`" in wrong.stderr and "must be an icefall checkout" in wrong.stderr
 
 
-def test_path_sh_without_loss_backend_says_what_to_do(tmp_path):
+def test_path_sh_without_an_environment_says_what_to_do(tmp_path):
     recipe = tmp_path / "egs" / "librispeech" / "twopass_kd"
     recipe.mkdir(parents=True)
     for name in ("run.sh", "path.sh", "cmd.sh", "conf"):
@@ -290,15 +317,15 @@ def test_path_sh_without_loss_backend_says_what_to_do(tmp_path):
         [recipe / "run.sh", "--dry-run"], env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "`import pydantic`, or both `import k2` and `import fast_rnnt`, fail in" in done.stderr
+    assert "`import pydantic, lhotse` fails in" in done.stderr
     assert "make venv" in done.stderr and "pip install -e" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("imports", "there", "taken"),
     [
-        ("pydantic, fast_rnnt", [".venv", ".venv-torch2"], "active"),
-        ("k2", [".venv", ".venv-torch2"], ".venv"),
+        ("pydantic, lhotse", [".venv", ".venv-torch2"], "active"),
+        ("k2, lhotse", [".venv", ".venv-torch2"], ".venv"),
         ("nothing", [".venv", ".venv-torch2"], ".venv"),
         ("nothing", [".venv-torch2"], ".venv-torch2"),
     ],
@@ -316,7 +343,7 @@ def test_path_sh_takes_active_environment_then_venv_then_torch2(tmp_path, import
     code = f'. "{recipe}/path.sh" && command -v python3'
     env = {"PATH": path, "VIRTUAL_ENV": f"{tmp_path}/active"}
     done = subprocess.run(["bash", "-c", code], env=env, capture_output=True, text=True)
-    assert ("lacks pydantic, or both k2 and fast_rnnt, so" in done.stderr) == (taken != "active")
+    assert ("lacks pydantic or lhotse, so" in done.stderr) == (taken != "active")
     assert done.stdout.strip() == str(tmp_path / taken / "bin" / "python3"), done.stderr
 
 

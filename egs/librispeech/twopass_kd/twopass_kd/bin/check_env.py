@@ -1,8 +1,9 @@
-"""Checks that this Python has what the recipe needs: k2 built for its torch, or fast_rnnt; lhotse; the rest.
+"""Checks that this Python has what the recipe needs, and that a small training step runs on each GPU.
 
-    python -m twopass_kd.bin.check_env
+    python -m twopass_kd.bin.check_env [--conf conf/mini.yaml [key=value ...]]
 
-Prints one line with the versions and returns 0, or says what is wrong and how to put it right and returns 1.
+Prints a line with the versions and one for each GPU and returns 0, or says what is wrong and how to put it right and
+returns 1. `--conf` names the loss backend and the precision that are tried on the GPUs.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import importlib.util
 import platform
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,62 +69,75 @@ def check_environment() -> list[str]:
     """
     torch_version = _import("torch", "torch").__version__.split("+")[0]
     numpy = _import("numpy", "numpy")
-    if torch_version.startswith("1.") and not numpy.__version__.startswith("1."):
+    if tuple(map(int, torch_version.split(".")[:2])) < (2, 3) and not numpy.__version__.startswith("1."):
         raise EnvironmentProblem(
             f"numpy ({numpy.__version__}) must be below 2 with torch {torch_version}; do `pip install 'numpy<2'`"
         )
-    backend = _loss_backend(torch_version)
+    packages = ["torch", "lhotse", "numpy"]
+    if importlib.util.find_spec("k2") is not None:
+        _check_k2(torch_version)
+        packages.insert(1, "k2")
     for module, package in MODULES.items():
         _import(module, package)
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", backend, "lhotse", "numpy")]
-    return [f"python {platform.python_version()}", *versions]
+    return [f"python {platform.python_version()}", *(f"{name} {importlib.metadata.version(name)}" for name in packages)]
 
 
-def _loss_backend(torch_version: str) -> str:
-    """The name of what the transducer losses will use; see `rnnt_backend.use_backend`."""
-    problems = []
-    for backend, problem in (("k2", _k2_problem), ("fast_rnnt", _fast_rnnt_problem)):
-        found = problem(torch_version)
-        if found is None:
-            return backend
-        problems.append(found)
-    raise EnvironmentProblem(
-        f"the transducer losses need k2 or fast_rnnt, and neither works here. {problems[0]}. {problems[1]}. "
-        "`make venv` at the repository root installs everything, or activate an environment where one of them imports"
-    )
+def check_gpus(conf: Path | None, overrides: Sequence[str]) -> list[str]:
+    """A small training step on each GPU, as the config has it; where torch sees none and one is there, a warning.
+
+    Returns:
+      What was found, a line each.
+    Raises:
+      EnvironmentProblem: the first GPU that cannot run it, and the fix.
+    """
+    import torch  # these import only where `check_environment` found nothing
+
+    from twopass_kd.config.load import load_config
+    from twopass_kd.stages.commands import visible_gpus
+    from twopass_kd.training.gpu_probe import Gpu, try_training_step, what_to_do, why_none
+
+    if not torch.cuda.is_available():
+        visible = visible_gpus()
+        if not visible:
+            return []
+        try:
+            torch.cuda.init()
+            said = ""
+        except Exception as e:
+            said = str(e)
+        there = f"GPU {', '.join(visible)} of this machine"
+        return [f"warning: {there} will not be used, and training LibriSpeech on a CPU takes weeks: {why_none(said)}"]
+    cfg = load_config(conf, overrides) if conf else None
+    settings = (cfg.loss.backend, cfg.train.precision) if cfg else ()
+    lines = []
+    for index in range(torch.cuda.device_count()):
+        gpu, started = Gpu.of_torch(index), time.monotonic()
+        try:
+            backend = try_training_step(torch.device("cuda", index), *settings)
+        except Exception as e:  # torch, cuDNN, k2 and Triton have errors of their own
+            raise EnvironmentProblem(what_to_do(str(e), gpu)) from e
+        seconds = time.monotonic() - started
+        lines.append(f"{gpu}: a small training step works, its losses on {backend} ({seconds:.1f} s)")
+    return lines
 
 
-def _k2_problem(torch_version: str) -> str | None:
-    if importlib.util.find_spec("k2") is None:
-        return "k2 is not installed"
+def _check_k2(torch_version: str) -> None:
     built_for = torch_version_k2_was_built_for()
     if built_for is not None and torch_version != built_for:
-        return (
+        raise EnvironmentProblem(
             f"torch ({torch_version}) must be {built_for}, the version that the installed k2 was built for: "
-            f"do `pip install torch=={built_for}`, or install the k2 built for torch {torch_version}"
+            f"do `pip install torch=={built_for}`, or install the k2 built for torch {torch_version}, or do without k2 "
+            "(`pip uninstall k2`)"
         )
     try:
         importlib.import_module("k2")
     except Exception as e:  # a wrong wheel fails in many ways
         python = ".".join(platform.python_version_tuple()[:2])
-        return (
+        raise EnvironmentProblem(
             f"`import k2` failed ({type(e).__name__}: {e}): with \"No module named '_k2'\" it is the wheel of another "
-            f"Python than this {python}: do `pip install --force-reinstall --no-deps -r requirements/k2.txt`"
-        )
-    return None
-
-
-def _fast_rnnt_problem(torch_version: str) -> str | None:
-    if importlib.util.find_spec("fast_rnnt") is None:
-        return "fast_rnnt is not installed (`tools/build_fast_rnnt.sh` builds it for torch 2)"
-    try:
-        importlib.import_module("fast_rnnt")
-    except Exception as e:
-        return (
-            f"`import fast_rnnt` failed ({type(e).__name__}: {e}): it was built for another torch than this "
-            f"{torch_version}: do `tools/build_fast_rnnt.sh PYTHON` again"
-        )
-    return None
+            f"Python than this {python}: do `pip install --force-reinstall --no-deps -r requirements/k2.txt`, or do "
+            "without k2 (`pip uninstall k2`)"
+        ) from e
 
 
 def _import(module: str, package: str):
@@ -136,14 +151,18 @@ def _import(module: str, package: str):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    description = __doc__.split("\n\n")[0]
-    argparse.ArgumentParser(prog="check_env", description=description).parse_args(argv)
+    parser = argparse.ArgumentParser(prog="check_env", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--conf", type=Path, help="YAML of an experiment (default: loss.backend=auto in float32)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. loss.backend=torch")
+    args = parser.parse_args(argv)
     try:
         versions = check_environment()
-    except EnvironmentProblem as e:
+        print("environment: " + ", ".join(versions))
+        for line in check_gpus(args.conf, args.overrides):
+            print(line)
+    except (EnvironmentProblem, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    print("environment: " + ", ".join(versions))
     return 0
 
 

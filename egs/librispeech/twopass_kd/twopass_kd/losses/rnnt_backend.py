@@ -20,7 +20,7 @@ BACKENDS = ("k2", "triton", "fast_rnnt", "torch")  # "auto" takes the first that
 _INSTALL = {
     "k2": "`make venv` installs it for torch 1.13; for another torch see docs/install.md",
     "triton": "torch 2 for CUDA brings it along; it needs a C compiler and Python's headers (docs/install.md)",
-    "fast_rnnt": "tools/build_fast_rnnt.sh compiles it (with FAST_RNNT_CUDA=1 for GPUs)",
+    "fast_rnnt": "compile it from its authors' sources (for GPUs with CUDA)",
 }
 _name = "auto"
 

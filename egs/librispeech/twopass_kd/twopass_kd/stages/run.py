@@ -47,6 +47,7 @@ class StageRun:
         self.locks = Locks(plan.experiment, plan.data_dir)
         self._data_checked = False
         self._settings_noted = False
+        self._gpus_checked = False
 
     def run(self) -> None:
         """Raises RunError and LockError, or Stopped."""
@@ -85,6 +86,8 @@ class StageRun:
             for job in (job for stage in pending for job in jobs[stage]):
                 say(f"OMP_NUM_THREADS={job.threads} {shlex.join(job.command)}", sys.stdout)
             return
+        if gpus:
+            self._check_gpus()
         for stage in pending if self.force else []:
             for folder in ["export"] if stage == 10 else self.plan.phases(stage):
                 self._set_aside(self.plan.experiment / folder)
@@ -179,6 +182,15 @@ class StageRun:
         if subprocess.run(check).returncode:
             raise SystemExit(1)  # it has said why
         self._data_checked = True
+
+    def _check_gpus(self) -> None:
+        """The GPUs are tried once, before the first stage that uses them."""
+        if self._gpus_checked:
+            return
+        check = ["python3", "-m", "twopass_kd.bin.check_env", "--conf", self.args.conf, *self.args.overrides]
+        if subprocess.run(check).returncode:
+            raise SystemExit(1)  # it has said why
+        self._gpus_checked = True
 
     def _set_aside(self, folder: Path) -> None:
         """Rename a folder, so that what makes it starts anew."""
