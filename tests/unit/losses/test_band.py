@@ -52,7 +52,8 @@ def with_symbols(boundary):
 @pytest.mark.parametrize("case", CASES)
 def test_ranges_are_k2s(k2, case, prune_range, rnnt_type):
     for seed, scale in enumerate([0.1, 1.0, 5.0, 30.0]):
-        _, boundary, (px_grad, py_grad) = batch(case, rnnt_type, seed, scale)
+        _, boundary, arcs = batch(case, rnnt_type, seed, scale)
+        px_grad, py_grad = ((x * 4096).round() / 4096 for x in arcs)  # so that sums are exact in whatever order
         found = prune_ranges(px_grad, py_grad, boundary, prune_range)
         contiguous = (px_grad.contiguous(), py_grad.contiguous())
         expected = k2.get_rnnt_prune_ranges(*contiguous, with_symbols(boundary), prune_range)

@@ -310,11 +310,11 @@ class AsrDataModule:
         lines = self._usable(self._lines(corpus.train_parts), corpus.train_parts)
         if sort:
             cuts = lines.to_eager().sort_by_duration(ascending=True)
-            sampler = SimpleCutSampler(cuts, max_duration=train.max_duration, shuffle=False, **mine)
+            sampler = SimpleCutSampler(cuts, max_duration=self._batch_seconds(), shuffle=False, **mine)
         else:
             sampler = DynamicBucketingSampler(
                 lines,
-                max_duration=train.max_duration,
+                max_duration=self._batch_seconds(),
                 num_buckets=max(2, min(train.num_buckets, self.measured.num_cuts // 50)),
                 shuffle=True,
                 seed=self.cfg.seed,
@@ -330,9 +330,14 @@ class AsrDataModule:
         )
         return self._loader(_Slice(sampler, skip), dataset)
 
+    def _batch_seconds(self) -> float:
+        """`train.max_duration`; until a training has worked it out, this rank's share of a step."""
+        train = self.cfg.train
+        return train.max_duration or train.ref_duration / self.world_size
+
     def valid_loader(self) -> DataLoader:
         """Every `world_size`-th batch of the dev cuts: none doubled, so ranks may have one batch more or less."""
-        sampler = DynamicCutSampler(self.valid_cuts(), max_duration=self.cfg.train.max_duration, shuffle=False, **_ALL)
+        sampler = DynamicCutSampler(self.valid_cuts(), max_duration=self._batch_seconds(), shuffle=False, **_ALL)
         return self._loader(_Slice(sampler, self.rank, self.world_size))
 
     def decode_loader(self, part: str) -> DataLoader:
