@@ -51,5 +51,6 @@ if __name__ == "__main__":
     ranks = Ranks.from_torchrun()
     folder, accum_grad, *spoilt = sys.argv[1:]
     torch.save(gradients(ranks, int(accum_grad), [int(i) for i in spoilt]), Path(folder) / f"rank{ranks.rank}.pt")
-    torch.save([rank_memory(ranks), ranks.smallest(ranks.rank + 3.0)], Path(folder) / f"memory{ranks.rank}.pt")
+    memory = torch.tensor([rank_memory(ranks), ranks.smallest(ranks.rank + 3.0)], dtype=torch.float64)
+    torch.save(memory, Path(folder) / f"memory{ranks.rank}.pt")
     ranks.leave()
