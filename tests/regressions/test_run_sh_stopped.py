@@ -76,6 +76,7 @@ def test_run_sh_killed_holds_its_folders_until_its_jobs_have_ended(start, tmp_pa
     children = launcher.children(recursive=True)
     job = next(c for c in children if "local/get_corpus.py" in c.cmdline())
     job.suspend()
+    wait_until(lambda: job.status() == psutil.STATUS_STOPPED)  # before that, SIGINT may end it at once
     process.kill()
     process.wait()
     assert is_locked(tmp_path / "e" / "tiny") and is_locked(tmp_path / "d")
