@@ -172,10 +172,9 @@ def step(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     split = split_step(cfg.train, 1, utterance_seconds(args), cost, rank_memory(ranks), device.type)
     utterances = max(1, int(split.max_duration / utterance_seconds(args)))
     batch = random_utterances(cfg, utterances, utterance_seconds(args)).to(device)
-    model, train = objective.model, cfg.train
+    model, train = objective.model, split.apply(cfg.train)
     optimizer = AdamW([p for p in model.parameters() if p.requires_grad], 1e-5, **in_one_kernel(device))
-    clips = train.clip_grad_scale, train.clip_grad_norm
-    take_step = OptimizerStep(model, objective, optimizer, train.precision, *clips, ranks)
+    take_step = OptimizerStep(model, objective, optimizer, train, ranks)
     num_frames = int(num_output_frames(batch.feature_lens, model.encoder.subsampling_factor).sum())
     take = partial(take_step, [batch], num_frames, 0)
     seconds = seconds_of(take, device, budget=4)

@@ -73,8 +73,9 @@ def stop_after(count):
     return on_batch
 
 
-def make_step(objective_type=Objective, ranks=None):
+def make_step(objective_type=Objective, ranks=None, **train):
     model = tiny_model()
     objective = objective_type(model, SCALES, LossConfig(), KdConfig(), 1, 1, teacher=tiny_model(seed=5, dim=24))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return model, OptimizerStep(model, objective, optimizer, "float32", 1e9, None, ranks or Ranks())
+    settings = TrainConfig(ref_duration=1.0, **{"clip_grad_scale": 1e9, **train})
+    return model, OptimizerStep(model, objective, optimizer, settings, ranks or Ranks())

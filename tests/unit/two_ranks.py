@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tiny import random_batch, tiny_model
-from twopass_kd.config.schema import KdConfig, LossConfig
+from twopass_kd.config.schema import KdConfig, LossConfig, TrainConfig
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.training.distributed import Ranks
 from twopass_kd.training.objective import Objective
@@ -35,7 +35,7 @@ def gradients(ranks, accum_grad, spoilt=()):
     freeze_all_but(model, model.parts(), list(model.parts()))
     objective = Objective(model, SCALES, LossConfig(), KdConfig(), 1, 1, teacher=tiny_model(seed=5, dim=24))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = OptimizerStep(model, objective, optimizer, "float32", 1e9, None, ranks)
+    step = OptimizerStep(model, objective, optimizer, TrainConfig(ref_duration=1.0, clip_grad_scale=1e9), ranks)
     shares = ranks.world_size * accum_grad
     parts = [list(range(i, len(FRAMES), shares)) for i in range(ranks.rank, shares, ranks.world_size)]
     batch = random_batch(3, FRAMES, SYMBOLS)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tiny import random_batch, tiny_model
-from twopass_kd.config.schema import LOSS_TERMS, KdConfig, LossConfig
+from twopass_kd.config.schema import LOSS_TERMS, KdConfig, LossConfig, TrainConfig
 from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss
 from twopass_kd.losses.band import prune_ranges
@@ -80,7 +80,8 @@ def training() -> Values:
     found["objective, gradient of each parameter"] = [float(p.grad.norm()) for p in student.parameters()]
 
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.01, betas=(0.9, 0.98), weight_decay=0.01)
-    take_step = OptimizerStep(student, objective, optimizer, "float32", 1e9, 1.0, Ranks())
+    train = TrainConfig(ref_duration=1.0, clip_grad_norm=1.0, clip_grad_scale=1e9)
+    take_step = OptimizerStep(student, objective, optimizer, train, Ranks())
     for step in range(1, 6):
         batch = random_batch(seed=step)
         (losses,) = take_step([batch], float(objective(batch).num_frames), step)

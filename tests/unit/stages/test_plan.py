@@ -44,9 +44,9 @@ NOTHING_REPORTED = [f"phases.{phase}.report_as=null" for phase in load_config(MI
      " stateless for fast_beam_search, fast_beam_search_LG"),
     (["decode.search_systems=[student_copy]"], [8], "`decode.search_systems` (student_copy) must not be the"),
     # stage 10
-    (LSTM, [10], "`teacher.decoder.kind` (lstm) must be stateless for stage 10 to export teacher"),
+    (LSTM, [10], "`teacher.decoder.kind` (lstm) must be stateless for stage 10, since"),
     (["student.decoder.kind=lstm"], [10], "leave student out of `export.systems` (export.systems=[]: nothing is"
-     " exported), or stop before (--stop-stage 9)"),
+     " exported)"),
     (NOTHING_REPORTED + ["phases.student_copy/deep.report_as=student_copy"], [10], "`export.systems` must name what"),
     (["export.systems=[student_copy]"], [10], "`export.systems` (student_copy) must not be the baseline's"),
 ])  # fmt: skip

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from tiny_training import make_step
-from twopass_kd.config.schema import TrainConfig
 from twopass_kd.training.gpu_memory import largest_batch, scan_largest_batches, suggest_max_duration
 from twopass_kd.training.optimizer_step import OutOfMemory
 
 GIB = 2**30
-TRAIN = TrainConfig(ref_duration=24.0, max_duration=4.0, accum_grad=3)
+BATCHES = {"max_duration": 4.0, "accum_grad": 3}
 
 
 def test_largest_batch_is_of_max_duration_and_longest_utterances():
@@ -40,20 +39,20 @@ def gpu(monkeypatch):
 
 
 def test_scan_says_what_the_batch_takes_and_leaves_no_gradient(gpu, caplog):
-    model, step = make_step()
+    model, step = make_step(**BATCHES)
     with caplog.at_level(logging.INFO):
-        scan_largest_batches(step, [largest_batch(16, 4.0, 1.0, 5)], TRAIN)
+        scan_largest_batches(step, [largest_batch(16, 4.0, 1.0, 5)])
     assert "4 utterances of 1.0 s with 5 tokens each need 5.0 of 18.0 GiB" in caplog.text
     assert "batches are of 4 s; by free memory train.max_duration could be 17" in caplog.text
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_scan_of_a_batch_that_does_not_fit_says_what_to_lower(gpu, monkeypatch):
-    _, step = make_step()
+    _, step = make_step(**BATCHES)
 
     def full(batch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     monkeypatch.setattr(step, "objective", full)
     with pytest.raises(OutOfMemory, match="4 utterances of 1.0 s does not fit.*max_duration=2 train.accum_grad=6$"):
-        scan_largest_batches(step, [largest_batch(16, 4.0, 1.0, 5)], TRAIN)
+        scan_largest_batches(step, [largest_batch(16, 4.0, 1.0, 5)])

@@ -67,7 +67,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_named(gpu, caplog):
     losses = step([batch], frames_of(batch), step=7)
     assert step.objective.calls == (8, 4, 2, 2, 2, 2)
     assert "1.0 s does not fit" not in caplog.text and "4.2 s does not fit into memory at step 7" in caplog.text
-    assert "utt-3-7" in caplog.text and "train.max_duration" in caplog.text
+    assert "utt-3-7" in caplog.text and "train.max_duration=2.09 train.accum_grad=2" in caplog.text
     assert sum(len(x.total) for x in losses) == 8
     whole_model, whole = make_step()
     whole([batch], frames_of(batch), step=7)
@@ -79,22 +79,21 @@ def test_an_utterance_that_does_not_fit_is_an_error_with_its_name(gpu):
     _, step = make_step(Small, gpu)
     step.objective.limit = 0
     batch = random_batch(3, FRAMES[:2], SYMBOLS[:2])
-    with pytest.raises(OutOfMemory, match=r"\['utt-3-0', 'utt-3-1'\].*lower train.max_duration"):
+    with pytest.raises(OutOfMemory, match=r"\['utt-3-0', 'utt-3-1'\].*lower corpus.max_duration$"):
         step([batch], frames_of(batch), step=7)
 
 
 def test_on_a_cpu_nothing_is_halved():
     _, step = make_step(Small)
     batch = random_batch(3, FRAMES, SYMBOLS)
-    with pytest.raises(OutOfMemory, match="utt-3-7"):
+    with pytest.raises(OutOfMemory, match="utt-3-7.*train.max_duration=2.09 train.accum_grad=2$"):
         step([batch], frames_of(batch), step=0)
     assert step.objective.calls == (8,)
 
 
 @pytest.mark.parametrize("cap, largest", [(None, 0.5), (0.01, 0.01)])
 def test_gradients_are_clipped_at_a_multiple_of_the_median_norm_and_at_the_limit(cap, largest):
-    model, step = make_step()
-    step.clip_grad_scale, step.clip_grad_norm = 0.5, math.inf if cap is None else cap
+    model, step = make_step(clip_grad_scale=0.5, clip_grad_norm=cap)
     batch = random_batch(3, FRAMES, SYMBOLS)
     for number in range(3):
         before = list(step.norms)

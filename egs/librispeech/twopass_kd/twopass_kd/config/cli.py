@@ -63,6 +63,6 @@ def no_memory(e: BaseException) -> str | None:
     if not isinstance(e, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
         return None
     return (
-        f"there is not enough memory ({(text or type(e).__name__).splitlines()[0]}); lower train.max_duration or"
-        " decode.max_duration, or the sizes of the model"
+        f"there is not enough memory ({(text or type(e).__name__).splitlines()[0]}); take smaller batches"
+        " (train.max_duration, decode.max_duration) or smaller models"
     )

@@ -74,14 +74,13 @@ def _check_searches(plan: Plan) -> None:
             " name systems in `decode.search_systems`"
         )
     _check_not_left_out(plan, "decode.search_systems", systems)
-    for system in systems:
-        which = model_of(plan.cfg, system)
-        if getattr(plan.cfg, which).decoder.kind != "stateless":
-            raise ConfigError(
-                f"`{which}.decoder.kind` (lstm) must be stateless for {searches}, which keep nothing but the last"
-                f" tokens; leave {system} out of `decode.search_systems`, or train it with {which}.decoder.kind="
-                "stateless"
-            )
+    _check_stateless(
+        plan,
+        systems,
+        f"{searches}, which keep nothing but the last tokens",
+        "decode.search_systems",
+        "decode.searches=[]",
+    )
     if importlib.util.find_spec("k2") is None:
         print(f"note: k2 is not installed, so that stage 8 leaves out {searches}", file=sys.stderr)
     elif "fast_beam_search_LG" in decode.searches:
@@ -97,17 +96,21 @@ def _check_export(plan: Plan) -> None:
             " trained here; name systems, say export.systems=[], or stop before (--stop-stage 9)"
         )
     _check_not_left_out(plan, "export.systems", systems)
+    runtimes = "stage 10, since the streaming runtimes give the decoder the last tokens and keep no state of it"
+    _check_stateless(plan, systems, runtimes, "export.systems", "export.systems=[]: nothing is exported")
+    if systems and not os.path.exists("/proc/self/status"):
+        raise ConfigError("stage 10 measures memory by /proc, which Linux has; stop before (--stop-stage 9)")
+
+
+def _check_stateless(plan: Plan, systems: list[str], what: str, key: str, none: str) -> None:
+    """Check the decoders of `systems`, named by the setting `key`; `none` says how to do without `what`."""
     for system in systems:
         which = model_of(plan.cfg, system)
         if getattr(plan.cfg, which).decoder.kind != "stateless":
             raise ConfigError(
-                f"`{which}.decoder.kind` (lstm) must be stateless for stage 10 to export {system}: the streaming"
-                " runtimes give the decoder the last tokens and keep no state of it. Say"
-                f" {which}.decoder.kind=stateless, leave {system} out of `export.systems` (export.systems=[]: nothing"
-                " is exported), or stop before (--stop-stage 9)"
+                f"`{which}.decoder.kind` (lstm) must be stateless for {what}. Say {which}.decoder.kind=stateless, or"
+                f" leave {system} out of `{key}` ({none})"
             )
-    if systems and not os.path.exists("/proc/self/status"):
-        raise ConfigError("stage 10 measures memory by /proc, which Linux has; stop before (--stop-stage 9)")
 
 
 def _check_not_left_out(plan: Plan, key: str, systems: list[str]) -> None:

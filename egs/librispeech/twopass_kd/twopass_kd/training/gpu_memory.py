@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
-from twopass_kd.config.schema import TrainConfig
 from twopass_kd.data.asr_dataset import Batch
-from twopass_kd.training.optimizer_step import OptimizerStep, OutOfMemory
+from twopass_kd.training.optimizer_step import OptimizerStep
 
 USABLE = 0.9  # share of the free memory that a suggestion fills: the allocator loses some between its blocks
 
@@ -35,14 +34,12 @@ def suggest_max_duration(peak: float, base: float, later: float, usable: float, 
     return (usable - base - later) / per_second
 
 
-def scan_largest_batches(step: OptimizerStep, batches: list[Batch], train: TrainConfig) -> None:
+def scan_largest_batches(step: OptimizerStep, batches: list[Batch]) -> None:
     """Compute gradients of each of `batches` on the GPU, before training, and log what they need.
 
     As icefall's scan_pessimistic_batches_for_oom does, but with batches made for it, so that no data is read. What is
     measured changes nothing: batches stay as they were computed to be, so that all ranks and resumptions have the same.
 
-    Args:
-      train: its `max_duration` and `accum_grad` are those of this training.
     Raises:
       OutOfMemory: one does not fit; says which settings have the same step in smaller batches.
     """
@@ -54,11 +51,7 @@ def scan_largest_batches(step: OptimizerStep, batches: list[Batch], train: Train
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         base = torch.cuda.memory_allocated(device) + learning  # with the gradients
-        try:
-            step.try_gradients(batch.to(device))
-        except OutOfMemory as e:
-            smaller = f"train.max_duration={train.max_duration / 2:g} train.accum_grad={2 * train.accum_grad}"
-            raise OutOfMemory(f"{e}. The same step in smaller batches: {smaller}") from e
+        step.try_gradients(batch.to(device))
         peak = torch.cuda.max_memory_allocated(device)
         usable = USABLE * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
         suggestions.append(suggest_max_duration(peak, base, later, usable, batch.duration))
@@ -67,5 +60,7 @@ def scan_largest_batches(step: OptimizerStep, batches: list[Batch], train: Train
             *(len(batch.cuts), batch.cuts[0].duration, batch.y.size(1), (peak + later) / 2**30, usable / 2**30),
         )
     logging.info(
-        "batches are of %.0f s; by free memory train.max_duration could be %.0f", train.max_duration, min(suggestions)
+        "batches are of %.0f s; by free memory train.max_duration could be %.0f",
+        step.cfg.max_duration,
+        min(suggestions),
     )

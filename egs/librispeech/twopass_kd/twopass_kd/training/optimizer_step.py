@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
+from twopass_kd.config.schema import TrainConfig
 from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.losses.precision import autocast, make_grad_scaler
 from twopass_kd.training.distributed import Ranks
@@ -43,9 +44,8 @@ class OptimizerStep:
     Args:
       model: its parameters with `requires_grad` learn; on the device of `ranks`.
       objective: gives the loss terms of a batch.
-      precision: float32 | bfloat16 | float16, of the forward pass on a GPU; half precision with a gradient scaler.
-      clip_grad_scale: largest norm of the gradient, as a multiple of the median of those before.
-      clip_grad_norm: largest norm of the gradient, if that is less; None: not.
+      train: precision of the forward pass, with a gradient scaler where it is a half one, and clipping; its batches are
+        those that are really taken (`StepSplit.apply`).
     """
 
     def __init__(
@@ -53,23 +53,19 @@ class OptimizerStep:
         model: nn.Module,
         objective: Objective,
         optimizer: Optimizer,
-        precision: str,
-        clip_grad_scale: float,
-        clip_grad_norm: float | None,
+        train: TrainConfig,
         ranks: Ranks,
     ) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.objective = objective
         self.optimizer = optimizer
-        self.precision = precision
-        self.clip_grad_scale = clip_grad_scale
-        self.clip_grad_norm = math.inf if clip_grad_norm is None else clip_grad_norm
+        self.cfg = train
         self.ranks = ranks
         if ranks.world_size > 1:
             with torch.no_grad():
                 for p in model.parameters():
                     dist.broadcast(p, src=0)
-        self.scaler = make_grad_scaler(precision != "float32" and ranks.device.type == "cuda")
+        self.scaler = make_grad_scaler(train.precision != "float32" and ranks.device.type == "cuda")
         self.norms: deque[float] = deque(maxlen=NORMS_REMEMBERED)  # of the last steps, before clipping
         self.grad_norm = math.nan  # of the last step, before clipping
         self.left_out = 0  # utterances of all ranks that the last step left out
@@ -105,11 +101,10 @@ class OptimizerStep:
             elif not self.scaler.is_enabled() or self.scaler.get_scale() <= MIN_GRAD_SCALE:
                 problem = f"the gradient is not finite at step {step}, batch {[c for b in batches for c in b.cut_ids]}"
         self._count_bad_step(problem)
-        if finite or self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)  # leaves the step out where scaled gradients are infinite
-            self.scaler.update()
         if finite:
+            self.scaler.step(self.optimizer)
             self.norms.append(self.grad_norm)
+        self.scaler.update()  # down, where scaled gradients are infinite
         return [losses for _, losses in parts]
 
     def percent_clipped(self) -> float:
@@ -131,7 +126,7 @@ class OptimizerStep:
                 raise
             raise OutOfMemory(
                 f"a batch of {len(batch.cuts)} utterances of {batch.cuts[0].duration:.1f} s does not fit into memory"
-                f" ({str(e).splitlines()[0]}); lower train.max_duration, and raise train.accum_grad instead"
+                f" ({str(e).splitlines()[0]}); {self._smaller_batches([batch])}"
             ) from e
         finally:
             self.optimizer.zero_grad(set_to_none=True)
@@ -156,16 +151,18 @@ class OptimizerStep:
                 where = f"{failed}: {[cut for b in batches for cut in b.cut_ids]} ({str(e).splitlines()[0]})"
                 halves = [half for batch in batches for half in halve(batch)]
                 on_gpu = self.ranks.device.type == "cuda"
-                if not on_gpu or len(halves) == len(batches):
-                    raise OutOfMemory(f"{where}; lower train.max_duration, and raise train.accum_grad instead") from e
-            logging.warning("%s; trying again in halves. Lower train.max_duration to save this time", where)
+                if not on_gpu:
+                    raise OutOfMemory(f"{where}; {self._smaller_batches(batches)}") from e
+                if len(halves) == len(batches):
+                    raise OutOfMemory(f"{where}; leave such long utterances out: lower corpus.max_duration") from e
+            logging.warning("%s; trying again in halves. To save this time, %s", where, self._smaller_batches(batches))
             batches = halves
             torch.cuda.empty_cache()  # outside `except`, where the error would keep the tensors alive
         total = self._add_up(sum((losses.total.detach().sum() for _, losses in parts), torch.zeros(())))
         self.scaler.unscale_(self.optimizer)
-        largest = self.clip_grad_norm
+        largest = math.inf if self.cfg.clip_grad_norm is None else self.cfg.clip_grad_norm
         if self.norms:
-            largest = min(largest, self.clip_grad_scale * median(self.norms))
+            largest = min(largest, self.cfg.clip_grad_scale * median(self.norms))
         norm = nn.utils.clip_grad_norm_(self.parameters, largest)
         self.grad_norm, total = torch.stack([norm.float(), total.to(norm.device)]).tolist()
         self._steps, self._clipped = self._steps + 1, self._clipped + (self.grad_norm > largest)
@@ -176,11 +173,16 @@ class OptimizerStep:
         self.optimizer.zero_grad()
         result = []
         for batch in batches:
-            with autocast(self.ranks.device, self.precision):
+            with autocast(self.ranks.device, self.cfg.precision):
                 losses = self.objective(batch)
             self.scaler.scale(losses.total.sum() / num_frames).backward()
             result.append((batch, losses))
         return result
+
+    def _smaller_batches(self, batches: list[Batch]) -> str:
+        seconds = self.cfg.max_duration or max(batch.duration for batch in batches)
+        smaller = f"train.max_duration={seconds / 2:.3g} train.accum_grad={2 * (self.cfg.accum_grad or 1)}"
+        return f"take the same step in smaller batches: {smaller}"
 
     def _add_up(self, total: Tensor) -> Tensor:
         """Give every rank the sum of all ranks' gradients, and of `total`, a number of each."""

@@ -124,9 +124,7 @@ class Trainer:
             weight_decay=train.weight_decay,
             **in_one_kernel(ranks.device),
         )
-        self.optimizer_step = OptimizerStep(
-            model, objective, self.optimizer, train.precision, train.clip_grad_scale, train.clip_grad_norm, ranks
-        )
+        self.optimizer_step = OptimizerStep(model, objective, self.optimizer, train, ranks)
         self.averaged = AveragedModel(model) if phase.average > 0 else None
         self.progress = Progress()
         self.changes: list[dict[str, Any]] = []
@@ -147,7 +145,7 @@ class Trainer:
         self._resume()
         if self.ranks.device.type == "cuda":
             self._set_train_mode()
-            scan_largest_batches(self.optimizer_step, data.largest_batches, self.cfg)
+            scan_largest_batches(self.optimizer_step, data.largest_batches)
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         total = data.train_seconds * self.phase.num_epochs
         self.log = TrainingLog(self.exp_dir, self.metadata["phase"], total, self.ranks)
