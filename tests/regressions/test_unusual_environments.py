@@ -128,7 +128,7 @@ def test_little_memory_is_an_error_that_says_what_to_do(error, caplog):
 
     assert cli.exit_status(job) == 1
     (said,) = caplog.messages
-    assert said.startswith("there is not enough memory (") and "lower" in said and "\n" not in said
+    assert said.startswith("there is not enough memory (") and "train.max_duration" in said and "\n" not in said
 
 
 def test_an_error_in_a_worker_is_one_line():
