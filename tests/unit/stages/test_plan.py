@@ -46,7 +46,7 @@ NOTHING_REPORTED = [f"phases.{phase}.report_as=null" for phase in load_config(MI
     # stage 10
     (LSTM, [10], "`teacher.decoder.kind` (lstm) must be stateless for stage 10, since"),
     (["student.decoder.kind=lstm"], [10], "leave student out of `export.systems` (export.systems=[]: nothing is"
-     " exported)"),
+     " exported), or stop before (--stop-stage 9)"),
     (NOTHING_REPORTED + ["phases.student_copy/deep.report_as=student_copy"], [10], "`export.systems` must name what"),
     (["export.systems=[student_copy]"], [10], "`export.systems` (student_copy) must not be the baseline's"),
 ])  # fmt: skip

@@ -74,13 +74,8 @@ def _check_searches(plan: Plan) -> None:
             " name systems in `decode.search_systems`"
         )
     _check_not_left_out(plan, "decode.search_systems", systems)
-    _check_stateless(
-        plan,
-        systems,
-        f"{searches}, which keep nothing but the last tokens",
-        "decode.search_systems",
-        "decode.searches=[]",
-    )
+    tokens_alone = f"{searches}, which keep nothing but the last tokens"
+    _check_stateless(plan, systems, tokens_alone, "or leave {system} out of `decode.search_systems`")
     if importlib.util.find_spec("k2") is None:
         print(f"note: k2 is not installed, so that stage 8 leaves out {searches}", file=sys.stderr)
     elif "fast_beam_search_LG" in decode.searches:
@@ -97,19 +92,21 @@ def _check_export(plan: Plan) -> None:
         )
     _check_not_left_out(plan, "export.systems", systems)
     runtimes = "stage 10, since the streaming runtimes give the decoder the last tokens and keep no state of it"
-    _check_stateless(plan, systems, runtimes, "export.systems", "export.systems=[]: nothing is exported")
+    otherwise = "leave {system} out of `export.systems` (export.systems=[]: nothing is exported), or stop before"
+    otherwise += " (--stop-stage 9)"
+    _check_stateless(plan, systems, runtimes, otherwise)
     if systems and not os.path.exists("/proc/self/status"):
         raise ConfigError("stage 10 measures memory by /proc, which Linux has; stop before (--stop-stage 9)")
 
 
-def _check_stateless(plan: Plan, systems: list[str], what: str, key: str, none: str) -> None:
-    """Check the decoders of `systems`, named by the setting `key`; `none` says how to do without `what`."""
+def _check_stateless(plan: Plan, systems: list[str], what: str, otherwise: str) -> None:
+    """Check the decoders of `systems`; `otherwise` is what else can be done, with a place for the system."""
     for system in systems:
         which = model_of(plan.cfg, system)
         if getattr(plan.cfg, which).decoder.kind != "stateless":
             raise ConfigError(
-                f"`{which}.decoder.kind` (lstm) must be stateless for {what}. Say {which}.decoder.kind=stateless, or"
-                f" leave {system} out of `{key}` ({none})"
+                f"`{which}.decoder.kind` (lstm) must be stateless for {what}. Say {which}.decoder.kind=stateless, "
+                + otherwise.format(system=system)
             )
 
 
