@@ -33,7 +33,7 @@ def test_run_sh_trains_on_icefalls_data_and_leaves_it_alone(recipe, tmp_path):
                "corpus.speed_perturb=[0.9,1.1]", "phases.teacher/rnnt.num_epochs=1",
                "phases.teacher/rnnt.average=1"]  # fmt: skip
     if perturbed:
-        options += ["corpus.musan=true", "train.cache_frozen_encoders=false"]
+        options += ["corpus.musan=true"]
     said = ok(*options, "--stage", 3, "--stop-stage", 3)
     content = load_checkpoint(tmp_path / "exp" / "tiny" / "teacher" / "rnnt" / "final.pt")
     assert content["vocab_size"] == VOCAB_SIZE

@@ -68,5 +68,6 @@ def make_cut(cut_id, frames, text, key, storage):
 @pytest.fixture()
 def data(data_dir):
     parts = ["corpus.train_parts=[train]", "corpus.dev_parts=[dev]", "corpus.test_parts=[dev]"]
+    parts += ["augment.noise=0", "augment.gain=0", "augment.pauses=0"]
     cfg = load_config(MINI, [*parts, "train.max_duration=8", "tokens.vocab_size=40", "corpus.max_left_out=0.03"])
     return AsrDataModule(cfg, data_dir, Tokenizer(data_dir / "lang_bpe_40"), subsampling_factor=4)

@@ -13,7 +13,7 @@ from icefall_data import VOCAB_SIZE, edit_cuts, inside, prepare, snapshot, store
 from small_corpus import TINY_YAML, small_config
 
 TOKENS = f"tokens.vocab_size={VOCAB_SIZE}"
-MUSAN = ("corpus.musan=true", "train.cache_frozen_encoders=false")
+MUSAN = "corpus.musan=true"
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_compute_fbank_unfinished_work_of_other_settings_is_not_taken_for_this(
 
 
 def test_compute_fbank_musan_in_windows_of_10_seconds(tmp_path, in_this_process):
-    cfg = small_config("corpus.musan=true", "train.cache_frozen_encoders=false")
+    cfg = small_config("corpus.musan=true")
     write_corpus(tmp_path / "corpus" / "LibriSpeech", count=1)
     write_musan(tmp_path / "corpus" / "musan")
     prepare_manifests(cfg, tmp_path / "corpus" / "LibriSpeech", tmp_path / "data")

@@ -141,7 +141,7 @@ def test_download_corpus_server_that_sends_no_more_keeps_what_arrived(server, tm
     assert requests[0] == ("/31/train-clean-5.tar.gz", 50)
 
 
-MUSAN = ["corpus.musan=true", "train.cache_frozen_encoders=false"]
+MUSAN = ["corpus.musan=true"]
 
 
 def test_download_corpus_musan_goes_beside_the_corpus(server, tmp_path, capsys):

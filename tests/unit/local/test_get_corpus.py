@@ -5,7 +5,7 @@ import get_corpus
 import synthesize_corpus
 from run_sh import TINY
 
-MUSAN = ["corpus.musan=true", "train.cache_frozen_encoders=false"]
+MUSAN = ["corpus.musan=true"]
 
 
 @pytest.mark.parametrize("settings, called", [

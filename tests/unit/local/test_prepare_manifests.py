@@ -229,7 +229,7 @@ def test_prepare_manifests_missing_or_empty_part_is_an_error(tmp_path):
 
 
 def test_prepare_manifests_musan(tmp_path):
-    cfg = small_config("corpus.musan=true", "train.cache_frozen_encoders=false")
+    cfg = small_config("corpus.musan=true")
     write_corpus(tmp_path / "LibriSpeech", count=1)
     with pytest.raises(ConfigError, match="musan` must hold MUSAN's music.*run stage 0.*corpus.musan=false"):
         prepare_manifests(cfg, tmp_path / "LibriSpeech", tmp_path / "data")
@@ -336,7 +336,7 @@ def test_prepare_manifests_nothing_usable_is_an_error_whatever_may_be_left_out(t
 
 
 def test_prepare_manifests_musan_linked_named_otherwise_and_broken(tmp_path, capsys):
-    cfg = small_config("corpus.musan=true", "train.cache_frozen_encoders=false")
+    cfg = small_config("corpus.musan=true")
     write_corpus(tmp_path / "LibriSpeech", count=1)
     write_musan(tmp_path / "elsewhere")
     noise = tmp_path / "elsewhere" / "noise" / "fma"

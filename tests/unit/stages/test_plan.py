@@ -96,7 +96,7 @@ def test_plan_knows_phases_systems_and_what_they_need():
 
 
 def test_plan_inputs_are_outputs_of_the_stages_that_they_name():
-    plan = plan_of(TINY, "corpus.musan=true", "train.cache_frozen_encoders=false")
+    plan = plan_of(TINY, "corpus.musan=true")
     for stage in range(11):
         assert all(path in plan.outputs(maker) for maker, path in plan.inputs(stage))
     makers = [sorted({maker for maker, _ in plan.inputs(stage)}) for stage in range(11)]

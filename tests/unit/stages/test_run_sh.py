@@ -18,7 +18,7 @@ from twopass_kd.stages.run import StageRun
 SMALL = ["corpus.synthesis.num_sentences=8", "corpus.synthesis.num_fragments=4", "corpus.synthesis.num_dev=2",
          "corpus.synthesis.num_test=2"]  # fmt: skip
 
-MUSAN = ["corpus.musan=true", "train.cache_frozen_encoders=false"]
+MUSAN = ["corpus.musan=true"]
 
 
 def dry(*args, **kwargs):

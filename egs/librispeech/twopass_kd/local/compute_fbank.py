@@ -32,11 +32,11 @@ from tqdm import tqdm
 
 from command import add_num_jobs, make_parser, run
 from feature_sets import FeatureSet, feature_sets
+from twopass_kd.config.log_mel import HIGH_FREQ
 from twopass_kd.config.schema import Config, ConfigError, FeaturesConfig
 from twopass_kd.data.asr_dataset import load_features
 from twopass_kd.data.cut_lines import manifest_lines
 from twopass_kd.files.write import write_text_atomically
-from twopass_kd.ondevice.features import HIGH_FREQ
 
 _CHUNK = 250  # cuts that a process computes and stores in one go
 _RECORD = "source.json"  # in the folder of features: what they were made of

@@ -67,7 +67,6 @@ def explanation(cfg: Config, largest: str, cost: StepCost, split: StepSplit, gpu
     is_half = train.precision != "float32"
     less = f" ({train.precision} needs less)" if is_half else ""
     share = "a twentieth of its peak, since LSTMs go frame by frame" if is_half else "half of its peak"
-    cached = " train.cache_frozen_encoders saves some of it." if train.cache_frozen_encoders else ""
     if train.max_duration is None:
         batches = (
             f"of each step: its {train.ref_duration:g} s (train.ref_duration) shared among the ranks, in as few as fit"
@@ -86,7 +85,7 @@ def explanation(cfg: Config, largest: str, cost: StepCost, split: StepSplit, gpu
         " training tries the largest batch first and logs what it takes.",
         "TFLOP a step": "of all ranks: the layers' operations for that utterance"
         f" ({TOKENS_PER_SECOND:g} tokens a second), in proportion; once forward, once more for each gradient of inputs"
-        f" and weights. Losses and Adam are left out.{cached}",
+        f" and weights. Losses and Adam are left out.",
         "GPU hours": f"assumed, not measured: an A100 that computes {ASSUMED_TFLOPS[train.precision]:g} TFLOP/s in"
         f" {train.precision}, {share}. Validation, waiting for data and for other ranks are left out.",
     }
@@ -108,7 +107,9 @@ def estimate(args: argparse.Namespace) -> None:
     names = [name for name in cfg.phases if not args.no_baseline or system_of(name) != BASELINE]
     costs = {name: step_cost(cfg, name) for name in names}
     splits = {
-        name: split_step(cfg.train, ranks, 0.0 if size is None else size.longest, cost, memory, "cuda")
+        name: split_step(
+            cfg.train, ranks, 0.0 if size is None else size.longest + cfg.augment.longest_pauses, cost, memory, "cuda"
+        )
         for name, cost in costs.items()
     }
     audio = "hours of audio unknown before stage 2"

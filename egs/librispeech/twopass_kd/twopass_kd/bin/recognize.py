@@ -119,9 +119,9 @@ def _recognize(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     interrupt = signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # imports that are interrupted raise anything
     try:
         # Imported here: --help and a wrong option answer at once.
+        from twopass_kd.config.log_mel import FRAME_SHIFT
         from twopass_kd.ondevice.audio import Chunks, Note, at_pace_of_speech, read_chunks, read_raw_chunks
         from twopass_kd.ondevice.endpoint import EndpointRules
-        from twopass_kd.ondevice.features import FRAME_SHIFT
         from twopass_kd.ondevice.printing import make_printer
         from twopass_kd.ondevice.stream import StreamingRecognizer, open_runtime
         from twopass_kd.ondevice.transcriber import Transcriber

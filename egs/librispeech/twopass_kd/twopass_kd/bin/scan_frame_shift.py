@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from twopass_kd.config.cli import exit_status, experiment_parser
@@ -24,13 +25,28 @@ from twopass_kd.config.environment import setup_logging
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.asr_dataset import Batch
 from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.models.checkpoint import load_model
 from twopass_kd.teachers.check_teacher import check_teacher
 from twopass_kd.teachers.load_teacher import open_teacher
+from twopass_kd.training.frozen_encoder import FrozenEncoder
 from twopass_kd.training.objective import Objective
 
 SCALES = {"simple": 1.0, "transducer_kd": 1.0}
+
+
+class EncodeOnce(FrozenEncoder):
+    """Encodes a batch once for all shifts."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__(encoder)
+        self.last: tuple[Batch | None, tuple[Tensor, Tensor] | None] = (None, None)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self.last[0] is not batch:
+            self.last = (batch, super().__call__(batch))
+        return self.last[1]
 
 
 @torch.no_grad()
@@ -58,20 +74,18 @@ def scan_frame_shift(
     objective = Objective(
         model.to(device).requires_grad_(False), SCALES, cfg.loss, cfg.kd, **ids, teacher=teacher.model.to(device)
     )
+    objective.frozen_encoder = EncodeOnce(model.encoder)
+    objective.teacher_encoder = EncodeOnce(teacher.model.encoder)
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
     data.measure_train(Path(exp_dir) / cfg.name / "train_cuts.json")
     sums, frames = dict.fromkeys(range(-max_shift, max_shift + 1), 0.0), 0
     for batch in tqdm(data.valid_loader(), desc="dev", unit="batch"):
         batch = batch.to(device)
-        for encoder in objective.frozen_encoders():
-            encoder.keep(batch)
         for shift in sums:
             objective.kd = replace(cfg.kd, frame_shift=shift)
             losses = objective(batch)
             sums[shift] += float(losses.terms["transducer_kd"].sum())
         frames += int(losses.num_frames)
-        for encoder in objective.frozen_encoders():
-            encoder.cache.clear()
     return {shift: total / frames for shift, total in sums.items()}
 
 

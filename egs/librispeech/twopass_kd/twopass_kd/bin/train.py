@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from twopass_kd.config.cli import lost_worker, no_memory, without_traceback
 from twopass_kd.config.environment import log_environment, log_to_file, setup_logging
@@ -126,15 +125,11 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     )
     if objective.teacher is not None:
         objective.teacher.to(ranks.device)
+    longest = measured.longest + cfg.augment.longest_pauses
     cost, memory = count_step(cfg, objective), rank_memory(ranks)
-    split = split_step(cfg.train, ranks.world_size, measured.longest, cost, memory, ranks.device.type)
+    split = split_step(cfg.train, ranks.world_size, longest, cost, memory, ranks.device.type)
     logging.info("%s", split)
     data.cfg = replace(cfg, train=split.apply(cfg.train))
-    cached = cfg.train.cache_frozen_encoders and not phase.spec_augment and phase.num_epochs > 1
-    if cached and objective.frozen_encoders():
-        quiet = not ranks.is_main
-        bar = tqdm(data.cache_loader(), desc=f"{phase_name}: encoding", disable=quiet)
-        objective.cache_frozen_encoders(batch.to(ranks.device) for batch in bar)
     metadata = {
         "config": config_to_dict(cfg),
         "environment": environment,
@@ -155,7 +150,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
             valid_loader=data.valid_loader,
             train_seconds=measured.seconds,
             largest_batches=[
-                largest_batch(cfg.features.num_mel_bins, split.max_duration, measured.longest, measured.most_tokens)
+                largest_batch(cfg.features.num_mel_bins, split.max_duration, longest, measured.most_tokens)
             ],
         )
     )

@@ -20,6 +20,7 @@ from twopass_kd.config.types import (
     PhaseName,
     PositiveFloat,
     PositiveInt,
+    Range,
     Share,
     Text,
     Whole,
@@ -242,6 +243,25 @@ class PhaseConfig:
 
 
 @dataclass(config=STRICT)
+class AugmentConfig:
+    """How features of the training data vary from epoch to epoch, beside SpecAugment, which a phase has or not."""
+
+    noise: Share = setting(
+        0.5, "of the utterances: mixed with coloured noise, babble of others, or MUSAN (`corpus.musan`)"
+    )
+    snr: Range = setting([0.0, 20.0], "dB, of the speech over that noise")
+    gain: NonNegativeFloat = setting(10.0, "dB by which utterances are made louder or quieter at most")
+    pauses: Share = setting(0.2, "of the utterances: a pause before them, as many in them, as many after them")
+    max_pause: NonNegativeFloat = setting(2.5, "seconds of each")
+    pause_level: Range = setting([-80.0, -45.0], "dBFS, of the noise in pauses")
+
+    @property
+    def longest_pauses(self) -> float:
+        """Seconds by which an utterance becomes longer at most."""
+        return 3 * self.max_pause if self.pauses > 0 else 0.0
+
+
+@dataclass(config=STRICT)
 class TrainConfig:
     """Settings of the training loop, shared by all phases."""
 
@@ -271,11 +291,6 @@ class TrainConfig:
     keep_last_k: PositiveInt = setting(2, "how many of those stay")
     keep_last_epochs: PositiveInt = setting(10, "epoch-N.pt that stay, beside the best")
     log_interval: PositiveInt = setting(50, "steps between lines of the log")
-    cache_frozen_encoders: Bool = setting(
-        False,
-        "encode the training data once with the encoders that do not learn; needs memory for the whole corpus, and is"
-        " only done in phases without SpecAugment that have more epochs than one",
-    )
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
@@ -381,6 +396,7 @@ class Config:
     external_teacher: ExternalTeacherConfig = section()
     loss: LossConfig = section()
     kd: KdConfig = section()
+    augment: AugmentConfig = section()
     train: TrainConfig = section()
     phases: dict[PhaseName, PhaseConfig] = section()
     decode: DecodeConfig = section()

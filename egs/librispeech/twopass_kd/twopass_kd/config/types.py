@@ -67,6 +67,7 @@ def _each_once(entries: list) -> list:
 
 
 EachOnce = AfterValidator(_each_once)  # of lists
+Range = Annotated[list[Float], Field(min_length=2, max_length=2), AfterValidator(sorted)]  # from its least to its most
 
 
 def _check_folder_name(name: str, ours: Sequence[str]) -> str:

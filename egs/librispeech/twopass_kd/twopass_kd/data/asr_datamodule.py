@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler, SimpleCutSampler
+from lhotse.utils import fastcopy
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_dataset import AsrDataset, cut_text, load_features
+from twopass_kd.data.augment import Augmenter
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
 from twopass_kd.data.cut_lines import CutLines, manifest_lines, read_cuts, without_folders
-from twopass_kd.data.noise import NoiseMixer, find_musan
+from twopass_kd.data.noise import Babble, ColouredNoise, NoiseSource, find_musan, musan
+from twopass_kd.data.pauses import Pauses
 from twopass_kd.data.spec_augment import SpecAugmenter
 from twopass_kd.data.tokenizer import Tokenizer, too_many_tokens
 from twopass_kd.files.layout import cuts_path
@@ -83,6 +87,8 @@ def _ignore_signals(_worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
+
+MAX_VOICES = 2000  # utterances that babble is made of; their lines stay in memory
 
 # Said to samplers that are to give all batches: by default they ask torch.distributed.
 _ALL = {"rank": 0, "world_size": 1}
@@ -297,7 +303,7 @@ class AsrDataModule:
     def train_loader(self, epoch: int, sort: bool = False, skip: int = 0, spec_augment: bool = False) -> DataLoader:
         """This rank's batches of epoch `epoch` (from 1): the same ones each time it is called for the same seed.
 
-        After `measure_train`, by which a tiny corpus gets fewer buckets. With `corpus.musan`, noise is mixed in.
+        After `measure_train`, by which a tiny corpus gets fewer buckets. Features vary as `augment` says.
 
         Args:
           sort: from short to long instead of shuffled; reads the whole manifests into memory.
@@ -307,7 +313,12 @@ class AsrDataModule:
         assert self.measured is not None, "measure_train first"
         corpus, train = self.cfg.corpus, self.cfg.train
         mine = {"rank": self.rank, "world_size": self.world_size}
-        lines = self._usable(self._lines(corpus.train_parts), corpus.train_parts)
+        pauses = Pauses(self.cfg.augment, self.cfg.seed, epoch)
+
+        def with_pauses(cut: Cut) -> Cut:  # as long as it will be when it is loaded
+            return fastcopy(cut, duration=cut.duration + pauses.draw(cut.id).seconds)
+
+        lines = self._usable(self._lines(corpus.train_parts), corpus.train_parts).map(with_pauses)
         if sort:
             cuts = lines.to_eager().sort_by_duration(ascending=True)
             sampler = SimpleCutSampler(cuts, max_duration=self._batch_seconds(), shuffle=False, **mine)
@@ -322,13 +333,34 @@ class AsrDataModule:
                 **mine,
             )
             sampler.set_epoch(epoch)
-        dataset = AsrDataset(
-            self.dataset.tokenizer,
-            self.data_dir,
-            NoiseMixer(self.data_dir, self.cfg.seed, epoch) if corpus.musan else None,
+        augment = Augmenter(
+            self.cfg.augment,
+            self.cfg.seed,
+            epoch,
+            self.coloured,
+            self.noise_sources,
             SpecAugmenter(self.cfg.seed, epoch) if spec_augment else None,
         )
-        return self._loader(_Slice(sampler, skip), dataset)
+        return self._loader(_Slice(sampler, skip), AsrDataset(self.dataset.tokenizer, self.data_dir, augment))
+
+    @cached_property
+    def coloured(self) -> ColouredNoise:
+        return ColouredNoise(self.cfg.features)
+
+    @cached_property
+    def noise_sources(self) -> list[NoiseSource]:
+        """What is mixed into training data: coloured noise and babble, which need no download, and MUSAN if asked for.
+
+        A corpus of one utterance has no babble.
+        """
+        parts, sources = self.cfg.corpus.train_parts, [self.coloured]
+        every = -(-self.measured.num_cuts // MAX_VOICES)
+        voices = [cut.line for cut in islice(self._usable(self._lines(parts), parts), 0, None, every)]
+        if len(voices) > 1:
+            sources.append(Babble(voices, self.data_dir))
+        else:
+            logging.warning("there is one training utterance, so no babble of others is mixed into it")
+        return [*sources, musan(self.data_dir)] if self.cfg.corpus.musan else sources
 
     def _batch_seconds(self) -> float:
         """`train.max_duration`; until a training has worked it out, this rank's share of a step."""
@@ -342,14 +374,7 @@ class AsrDataModule:
 
     def decode_loader(self, part: str) -> DataLoader:
         """All cuts of one part (nothing filtered), from short to long for little padding."""
-        return self._sorted_loader(self.cuts([part]))
-
-    def cache_loader(self) -> DataLoader:
-        """All training cuts once, in batches for inference, always in the same order."""
-        return self._sorted_loader(self.train_cuts())
-
-    def _sorted_loader(self, cuts: CutSet) -> DataLoader:
-        cuts = cuts.to_eager().sort_by_duration(ascending=True)
+        cuts = self.cuts([part]).to_eager().sort_by_duration(ascending=True)
         return self._loader(SimpleCutSampler(cuts, max_duration=self.cfg.decode.max_duration, shuffle=False, **_ALL))
 
     def _loader(self, sampler: Iterable[CutSet], dataset: AsrDataset | None = None) -> DataLoader:

@@ -1,5 +1,6 @@
 """Batches of tensors out of Lhotse cuts with precomputed features."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,6 @@ from torch.utils.data import Dataset
 
 from twopass_kd.data.cut_checks import frames_fault
 from twopass_kd.data.cut_lines import LineCut, whole_cut
-from twopass_kd.data.noise import NoiseMixer
-from twopass_kd.data.spec_augment import SpecAugmenter
 from twopass_kd.data.tokenizer import Tokenizer
 
 
@@ -91,21 +90,18 @@ class AsrDataset(Dataset):
 
     Args:
       data_dir: whose manifests the cuts are from.
-      noise: what mixes noise into the features; None: nothing.
-      spec_augment: what masks them then; None: nothing.
+      augment: features (T, F) and id of an utterance -> other features; None: they stay as they are.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         data_dir: Path,
-        noise: NoiseMixer | None = None,
-        spec_augment: SpecAugmenter | None = None,
+        augment: Callable[[Tensor, str], Tensor] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.data_dir = data_dir
-        self.noise = noise
-        self.spec_augment = spec_augment
+        self.augment = augment
 
     def whole(self, cut: Cut) -> Cut:
         """`whole_cut`, its text normalised: what is scored is what can be learnt."""
@@ -118,11 +114,9 @@ class AsrDataset(Dataset):
 
     def __getitem__(self, cuts: CutSet) -> Batch:
         cuts = CutSet.from_cuts(self.whole(cut) for cut in cuts).sort_by_duration(ascending=False)
-        if self.noise is not None:
-            cuts = CutSet.from_cuts(self.noise.mix(cut) for cut in cuts)
         features = [load_features(cut) for cut in cuts]
-        if self.spec_augment is not None:
-            features = [self.spec_augment(x, cut.id) for x, cut in zip(features, cuts)]
+        if self.augment is not None:
+            features = [self.augment(x, cut.id) for x, cut in zip(features, cuts)]
         feature = pad_sequence(features, batch_first=True, padding_value=LOG_EPSILON)
         feature_lens = torch.tensor([len(x) for x in features])
         tokens = self.tokenizer.encode([cut_text(cut) for cut in cuts])

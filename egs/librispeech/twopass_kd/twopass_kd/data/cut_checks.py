@@ -10,10 +10,10 @@ from typing import Any
 from lhotse import MonoCut
 from lhotse.cut import Cut
 
+from twopass_kd.config.log_mel import FRAME_SHIFT
 from twopass_kd.config.schema import FeaturesConfig
 
 LOG_MEL = ("kaldi-fbank", "fbank", "kaldifeat-fbank", "kaldi-native-fbank")  # as Kaldi has them
-FRAME_SHIFT = 0.01  # seconds
 _TOLERANCE = 2e-3  # seconds, as in lhotse's validate_for_asr
 _NO_NAME = ("Cc", "Cs", "Zl", "Zp")  # control characters, half characters, line and paragraph separators
 _FRAMES_TOLERANCE = 2  # by which the features of a cut may be longer or shorter than it

@@ -5,8 +5,7 @@ from array import array
 import kaldi_native_fbank
 import numpy as np
 
-FRAME_SHIFT = 0.01  # seconds
-HIGH_FREQ = -400.0  # Hz below the Nyquist frequency, as in icefall's recipes; stage 2 has it from here
+from twopass_kd.config.log_mel import HIGH_FREQ
 
 
 class OnlineFeatures:

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+from twopass_kd.config.log_mel import FRAME_SHIFT
 from twopass_kd.data.detokenize import detokenize
 from twopass_kd.ondevice.endpoint import EndpointRules
-from twopass_kd.ondevice.features import FRAME_SHIFT, OnlineFeatures
+from twopass_kd.ondevice.features import OnlineFeatures
 from twopass_kd.ondevice.runtime import SOS_EOS, ModelError, ModelInfo, OnnxRuntime, Runtime, States
 from twopass_kd.ondevice.search import SearchState, StreamingSearch
 from twopass_kd.search.nbest import Hypothesis, NBest, two_pass_scores

@@ -6,8 +6,8 @@ from itertools import islice
 
 import numpy as np
 
+from twopass_kd.config.log_mel import FRAME_SHIFT
 from twopass_kd.ondevice.audio import AudioError, Chunks, Note
-from twopass_kd.ondevice.features import FRAME_SHIFT
 from twopass_kd.ondevice.printing import Printer, Transcript
 from twopass_kd.ondevice.stream import Result, Stream, StreamingRecognizer
 

@@ -1,6 +1,6 @@
 """The wiring of one phase: which loss terms a batch gives, from which models. Only this module knows all losses."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -83,15 +83,6 @@ class Objective:
         self.frozen_encoder = None if encoder_learns else FrozenEncoder(model.encoder)
         self.teacher_encoder = FrozenEncoder(teacher.encoder) if distils else None
 
-    def frozen_encoders(self) -> list[FrozenEncoder]:
-        return [e for e in (self.frozen_encoder, self.teacher_encoder) if e is not None]
-
-    def cache_frozen_encoders(self, batches: Iterable[Batch]) -> None:
-        """Encode the training data once with the encoders that do not learn (see `FrozenEncoder.keep`)."""
-        for batch in batches:
-            for encoder in self.frozen_encoders():
-                encoder.keep(batch)
-
     @contextmanager
     def _teaching(self, batch: Batch) -> Iterator[None]:
         """The teacher runs in inference mode, in its own precision where it has one."""
@@ -103,20 +94,16 @@ class Objective:
                 with autocast(batch.feature.device, precision):
                     yield
 
-    def __call__(self, batch: Batch, cached: bool = True) -> Losses:
-        """All terms of one batch; see `Losses`.
-
-        Args:
-          cached: whether its utterances are those of `cache_frozen_encoders`, if that was called.
-        """
+    def __call__(self, batch: Batch) -> Losses:
+        """All terms of one batch; see `Losses`."""
         if self.frozen_encoder is not None:
-            encoder_out, encoder_out_lens = self.frozen_encoder(batch, cached)
+            encoder_out, encoder_out_lens = self.frozen_encoder(batch)
         else:
             encoder_out, encoder_out_lens = encode(self.model.encoder, batch.feature, batch.feature_lens)
         teacher_out: EncoderOut | None = None
         if self.teacher_encoder is not None:
             with self._teaching(batch):
-                teacher_out = self.teacher_encoder(batch, cached)
+                teacher_out = self.teacher_encoder(batch)
 
         terms: dict[str, Tensor] = {}
         if any(term in self.scales for term in TRANSDUCER_TERMS):

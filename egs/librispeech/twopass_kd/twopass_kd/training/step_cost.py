@@ -83,7 +83,7 @@ def count_step(cfg: Config, objective: Objective) -> StepCost:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         batch = random_utterances(cfg, 1, UTTERANCE_SECONDS).to(device)
         with _counting_layers(models) as layers, _counting_kept(objective.model) as kept:
-            objective(batch, cached=False)
+            objective(batch)
     return StepCost(
         learning=sum(p.numel() for p in objective.model.parameters() if p.requires_grad),
         model=sum(p.numel() for p in objective.model.parameters()),

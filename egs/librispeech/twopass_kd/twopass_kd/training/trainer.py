@@ -225,7 +225,7 @@ class Trainer:
         self.objective.scales = self._loss_scales(self.cfg.warm_step)  # so that epochs can be compared
         for batch in data.valid_loader():
             with autocast(self.ranks.device, self.cfg.precision):
-                means.add(self.objective(batch.to(self.ranks.device), cached=False))
+                means.add(self.objective(batch.to(self.ranks.device)))
             if self._stop_signal is not None:
                 break
         if self.ranks.sum([float(self._stop_signal is not None)])[0]:
