@@ -1,8 +1,9 @@
 """Looks at every utterance of a part and says which are usable, and why the others are not."""
 
+import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from lhotse.supervision import AlignmentItem
 from tqdm import tqdm
 
 from find_utterances import OTHER_AUDIO_SUFFIXES, PartFiles, broken_link, utterance_id
@@ -30,6 +32,7 @@ class PartScan:
 
     texts: utterance id -> transcript in LibriSpeech's form (upper case, single spaces), usable utterances only.
     audio: utterance id -> its file, usable utterances only.
+    alignments: utterance id -> when its words are said, usable utterances only, as far as files say so.
     checksums: utterance id -> CRC-32 of its file, usable utterances only.
     left_out: the others.
     noted: utterance id -> what is unusual but handled (sampling rate, channels).
@@ -40,6 +43,7 @@ class PartScan:
     part: str
     texts: dict[str, str] = field(default_factory=dict)
     audio: dict[str, Path] = field(default_factory=dict)
+    alignments: dict[str, list[AlignmentItem]] = field(default_factory=dict)
     checksums: dict[str, int] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     noted: dict[str, str] = field(default_factory=dict)
@@ -137,6 +141,16 @@ def _check_job(job: tuple[Path, float, float, int]) -> tuple[str | None, str, in
         return f"not a readable audio file: {_what(e)}", "", 0
 
 
+def alignment_fault(items: Sequence[AlignmentItem], text: str) -> str | None:
+    """Why the words of an alignment cannot be those of a transcript; None where they can."""
+    if [item.symbol.upper() for item in items] != text.split():
+        return "alignment of another text, not used"
+    times = [time for item in items for time in (item.start, item.end)]
+    if not all(math.isfinite(time) for time in times) or times != sorted(times):
+        return "alignment whose times do not go forward, not used"
+    return None
+
+
 def scan_part(
     part: str,
     files: PartFiles,
@@ -167,8 +181,12 @@ def scan_part(
                     del scan.texts[name], scan.audio[name]
                     continue
                 scan.checksums[name] = checksum
-                if note:
-                    scan.noted[name] = note
+                items = files.alignments.get(name)
+                fault = None if items is None else alignment_fault(items, scan.texts[name])
+                if items is not None and fault is None:
+                    scan.alignments[name] = items
+                if note or fault:
+                    scan.noted[name] = "; ".join(filter(None, [note, fault]))
     except BrokenProcessPool as e:
         raise ConfigError(
             f"a process that decoded audio of part `{part}` was killed at {names[done]} or soon after it; where memory"

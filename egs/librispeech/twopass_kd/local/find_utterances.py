@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from lhotse.recipes.librispeech import parse_alignments
+from lhotse.supervision import AlignmentItem
+
 from twopass_kd.config.schema import ConfigError
 from twopass_kd.files.write import printable
 
@@ -18,6 +21,7 @@ OTHER_AUDIO_SUFFIXES = set(
     " .tta .ulaw .vox .webm .wma .wv".split()
 )
 TRANSCRIPT_SUFFIX = ".trans.txt"
+ALIGNMENT_SUFFIX = ".alignment.txt"  # of LibriSpeech-Alignments, and of synthetic speech
 MACOS_SHADOW = "._"  # macOS puts `._NAME` beside a file on a foreign disk; it holds icons and the like
 
 
@@ -35,6 +39,7 @@ class PartFiles:
 
     audio: utterance id (the name without suffix) -> the files of that name.
     lines: utterance id -> its transcript lines.
+    alignments: utterance id -> when its words are said, where an alignment file beside the transcripts says it.
     unreadable: transcript file, from the part's folder -> why nothing in it is used.
     others: all other files, and folders that are named like audio.
     remarks: (what was not read a second time, where), as account() prints it.
@@ -43,6 +48,7 @@ class PartFiles:
     folder: Path
     audio: dict[str, list[Path]] = field(default_factory=dict)
     lines: dict[str, list[Line]] = field(default_factory=dict)
+    alignments: dict[str, list[AlignmentItem]] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     others: list[Path] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)
@@ -143,6 +149,8 @@ def find_part(folder: Path, normalization: str = "NFC") -> PartFiles:
             part.remarks.append(("file that macOS puts beside others", str(path)))
         elif path.name.lower().endswith(TRANSCRIPT_SUFFIX):
             transcripts.append(path)
+        elif path.name.lower().endswith(ALIGNMENT_SUFFIX):
+            _read_alignments(path, part)
         elif path.suffix.lower() in AUDIO_SUFFIXES:
             audio[utterance_id(path.stem)].append(path)
         else:
@@ -179,6 +187,15 @@ def _read_transcript(path: Path, part: PartFiles, normalization: str) -> None:
         text = transcript_text("".join(rest), normalization)
         problem = problem or ("" if text else f"empty transcript: {place}")
         part.lines.setdefault(utterance_id(utterance), []).append(Line(place, text, problem))
+
+
+def _read_alignments(path: Path, part: PartFiles) -> None:
+    """Add the words of an alignment file, which no training needs: a remark where it cannot be read."""
+    try:
+        for name, items in parse_alignments(path).items():
+            part.alignments[utterance_id(name)] = [item for item in items if item.symbol]
+    except (OSError, ValueError) as e:
+        part.remarks.append((f"alignment file that cannot be read ({type(e).__name__})", str(path)))
 
 
 def duplicate_ids(found: Mapping[str, PartFiles]) -> dict[str, str]:

@@ -105,6 +105,7 @@ def build_manifests(scan: PartScan) -> dict[str, object]:
                 text=text,
                 language="English",
                 speaker=name.partition("-")[0],
+                alignment={"word": scan.alignments[name]} if name in scan.alignments else None,
             )
         )
     fixed = fix_manifests(RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(supervisions))

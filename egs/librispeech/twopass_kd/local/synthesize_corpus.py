@@ -26,7 +26,7 @@ from twopass_kd.config.schema import Config, ConfigError, SynthesisConfig
 from twopass_kd.files.json_model import read_json
 from voices import draw_voices, voice_sex
 
-FORMAT = 2  # goes up when the same parameters would give other audio
+FORMAT = 3  # goes up when the same parameters would give other audio
 # The accents of `digits` make its speakers other than those of `phrases`.
 LANGUAGES = {"phrases": ("en-us",), "digits": ("en-gb-x-rp", "en-gb-scotland", "en-029")}
 _MAX_CHAPTER = 50  # utterances
@@ -92,21 +92,36 @@ def _make_chapter(job: tuple[Path, int, Chapter]) -> tuple[int, float, int]:
     folder = root / chapter.part / str(chapter.speaker) / str(chapter.chapter)
     folder.mkdir(parents=True)
     espeak = Espeak()
-    lines, seconds = [], 0.0
+    lines, alignments, seconds = [], [], 0.0
     for number, text in enumerate(chapter.texts):
         name = f"{chapter.speaker}-{chapter.chapter}-{number:04d}"
         rng = utterance_rng(seed, name)
-        samples = make_utterance(espeak, text, chapter.language, chapter.variant, chapter.style, rng)
+        made = make_utterance(espeak, text, chapter.language, chapter.variant, chapter.style, rng)
         path = folder / f"{name}.flac"
         try:
-            soundfile.write(path, samples, SAMPLING_RATE, subtype="PCM_16")
+            soundfile.write(path, made.samples, SAMPLING_RATE, subtype="PCM_16")
         except soundfile.LibsndfileError as e:
             raise OSError(f"{path} cannot be written ({e.error_string.rstrip('.')}); is the disk full?") from e
-        seconds += len(samples) / SAMPLING_RATE
+        seconds += len(made.samples) / SAMPLING_RATE
         lines.append(f"{name} {text}\n")
+        alignments.append(alignment_line(name, text, made.words))
     transcript = folder / f"{chapter.speaker}-{chapter.chapter}.trans.txt"
     transcript.write_text("".join(lines), encoding="utf-8")
+    alignment = folder / f"{chapter.speaker}-{chapter.chapter}.alignment.txt"
+    alignment.write_text("".join(alignments), encoding="utf-8")
     return chapter.chapter, seconds, len(chapter.texts)
+
+
+def alignment_line(name: str, text: str, words: Sequence[tuple[float, float]]) -> str:
+    """When each word is said, in the form of LibriSpeech-Alignments: words and ends, a silence being an empty word."""
+    symbols, ends = [], []
+    for word, (start, end) in zip(text.split(), words):
+        if start > (ends[-1] if ends else 0.0):
+            symbols.append("")
+            ends.append(start)
+        symbols.append(word)
+        ends.append(end)
+    return f'{name} "{",".join(symbols)}" "{",".join(f"{end:.3f}" for end in ends)}"\n'
 
 
 def _write_tables(root: Path, chapters: Sequence[Chapter], seconds: dict[int, float]) -> None:
