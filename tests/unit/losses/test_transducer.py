@@ -62,10 +62,13 @@ def test_simple_loss_equals_reference(batch, lm_only_scale):
 
 
 @pytest.mark.parametrize("rnnt_type", ["regular", "modified"])
-@pytest.mark.parametrize(("lm_only_scale", "am_only_scale"), [(0.25, 0.0), (0.1, 0.2), (0.0, 0.0)])
-def test_simple_loss_equals_k2(batch, lm_only_scale, am_only_scale, rnnt_type):
+@pytest.mark.parametrize(
+    ("lm_only_scale", "am_only_scale", "delay_penalty"), [(0.25, 0.0, 0.0), (0.1, 0.2, 0.0), (0.0, 0.0, 0.3)]
+)
+def test_simple_loss_equals_k2(batch, lm_only_scale, am_only_scale, delay_penalty, rnnt_type):
     k2 = pytest.importorskip("k2", reason="compares with k2 itself")
     scales = {"lm_only_scale": lm_only_scale, "am_only_scale": am_only_scale, "rnnt_type": rnnt_type}
+    scales["delay_penalty"] = delay_penalty
     am, lm, boundary = batch["am"], batch["lm"], batch["boundary"]
     loss, arcs = simple_transducer_loss(am, lm, batch["symbols"], boundary, **scales)
     expected, expected_arcs = k2.rnnt_loss_smoothed(
@@ -99,6 +102,28 @@ def test_pruned_loss_equals_full_lattice_reference_when_band_is_whole_lattice(ba
     (ours,) = torch.autograd.grad((loss * weights).sum(), batch["lattice"])
     (theirs,) = torch.autograd.grad((expected * weights).sum(), batch["lattice"])
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rnnt_type", ["regular", "modified"])
+def test_delay_penalty_of_the_pruned_loss_equals_k2(batch, rnnt_type):
+    k2 = pytest.importorskip("k2", reason="compares with k2 itself")
+    ranges = band_of(batch, 3, rnnt_type)
+    logits = batch["lattice"].gather(2, ranges.unsqueeze(-1).expand(-1, -1, -1, V))
+    ours = pruned_transducer_loss(logits, batch["symbols"], ranges, batch["boundary"], 0, rnnt_type, 0.2)
+    arguments = (logits, batch["symbols"], ranges, 0, batch["boundary"], rnnt_type, 0.2)
+    torch.testing.assert_close(ours, k2.rnnt_loss_pruned(*arguments, reduction="none"))
+
+
+def test_delay_penalty_is_that_of_all_labels_of_all_paths(batch):
+    loss = pruned_transducer_loss(
+        batch["lattice"], batch["symbols"], whole_lattice(B, T, S), batch["boundary"], delay_penalty=0.2
+    )
+    for b in range(B):
+        log_probs, symbols = utterance(batch["lattice"], b).log_softmax(-1).clone(), batch["symbols"][b].tolist()
+        for t in range(X_LENS[b]):
+            for u in range(Y_LENS[b]):
+                log_probs[t, u, symbols[u]] += 0.2 * ((X_LENS[b] - 1) / 2 - t)
+        assert float(loss[b]) == pytest.approx(float(reference.transducer_loss(log_probs, symbols)), rel=1e-9)
 
 
 @pytest.mark.parametrize("rnnt_type", ["regular", "modified"])

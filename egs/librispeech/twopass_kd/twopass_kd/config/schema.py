@@ -197,6 +197,10 @@ class LossConfig:
     prune_range: Annotated[int, Field(ge=2), Whole] = setting(5, "symbols of the pruned band in a frame")
     lm_only_scale: NonNegativeFloat = setting(0.25, "of the decoder alone in the simple loss")
     am_only_scale: NonNegativeFloat = setting(0.0, "of the encoder alone in the simple loss")
+    delay_penalty: NonNegativeFloat = setting(
+        0.0,
+        "nats by which the transducer losses punish a token for each frame that it comes later, after train.warm_step",
+    )
     label_smoothing: Share = setting(0.1, "of the attention decoder's cross-entropy")
 
 

@@ -46,6 +46,7 @@ def simple_transducer_loss(
     lm_only_scale: float = 0.25,
     am_only_scale: float = 0.0,
     rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The loss of a joiner that only adds, smoothed, and the arc occupations that it gives.
 
@@ -63,6 +64,7 @@ def simple_transducer_loss(
         padding included, so that an utterance's loss then depends on its batch.
       rnnt_type: "regular" (any number of symbols a frame) | "modified" (k2's: each symbol takes a frame, so at most one
         a frame, as greedy and modified beam search decode).
+      delay_penalty: see `penalise_delay`.
     Returns:
       (loss, (px_grad, py_grad)): loss (B,) float32 (or float64); px_grad (B, S, T + 1), or (B, S, T) for "modified",
       and py_grad (B, S + 1, T), the occupations of label and blank arcs without gradient, for `prune_ranges`.
@@ -76,6 +78,7 @@ def simple_transducer_loss(
         )
         if rnnt_type == "regular":
             px = end_labels(px, boundary)
+        px = penalise_delay(px, boundary, delay_penalty)
         log_prob, arcs = transducer_recursion(px, py, boundary)
     return -log_prob, arcs
 
@@ -114,6 +117,7 @@ def pruned_transducer_loss(
     boundary: Tensor,
     blank_id: int = 0,
     rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
 ) -> Tensor:
     """The transducer loss on the band (`k2.rnnt_loss_pruned`): minus the log-prob of all paths inside it.
 
@@ -124,6 +128,7 @@ def pruned_transducer_loss(
       boundary: (B, 4) of `make_boundary`.
       blank_id: id of the blank.
       rnnt_type: as for `simple_transducer_loss`, and the same.
+      delay_penalty: see `penalise_delay`.
     Returns:
       (B,) float32 (or float64).
     Raises:
@@ -132,7 +137,24 @@ def pruned_transducer_loss(
     _check_symbols(symbols, logits.shape[1])
     with autocast_off(logits):
         px, py = band_arcs(at_least_float32(logits), symbols, ranges, boundary, blank_id, rnnt_type)
-        return -transducer_recursion(px, py, boundary)[0]
+        return -transducer_recursion(penalise_delay(px, boundary, delay_penalty), py, boundary)[0]
+
+
+def penalise_delay(px: Tensor, boundary: Tensor, delay_penalty: float) -> Tensor:
+    """Scores of label arcs with a reward for early symbols and a penalty for late ones, as k2's `delay_penalty` has it.
+
+    Kang et al. 2023, "Delay-penalized transducer for low-latency streaming ASR", arXiv 2211.00490.
+
+    Args:
+      px: (B, S, T + 1), or (B, S, T) for "modified".
+      boundary: (B, 4) of `make_boundary`.
+      delay_penalty: nats for a symbol and a frame; what is in the middle of an utterance gets none.
+    """
+    if delay_penalty == 0:
+        return px
+    middle = (boundary[:, 3].to(px.dtype) - 1) / 2
+    frames = torch.arange(px.shape[2], device=px.device, dtype=px.dtype)
+    return px + delay_penalty * (middle.view(-1, 1, 1) - frames)
 
 
 @torch.no_grad()

@@ -75,6 +75,7 @@ class Objective:
         self.model = model
         self.scales = {term: scale for term, scale in loss_scales.items() if scale != 0}
         self.loss = loss
+        self.delay_penalty = loss.delay_penalty  # the trainer has none until the scales are full
         self.kd = kd
         self.sos_id, self.eos_id = sos_id, eos_id
         distils = any(term.endswith("_kd") for term in self.scales)
@@ -140,7 +141,7 @@ class Objective:
 
         terms = {"simple": simple}
         if "pruned" in self.scales:
-            terms["pruned"] = pruned_transducer_loss(logits, *lattice)
+            terms["pruned"] = pruned_transducer_loss(logits, *lattice, delay_penalty=self.delay_penalty)
         if teacher_decoder_out is not None:
             with self._teaching(batch):
                 teacher_logits = self._band_logits(self.teacher, teacher_encoder_out, teacher_decoder_out, ranges)
@@ -172,6 +173,7 @@ class Objective:
             lm_only_scale=self.loss.lm_only_scale,
             am_only_scale=self.loss.am_only_scale,
             rnnt_type=self.loss.rnnt_type,
+            delay_penalty=self.delay_penalty,
         )
 
     def _band_logits(self, model: TwoPassModel, encoder_out: Tensor, decoder_out: Tensor, ranges: Tensor) -> Tensor:

@@ -190,6 +190,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.objective.scales = self._loss_scales(self.progress.step)
+            is_warm = self.progress.step >= self.cfg.warm_step
+            self.objective.delay_penalty = self.objective.loss.delay_penalty if is_warm else 0.0
             for losses in self.optimizer_step(batches, num_frames, self.progress.step):
                 means.add(losses)
             self.progress.step, self.progress.batch = self.progress.step + 1, self.progress.batch + len(batches)
@@ -222,7 +224,8 @@ class Trainer:
     def _validate(self, data: Data) -> None:
         self.model.eval()
         means = Means()
-        self.objective.scales = self._loss_scales(self.cfg.warm_step)  # so that epochs can be compared
+        # So that epochs can be compared, and models with and without the penalty.
+        self.objective.scales, self.objective.delay_penalty = self._loss_scales(self.cfg.warm_step), 0.0
         for batch in data.valid_loader():
             with autocast(self.ranks.device, self.cfg.precision):
                 means.add(self.objective(batch.to(self.ranks.device)))
