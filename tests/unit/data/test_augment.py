@@ -5,23 +5,16 @@ import random
 import numpy as np
 import pytest
 import torch
-from lhotse import Fbank, FbankConfig
 
-from twopass_kd.config.log_mel import HIGH_FREQ
 from twopass_kd.config.schema import AugmentConfig, FeaturesConfig
 from twopass_kd.data.augment import Augmenter
+from twopass_kd.data.fbank import make_fbank
 from twopass_kd.data.noise import ColouredNoise, add_noise, energy
 from twopass_kd.data.pauses import SILENCE, Pauses, quietest
 
 COLOURED = ColouredNoise(FeaturesConfig())
 SPEECH = np.random.default_rng(0).normal(-4, 2, (300, 80)).astype(np.float32)
 NOTHING = {"noise": 0.0, "gain": 0.0, "pauses": 0.0}
-
-
-def fbank(audio):
-    return Fbank(FbankConfig(sampling_rate=16000, num_mel_bins=80, dither=0.0, high_freq=HIGH_FREQ)).extract(
-        audio, 16000
-    )
 
 
 def augmenter(epoch=1, seed=1, sources=(COLOURED,), **settings):
@@ -34,7 +27,7 @@ def test_coloured_noise_is_what_filter_banks_of_such_audio_are(exponent):
     spectrum, hertz = np.fft.rfft(rng.normal(size=16000 * 8)), np.fft.rfftfreq(16000 * 8, 1 / 16000)
     audio = np.fft.irfft(np.where(hertz < 20, 0, spectrum * np.maximum(hertz, 20.0) ** (-exponent / 2)))
     audio *= 10 ** (-50 / 20) / np.sqrt((audio**2).mean())
-    want = fbank(audio.astype(np.float32))
+    want = make_fbank(FeaturesConfig()).extract(audio.astype(np.float32), 16000)
     noise = COLOURED.of_colour(len(want), exponent, -50.0, random.Random(0))
     assert noise.shape == want.shape and noise.dtype == np.float32
     np.testing.assert_allclose(noise.mean(0)[8:], want.mean(0)[8:], atol=1.0)  # within some 4 dB

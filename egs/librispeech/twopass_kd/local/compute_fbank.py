@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lhotse import CutSet, Fbank, FbankConfig, LilcomChunkyWriter
+from lhotse import CutSet, LilcomChunkyWriter
 from lhotse.cut import Cut
 from lhotse.features import FeatureExtractor
 from tqdm import tqdm
@@ -36,6 +36,7 @@ from twopass_kd.config.log_mel import HIGH_FREQ
 from twopass_kd.config.schema import Config, ConfigError, FeaturesConfig
 from twopass_kd.data.asr_dataset import load_features
 from twopass_kd.data.cut_lines import manifest_lines
+from twopass_kd.data.fbank import make_fbank
 from twopass_kd.files.write import write_text_atomically
 
 _CHUNK = 250  # cuts that a process computes and stores in one go
@@ -54,8 +55,6 @@ def why_no_kaldifeat() -> str | None:
 
 def make_extractor(features: FeaturesConfig) -> FeatureExtractor:
     """Kaldifeat's filter banks where that package works, else Lhotse's own; both give the same values.
-
-    No dither, 25 ms windows every 10 ms, one frame per 10 ms of audio rounded to the nearest (snip_edges false).
 
     Raises:
       ConfigError: `features.extractor` is kaldifeat, which does not work.
@@ -76,8 +75,7 @@ def make_extractor(features: FeaturesConfig) -> FeatureExtractor:
         return KaldifeatFbank(KaldifeatFbankConfig(frame_opts=frames, mel_opts=mel))
     reason = "as `features.extractor` says" if features.extractor == "lhotse" else f"without kaldifeat: {problem}"
     logging.info("features by Lhotse's Fbank, %s", reason)
-    rate, bins = features.sampling_rate, features.num_mel_bins
-    return Fbank(FbankConfig(sampling_rate=rate, num_mel_bins=bins, dither=0.0, snip_edges=False, high_freq=HIGH_FREQ))
+    return make_fbank(features)
 
 
 def _make_pool(num_jobs: int) -> ProcessPoolExecutor:

@@ -25,8 +25,16 @@ from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.files.write import write_text_atomically
 from twopass_kd.scoring.wer import write_decoding_results
 from twopass_kd.search.choose_on_dev import choose_scales, choose_weights
-from twopass_kd.search.decode_set import Decoded, decode_set, first_pass_tokens, second_pass_tokens, transcripts
+from twopass_kd.search.decode_conditions import decode_conditions
+from twopass_kd.search.decode_set import (
+    Decoded,
+    decode_set,
+    first_pass_tokens,
+    second_pass_tokens,
+    transcripts,
+)
 from twopass_kd.search.methods import further_searches, own_searches, why_no_further_searches
+from twopass_kd.search.word_times import measure_delays, word_times
 from twopass_kd.teachers.load_system import load_system
 
 SEARCH_SETTINGS = ("fast_beam", "max_contexts", "max_states", "arpa", "lm_order", "hotwords", "hotword_score")
@@ -109,7 +117,8 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
             scales, scans = choose_scales(model, data, cfg, tokenizer, made)
             further = {name: made[name][scale] for name, scale in scales.items()}
     rescored = ["first_pass", *further] if second_pass else []
-    decoded = {part: decode_set(model, data, part, {**searches, **further}, tokenizer, rescored) for part in parts}
+    every = {**searches, **further}
+    decoded = {part: decode_set(model, data.decode_loader(part), part, every, tokenizer, rescored) for part in parts}
     dev = [decoded[part] for part in cfg.corpus.dev_parts]
     weights = {}
     for name in rescored:
@@ -117,7 +126,13 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         chosen = weights[name][:2]
         logging.info("%s: weight of the second pass, chosen on dev: %.2f (length reward %.2f)", name, *chosen)
     wer = write_texts(out_dir, system, decoded, (*searches, *further), weights, tokenizer)
+    factor = model.encoder.subsampling_factor
+    delays = {}
+    for part, result in decoded.items():
+        said = word_times(cfg, part, data, data_dir, exp_dir)
+        delays[part] = measure_delays(said, result, list(searches), tokenizer, factor, out_dir, part)
     weight, length_reward, scan = weights.get("first_pass", (None, None, []))
+    heard = decode_conditions(cfg, system, model, data, tokenizer, weight, length_reward) if second_pass else {}
     summary = {
         "system": system,
         "identity": content["identity"],
@@ -137,6 +152,8 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         },
         "search_settings": {key: getattr(cfg.decode, key) for key in SEARCH_SETTINGS} if further else None,
         "searches_left_out": left_out,
+        "conditions": heard,
+        "delays": delays,
         "audio_seconds": {part: d.audio_seconds for part, d in decoded.items()},
         "threads": torch.get_num_threads(),
     }

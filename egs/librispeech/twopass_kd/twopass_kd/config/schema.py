@@ -316,6 +316,9 @@ class DecodeConfig:
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], "of the second pass; one is chosen on dev"
     )
     length_rewards: Annotated[list[Float], Filled] = setting([0.0], "per token; scanned on dev with the weights")
+    condition_seconds: NonNegativeFloat = setting(
+        300.0, "of each test set, evenly spaced utterances, are decoded in noise and with pauses too; 0: none"
+    )
     bootstrap_samples: PositiveInt = setting(10000, "for the confidence intervals of WERs")
     searches: Annotated[list[Search], EachOnce] = setting(
         [],

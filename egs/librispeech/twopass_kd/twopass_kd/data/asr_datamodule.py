@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,8 +24,10 @@ from tqdm import tqdm
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_dataset import AsrDataset, cut_text, load_features
 from twopass_kd.data.augment import Augmenter
+from twopass_kd.data.conditions import Condition, ConditionDataset
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
 from twopass_kd.data.cut_lines import CutLines, manifest_lines, read_cuts, without_folders
+from twopass_kd.data.fbank import make_fbank
 from twopass_kd.data.noise import Babble, ColouredNoise, NoiseSource, find_musan, musan
 from twopass_kd.data.pauses import Pauses
 from twopass_kd.data.spec_augment import SpecAugmenter
@@ -89,6 +92,7 @@ def _ignore_signals(_worker: int) -> None:
 
 
 MAX_VOICES = 2000  # utterances that babble is made of; their lines stay in memory
+MAX_TEST_VOICES = 50  # those of a test set; their audio does
 
 # Said to samplers that are to give all batches: by default they ask torch.distributed.
 _ALL = {"rank": 0, "world_size": 1}
@@ -374,8 +378,25 @@ class AsrDataModule:
 
     def decode_loader(self, part: str) -> DataLoader:
         """All cuts of one part (nothing filtered), from short to long for little padding."""
-        cuts = self.cuts([part]).to_eager().sort_by_duration(ascending=True)
-        return self._loader(SimpleCutSampler(cuts, max_duration=self.cfg.decode.max_duration, shuffle=False, **_ALL))
+        return self._loader(self._sorted(self.cuts([part])))
+
+    def condition_loader(self, part: str, condition: Condition) -> DataLoader:
+        """`condition_cuts` as they are heard in a condition."""
+        cuts = self.condition_cuts(part)
+        voices = cuts[:: -(-len(cuts) // MAX_TEST_VOICES)]
+        fbank, shared = make_fbank(self.cfg.features), {"tokenizer": self.dataset.tokenizer, "data_dir": self.data_dir}
+        dataset = ConditionDataset(condition, fbank, voices, **shared)
+        return self._loader(self._sorted(CutSet.from_cuts(cuts)), dataset)
+
+    def condition_cuts(self, part: str) -> list[Cut]:
+        """Utterances of one part, evenly spaced, of about `decode.condition_seconds` in all."""
+        cuts = list(self.cuts([part]))
+        every = max(1, math.ceil(sum(cut.duration for cut in cuts) / self.cfg.decode.condition_seconds))
+        return cuts[::every]
+
+    def _sorted(self, cuts: CutSet) -> SimpleCutSampler:
+        cuts = cuts.to_eager().sort_by_duration(ascending=True)
+        return SimpleCutSampler(cuts, max_duration=self.cfg.decode.max_duration, shuffle=False, **_ALL)
 
     def _loader(self, sampler: Iterable[CutSet], dataset: AsrDataset | None = None) -> DataLoader:
         return DataLoader(

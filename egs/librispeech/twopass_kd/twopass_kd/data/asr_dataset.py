@@ -112,11 +112,14 @@ class AsrDataset(Dataset):
                     (supervision.text,) = self.tokenizer.normalize([supervision.text])
         return cut
 
+    def load(self, cut: Cut) -> Tensor:
+        """The features of an utterance, (T, num_mel_bins)."""
+        features = load_features(cut)
+        return features if self.augment is None else self.augment(features, cut.id)
+
     def __getitem__(self, cuts: CutSet) -> Batch:
         cuts = CutSet.from_cuts(self.whole(cut) for cut in cuts).sort_by_duration(ascending=False)
-        features = [load_features(cut) for cut in cuts]
-        if self.augment is not None:
-            features = [self.augment(x, cut.id) for x, cut in zip(features, cuts)]
+        features = [self.load(cut) for cut in cuts]
         feature = pad_sequence(features, batch_first=True, padding_value=LOG_EPSILON)
         feature_lens = torch.tensor([len(x) for x in features])
         tokens = self.tokenizer.encode([cut_text(cut) for cut in cuts])

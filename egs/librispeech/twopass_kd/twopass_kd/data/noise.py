@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lhotse import Fbank, FbankConfig
+from lhotse import Fbank
 from lhotse.features.mixer import FeatureMixer
 
 from twopass_kd.config.log_mel import FRAME_SHIFT, HIGH_FREQ, LOW_FREQ
 from twopass_kd.config.schema import FeaturesConfig
 from twopass_kd.data.cut_lines import manifest_lines, whole_cut
+from twopass_kd.data.fbank import make_fbank
 from twopass_kd.files.layout import musan_cuts_path
 
 MIN_SECONDS, MAX_SECONDS = 5.0, 10.0  # of MUSAN's cuts
@@ -70,10 +71,11 @@ class ColouredNoise(NoiseSource):
 
     def __init__(self, features: FeaturesConfig) -> None:
         rate, bins = features.sampling_rate, features.num_mel_bins
-        fbank = Fbank(FbankConfig(sampling_rate=rate, num_mel_bins=bins, dither=0.0, high_freq=HIGH_FREQ))
         generator = torch.Generator().manual_seed(0)
         white = torch.randn(_WHITE_SECONDS * rate, generator=generator)
-        self.white = np.asarray(fbank.extract(white.numpy(), rate), dtype=np.float32)  # at 0 dBFS: an RMS of 1
+        self.white = np.asarray(
+            make_fbank(features).extract(white.numpy(), rate), dtype=np.float32
+        )  # at 0 dBFS: an RMS of 1
         top = 1127 * np.log1p((rate / 2 + HIGH_FREQ) / 700)
         mels = np.linspace(1127 * np.log1p(LOW_FREQ / 700), top, bins + 2)
         self.hertz = 700 * np.expm1(mels / 1127)

@@ -99,6 +99,27 @@ class CheckpointDecoding(Decoding):
         return Decoding(**{name: getattr(self, name) for name in Decoding.model_fields})
 
 
+class Delay(JsonModel):
+    """When the words of a pass appear, in seconds: those of the transcript that are recognised."""
+
+    words: int
+    """How many they are."""
+    p50: Number
+    """Median of the time from a word's end to its last token."""
+    p90: Number
+    """90th percentile of that."""
+    p99: Number
+    """99th percentile of that."""
+    start_mean: Number
+    """Mean of the time from a word's beginning to its first token."""
+    end_mean: Number
+    """Mean of the time from a word's end to its last token."""
+    start_variance: Number
+    """Variance of the former."""
+    end_variance: Number
+    """Variance of the latter."""
+
+
 class DecodeJson(CheckpointDecoding):
     """What scoring reads of a decode.json."""
 
@@ -114,6 +135,10 @@ class DecodeJson(CheckpointDecoding):
     """What weight and length reward were chosen from; empty without a second pass."""
     rtf: dict[str, dict[Pass, Number | None]]
     """Seconds of computing for each second of audio, by set and pass."""
+    conditions: dict[str, dict[str, dict[Pass, Number]]] = {}
+    """WER in percent by test set, condition and pass, of some utterances of the set; `clean`: of these as they are."""
+    delays: dict[str, dict[Pass, Delay]] = {}
+    """When words appear, by set and pass; empty where nobody knows when they are said."""
     searches: dict[str, FurtherSearch] = {}
     """Further searches by their names; empty where there are none."""
     searches_left_out: str | None = None

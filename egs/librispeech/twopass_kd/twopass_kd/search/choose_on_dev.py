@@ -48,7 +48,9 @@ def choose_scales(
         if len(by_scale) == 1:
             continue
         candidates = {str(scale): search for scale, search in by_scale.items()}
-        dev = [decode_set(model, data, part, candidates, tokenizer) for part in cfg.corpus.dev_parts]
+        dev = [
+            decode_set(model, data.decode_loader(part), part, candidates, tokenizer) for part in cfg.corpus.dev_parts
+        ]
         for scale in by_scale:
             rows = [t for d in dev for t in transcripts(d, first_pass_tokens(d, str(scale)), tokenizer)]
             scans[name].append({"scale": scale, "wer": corpus_wer(rows).wer})

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from twopass_kd.data.asr_datamodule import AsrDataModule
-from twopass_kd.data.asr_dataset import cut_text
+from twopass_kd.data.asr_dataset import Batch, cut_text
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.models.encoder import Conv2dSubsampling
 from twopass_kd.models.two_pass import TwoPassModel
+from twopass_kd.scoring.delay import TimedWord, timed_words
 from twopass_kd.scoring.wer import Transcript
 from twopass_kd.search.methods import Search
 from twopass_kd.search.nbest import NBest
@@ -41,13 +41,17 @@ class Decoded:
 
 def decode_set(
     model: TwoPassModel,
-    data: AsrDataModule,
-    part: str,
+    loader: Iterable[Batch],
+    name: str,
     searches: dict[str, Search],
     tokenizer: Tokenizer,
     second_pass: Sequence[str] = (),
 ) -> Decoded:
-    """Decode one part with all `searches`; those named in `second_pass` get the attention decoder's log-probs."""
+    """Decode a set with all `searches`; those named in `second_pass` get the attention decoder's log-probs.
+
+    Args:
+      name: of the set, for the progress bar.
+    """
     out = Decoded()
     device = next(model.parameters()).device
 
@@ -62,19 +66,19 @@ def decode_set(
         out.seconds[step] += clock() - begin
         return result
 
-    bar = tqdm(desc=part, unit="utt")
+    bar = tqdm(desc=name, unit="utt")
     with torch.no_grad():
-        for batch in data.decode_loader(part):
+        for batch in loader:
             batch = batch.to(device)
             missing = max(0, Conv2dSubsampling.receptive_field - batch.feature.size(1))
             batch.feature = F.pad(batch.feature, (0, 0, 0, missing))  # a cut too short for one frame decodes to nothing
             encoder_out, lens, _ = timed("encoder", model.encoder, batch.feature, batch.feature_lens)
-            for name, search in searches.items():
-                nbests = timed(name, search, model, encoder_out, lens)
-                out.nbests[name] += nbests
-                if name in second_pass:
+            for key, search in searches.items():
+                nbests = timed(key, search, model, encoder_out, lens)
+                out.nbests[key] += nbests
+                if key in second_pass:
                     inputs = (model, encoder_out, lens, nbests, tokenizer.sos_id, tokenizer.eos_id)
-                    out.attention[name] += timed(f"{name}, attention", attention_log_probs, *inputs)
+                    out.attention[key] += timed(f"{key}, attention", attention_log_probs, *inputs)
             out.cut_ids += batch.cut_ids
             out.refs += [cut_text(c).split() for c in batch.cuts]
             out.audio_seconds += batch.duration
@@ -97,3 +101,17 @@ def second_pass_tokens(decoded: Decoded, search: str, weight: float, length_rewa
         rescore_with_attention_decoder(nbest, attention, weight, length_reward).tokens
         for nbest, attention in zip(decoded.nbests[search], decoded.attention[search])
     ]
+
+
+def first_pass_words(
+    decoded: Decoded, search: str, tokenizer: Tokenizer, subsampling_factor: int
+) -> dict[str, list[TimedWord]]:
+    """The words of the best hypotheses and when they are emitted, by utterance; without those that have none."""
+    found = {}
+    hyps = [nbest[0] for nbest in decoded.nbests[search]]
+    for cut_id, hyp, text in zip(decoded.cut_ids, hyps, tokenizer.decode([hyp.tokens for hyp in hyps])):
+        pieces = [tokenizer.pieces[token] for token in hyp.tokens]
+        words = timed_words(pieces, hyp.frames, text.split(), subsampling_factor)
+        if words is not None:
+            found[cut_id] = words
+    return found
