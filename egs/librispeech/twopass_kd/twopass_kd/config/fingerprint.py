@@ -23,7 +23,7 @@ NEVER = {
 }
 NOT_BEFORE = {  # the first stage that reads it
     **dict.fromkeys(("features", "tokens"), 2),
-    **dict.fromkeys(("loss", "train", "teacher", "phases"), 3),
+    **dict.fromkeys(("augment", "loss", "train", "teacher", "phases"), 3),
     **dict.fromkeys(("student", "external_teacher", "kd", "min_reduction"), 5),
     "decode": 8,
     "export": 10,

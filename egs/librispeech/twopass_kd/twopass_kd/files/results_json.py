@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from twopass_kd.files.decode_json import FurtherSearch, Parts, Pass, ScanPoint
+from twopass_kd.files.decode_json import Delay, FurtherSearch, Parts, Pass, ScanPoint
 from twopass_kd.files.json_model import JsonModel, Number
 from twopass_kd.files.ondevice_json import Difference, OnDeviceJson
 
@@ -65,6 +65,10 @@ class System(JsonModel):
     """Length reward that was chosen on dev, in nats for each token; null without a second pass."""
     weight_scan: list[ScanPoint]
     """What they were chosen from."""
+    conditions: dict[str, dict[str, dict[Pass, Number]]] = {}
+    """WER in percent by test set, condition and pass, of some utterances of the set; `clean`: of these as they are."""
+    delays: dict[str, dict[Pass, Delay]] = {}
+    """When words appear, by set and pass; empty where nobody knows when they are said."""
     searches: dict[str, FurtherSearch] = {}
     """Further searches by their names; empty where there are none."""
     searches_left_out: str | None = None

@@ -11,6 +11,16 @@ from twopass_kd.files.results_json import ResultsJson, System
 from twopass_kd.report.collect import Report, Utterance
 from twopass_kd.scoring import on_device as device
 from twopass_kd.scoring.further_searches import SEARCHES_UNIT, search_rows, searches_left_out
+from twopass_kd.scoring.listening import (
+    CONDITIONS_UNIT,
+    DELAY_HEADS,
+    DELAYS_UNIT,
+    LATENCY_HEADS,
+    LATENCY_UNIT,
+    condition_tables,
+    delay_rows,
+    latency_rows,
+)
 from twopass_kd.scoring.summary import dev_set_mark
 from twopass_kd.scoring.verdicts import comparisons, format_p, judge, verdict
 
@@ -36,6 +46,14 @@ def page_content(report: Report) -> dict[str, Any]:
         "size_rows": [_size_row(results, system) for system in results.systems],
         "rtf_note": rtf_note(results),
         "on_device": results.on_device and _on_device(results.on_device, corpus.test_parts),
+        "condition_tables": condition_tables(results),
+        "conditions_unit": CONDITIONS_UNIT,
+        "delay_heads": DELAY_HEADS,
+        "delays": delay_rows(results),
+        "delays_unit": DELAYS_UNIT,
+        "latency_heads": LATENCY_HEADS,
+        "latencies": latency_rows(results),
+        "latency_unit": LATENCY_UNIT,
         "search_heads": search_heads,
         "searches": searches,
         "searches_unit": SEARCHES_UNIT,

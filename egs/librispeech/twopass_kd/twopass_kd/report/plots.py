@@ -15,6 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.results_json import System
 from twopass_kd.report.collect import Curve
 from twopass_kd.report.content import format_duration, scan_at_chosen_reward
@@ -153,6 +154,25 @@ def weight_scan(systems: Sequence[System]) -> Markup:
     ax.set_xticks([x for x in ax.get_xticks() if 0 <= x <= right + 1e-9])
     label_points(ax, labels, drawn)
     return to_svg(ax.figure, "WER on dev against rescoring weight")
+
+
+@matplotlib.rc_context(RC)
+def wer_in_conditions(systems: Sequence[System], set_name: str) -> Markup:
+    """Two-pass WER with pauses and in noise: a line of markers for each condition, one for each system."""
+    heard = {system.name: system.conditions[set_name] for system in systems if system.conditions.get(set_name)}
+    names = list(dict.fromkeys(name for conditions in heard.values() for name in conditions))
+    fig = Figure(figsize=(4.6, 0.9 + 0.24 * len(names)), layout="constrained")
+    ax = fig.add_subplot(xlabel="two-pass WER (%)", title=set_name)
+    for system, conditions in heard.items():
+        colour, marker = system_style(system)
+        points = [(wers[Pass.TWO_PASS], names.index(name)) for name, wers in conditions.items()]
+        ax.plot(*zip(*points, strict=True), marker, color=colour, markersize=5, alpha=0.85, label=system)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set_xlim(0, None)
+    ax.tick_params(axis="y", length=0)
+    ax.legend(frameon=False, loc="upper right")
+    return to_svg(fig, f"WER on {set_name} with pauses and in noise")
 
 
 @matplotlib.rc_context(RC)
