@@ -39,6 +39,12 @@ def test_noise_is_as_loud_as_it_says(snr):
     assert 20 * np.log10(rms(SPEECH) / rms(heard - SPEECH)) == pytest.approx(snr, abs=0.01)
 
 
+def test_white_noise_is_of_unit_power_at_any_length():
+    for count in (1, 7, 16001):
+        noise = coloured_noise(count, 0.0, np.random.default_rng(4))
+        assert len(noise) == count and rms(noise) == pytest.approx(1)
+
+
 def test_pink_noise_falls_by_three_decibels_an_octave():
     spectrum = np.abs(np.fft.rfft(coloured_noise(160000, EXPONENTS["pink"], np.random.default_rng(3)))) ** 2
     octaves = [spectrum[low * 10 : 2 * low * 10].mean() for low in (250, 500, 1000, 2000)]

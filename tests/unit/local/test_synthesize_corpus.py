@@ -11,11 +11,12 @@ import pytest
 pytest.importorskip("espeakng_loader", reason="the synthetic corpus needs espeakng-loader")
 
 import soundfile
+from lhotse.recipes.librispeech import parse_alignments
 
 import grammar as grammar_module
 from grammar import draw_texts
 from synthesize_corpus import Parts, _make_chapter, main, plan_corpus, synthesize_corpus
-from synthetic_audio import coloured_noise, trim_silence
+from synthetic_audio import find_speech
 from twopass_kd.config.schema import SynthesisConfig
 from voices import TRAIN_ONLY, UNINTELLIGIBLE, draw_voices
 
@@ -155,22 +156,28 @@ def test_draw_voices_tests_get_no_twins_of_training_voices():
     assert not {*dev, *test} & TRAIN_ONLY and not {*train, *dev, *test} & UNINTELLIGIBLE
 
 
-def test_trim_silence_keeps_speech_and_the_asked_margins():
+def test_speech_is_found_between_silences():
     samples = np.zeros(16000, dtype=np.float32)
     samples[4000:8000] = 0.5
-    trimmed = trim_silence(samples, 1000, 9000)
-    assert len(trimmed) == 1000 + 4000 + 9000
-    assert (trimmed[1000:5000] == 0.5).all() and trimmed.sum() == pytest.approx(2000)
+    assert find_speech(samples) == (4000, 8000)
 
 
-def test_coloured_noise_has_unit_power_and_falls_with_frequency():
-    rng = np.random.default_rng(0)
-    for exponent in (0.0, 1.5):
-        noise = coloured_noise(16001, exponent, rng)
-        assert len(noise) == 16001 and (noise**2).mean() == pytest.approx(1)
-        spectrum = np.abs(np.fft.rfft(noise)) ** 2
-        ratio = spectrum[4000:8000].mean() / spectrum[100:1000].mean()
-        assert ratio < 0.1 if exponent else ratio == pytest.approx(1, rel=0.2)
+def test_words_are_where_the_alignment_says(corpus):
+    """A word is louder than the pauses, and the words of an utterance are those of its transcript."""
+    long_pauses = 0
+    for path in sorted(corpus.rglob("*.alignment.txt")):
+        texts = transcripts(path.parent)
+        for name, items in parse_alignments(path).items():
+            words = [item for item in items if item.symbol]
+            assert [item.symbol for item in words] == texts[name].split()
+            samples, rate = soundfile.read(path.parent / f"{name}.flac")
+            assert words[-1].end <= len(samples) / rate and all(item.duration >= 0 for item in words)
+            quiet = [item for item in items if not item.symbol and item.duration > 0.25]
+            long_pauses += len(quiet)
+            power = {item: (samples[int(item.start * rate) : int(item.end * rate)] ** 2).mean() for item in quiet}
+            speech = (samples[int(words[0].start * rate) : int(words[-1].end * rate)] ** 2).max()
+            assert all(value < speech / 10 for value in power.values())
+    assert long_pauses > 0
 
 
 def test_synthesize_corpus_names_the_file_that_a_full_disk_keeps_from_being_written(tmp_path, monkeypatch):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from scipy.fft import next_fast_len
 from scipy.signal import resample_poly
 
 from espeak import SAMPLING_RATE as ESPEAK_RATE
 from espeak import Espeak
+from twopass_kd.data.conditions import coloured_noise
 
 SAMPLING_RATE = 16000
 _FRAME = SAMPLING_RATE // 100
@@ -62,15 +62,6 @@ def find_speech(samples: np.ndarray) -> tuple[int, int]:
     power = (samples[: count * _FRAME].reshape(count, _FRAME) ** 2).mean(axis=1)
     loud = np.flatnonzero(power > power.max() * 10 ** (_SILENCE_DB / 10))
     return int(loud[0]) * _FRAME, int(loud[-1] + 1) * _FRAME
-
-
-def coloured_noise(count: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
-    """(count,) float noise of unit power whose spectrum falls as 1 / f ** exponent (0 white, 1 pink, 2 brown)."""
-    padded = next_fast_len(count)  # a prime length takes ten times as long
-    spectrum = np.fft.rfft(rng.standard_normal(padded))
-    spectrum *= np.maximum(np.fft.rfftfreq(padded), 50 / SAMPLING_RATE) ** (-exponent / 2)
-    noise = np.fft.irfft(spectrum, padded)[:count]
-    return noise / np.sqrt((noise**2).mean())
 
 
 def make_utterance(

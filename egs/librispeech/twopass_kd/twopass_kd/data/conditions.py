@@ -128,9 +128,12 @@ def with_pauses(audio: np.ndarray, condition: Condition, rate: int, place: int, 
 
 
 def coloured_noise(count: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
-    """(count,) noise with a spectrum of 1 / f^exponent, flat below 50 Hz at 16 kHz."""
-    spectrum = np.fft.rfft(rng.standard_normal(count))
-    return np.fft.irfft(spectrum * np.maximum(np.fft.rfftfreq(count), 50 / 16000) ** (-exponent / 2), count)
+    """(count,) float noise of unit power with a spectrum of 1 / f^exponent, flat below 50 Hz at 16 kHz."""
+    padded = 1 << count.bit_length()  # a prime length takes ten times as long
+    spectrum = np.fft.rfft(rng.standard_normal(padded))
+    spectrum *= np.maximum(np.fft.rfftfreq(padded), 50 / 16000) ** (-exponent / 2)
+    noise = np.fft.irfft(spectrum, padded)[:count]
+    return noise / rms(noise)
 
 
 def rms(audio: np.ndarray) -> float:
