@@ -74,6 +74,9 @@ PHASE = "stage: 3, model: teacher, train: [encoder], loss_scales: {ctc: 1}, num_
         ("phases.student/deep.teacher=nobody", "must name a phase"),
         ("phases.student/deep.teacher=null", "must name a phase, since its losses distil"),
         ("phases.student/deep.train=[]", "`phases.student/deep.train` ([]) must list at least one part out of"),
+        ("augment.max_pause=31", "`augment.max_pause` (31 s) must be at most `corpus.max_duration` (30 s)"),
+        ("augment.snr=[nan, 3]", "must be a finite number"),
+        ("augment.snr=[3]", "`augment.snr`"),
         ("train.accum_grad=2", "`train.accum_grad` (2) must be given with `train.max_duration`"),
         ("phases.student_copy/deep.start_scales={transducer_kd: 0.1}", "must have a scale in `loss_scales` too"),
         ("phases.student/deep.average=9", "must be at most num_epochs (2)"),
@@ -186,3 +189,7 @@ def test_searched_systems_are_those_of_stage_10_with_a_stateless_decoder():
     assert searched_systems(load_config(MINI, ["decode.searches=[]"])) == []
     assert searched_systems(load_config(MINI, ["student.decoder.kind=lstm"])) == ["teacher"]
     assert searched_systems(load_config(MINI, ["decode.search_systems=[student_stage1]"])) == ["student_stage1"]
+
+
+def test_ranges_may_be_given_either_way_round():
+    assert load_config(MINI, ["augment.snr=[20, 0]"]).augment.snr == [0.0, 20.0]

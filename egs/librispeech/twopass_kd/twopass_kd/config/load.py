@@ -91,6 +91,11 @@ def _check(cfg: Config) -> None:
     Raises:
       ConfigError: naming the settings.
     """
+    if cfg.augment.max_pause > cfg.corpus.max_duration:
+        raise ConfigError(
+            f"`augment.max_pause` ({cfg.augment.max_pause:g} s) must be at most `corpus.max_duration`"
+            f" ({cfg.corpus.max_duration:g} s), which an utterance lasts"
+        )
     reported: dict[str, str] = {}
     for name, phase in cfg.phases.items():
         _check_phase(cfg, f"phases.{name}", phase)
