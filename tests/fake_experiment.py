@@ -59,6 +59,7 @@ def write_fake_experiment(
     curves: bool = True,
     on_device: bool = False,
     searched: Sequence[str] = (),
+    listened: Sequence[str] = (),
 ) -> Path:
     """Fill `<exp_dir>/<conf name>` and return it."""
     experiment = exp_dir / cfg.name
@@ -67,6 +68,8 @@ def write_fake_experiment(
         _write_decoded(experiment, cfg, system, phase_of.get(system, system), num_utts, seed=10 * i)
         if system in searched:
             _add_searches(experiment / "decode" / system / "decode.json", cfg)
+        if system in listened:
+            _add_conditions_and_delays(experiment / "decode" / system / "decode.json", cfg)
     for i, (name, phase) in enumerate(cfg.phases.items()):
         if curves:
             _write_metrics(experiment / name, list(phase.loss_scales), phase.num_epochs, seed=i)
@@ -216,6 +219,21 @@ def _add_searches(path: Path, cfg: Config) -> None:
             "length_reward": 0.0,
             "weight_scan": [],
         }
+    _write_json(path, decoded)
+
+
+def _add_conditions_and_delays(path: Path, cfg: Config) -> None:
+    """What test sets heard with pauses and in noise, and words whose times are known, add to a decode.json."""
+    decoded = json.loads(path.read_text())
+    wers = {"greedy_search": 9.5, "first_pass": 8.5, "two_pass": 7.5}
+    heard = {"clean": 1.0, "pause-before-2s": 1.05, "babble-10dB": 2.0}
+    decoded["conditions"] = {
+        part: {name: {search: wer * factor for search, wer in wers.items()} for name, factor in heard.items()}
+        for part in cfg.corpus.test_parts
+    }
+    delay = {"words": 1234, "p50": 0.12, "p90": 0.25, "p99": 0.4, "start_mean": 0.1, "end_mean": 0.13}
+    delay.update(start_variance=0.01, end_variance=0.02)
+    decoded["delays"] = {part: {name: delay for name in list(wers)[:2]} for part in cfg.corpus.test_parts}
     _write_json(path, decoded)
 
 

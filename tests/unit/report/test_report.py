@@ -375,3 +375,18 @@ def test_reports_have_the_table_of_searches_where_there_are_some(cfg: Config, ex
         assert heading not in render(collect(cfg, experiment, CONF))
         text = render(collect(cfg, searched, CONF)).replace("\\_", "_")
         assert heading in text and "fast_beam_search_LG (scale 0.05)" in text
+
+
+def test_reports_show_pauses_noise_and_delays_where_they_are_known(cfg: Config, experiment: Path, tmp_path: Path):
+    heard = scored(cfg, tmp_path, listened=("teacher", "student"), on_device=True)
+    report = collect(cfg, heard, CONF, [])
+    page, markdown, results_md = render_html(report), render_markdown(report), render_results_md(report)
+    root = ET.fromstring(page.replace("<!DOCTYPE html>", ""))
+    sections = {section.get("id"): section for section in root.iter("section")}
+    assert len(list(sections["conditions"].iter("svg"))) == 2 and "delays" in sections
+    for text in ("".join(sections["conditions"].itertext()), markdown, results_md):
+        assert "babble-10dB" in text and "15.00" in text and "7.88" in text
+    for text in ("".join(sections["delays"].itertext()), markdown, results_md):
+        assert "1,234" in text and "120" in text and "400" in text and "wait for the chunk" in text
+    without = collect(cfg, experiment, CONF, [])
+    assert "With pauses" not in render_markdown(without) and 'id="delays"' not in render_html(without)
