@@ -23,25 +23,27 @@ Row = tuple[Sequence[int], Sequence[float]]  # tokens and their log-probs
 class _Path:
     """A hypothesis in the beam: a linked list of its tokens, shared with the hypotheses it grew from."""
 
-    __slots__ = ("log_prob", "context", "spelling", "last")
+    __slots__ = ("log_prob", "context", "spelling", "last", "count")
 
-    def __init__(self, log_prob: float, context: Context, spelling: int, last: tuple | None) -> None:
+    def __init__(self, log_prob: float, context: Context, spelling: int, last: tuple | None, count: int) -> None:
         self.log_prob = log_prob
         self.context = context  # its last tokens
         self.spelling = spelling  # hash of all its tokens
         self.last = last  # (token, frame, the node before it)
+        self.count = count  # of its tokens
 
 
 class SearchState:
     """What the search of one stream keeps between chunks."""
 
     def __init__(self, context: Context) -> None:
-        self.paths = [_Path(0.0, context, 0, None)]
+        self.paths = [_Path(0.0, context, 0, None, 0)]
         self.num_frames = 0
 
     def best(self) -> Hypothesis:
-        """The best hypothesis so far."""
-        return self.nbest(1)[0]
+        """The best hypothesis so far, as `nbest` has it; asked for after each chunk, so only this one is read off."""
+        context_size = len(self.paths[0].context)
+        return _read_off(max(self.paths, key=lambda path: path.log_prob / (context_size + path.count)))
 
     def nbest(self, count: int) -> NBest:
         """The `count` best hypotheses, best first (`best_first`); merging may have left fewer."""
@@ -150,14 +152,14 @@ class StreamingSearch:
         survivors: dict[int, _Path] = {}
         for log_prob, token, path in candidates[: self._beam]:
             if token == BLANK or token == UNK:
-                spelling, context, last = path.spelling, path.context, path.last
+                spelling, context, last, count = path.spelling, path.context, path.last, path.count
             else:
                 spelling = hash((path.spelling, token))
                 context = (*path.context[1:], token)
-                last = (token, state.num_frames, path.last)
+                last, count = (token, state.num_frames, path.last), path.count + 1
             same = survivors.get(spelling)
             if same is None:
-                survivors[spelling] = _Path(log_prob, context, spelling, last)
+                survivors[spelling] = _Path(log_prob, context, spelling, last, count)
             else:  # sorted, so this one is the less probable
                 same.log_prob += math.log1p(math.exp(log_prob - same.log_prob))
         state.paths = list(survivors.values())
