@@ -107,9 +107,7 @@ def estimate(args: argparse.Namespace) -> None:
     names = [name for name in cfg.phases if not args.no_baseline or system_of(name) != BASELINE]
     costs = {name: step_cost(cfg, name) for name in names}
     splits = {
-        name: split_step(
-            cfg.train, ranks, 0.0 if size is None else size.longest + cfg.augment.longest_pauses, cost, memory, "cuda"
-        )
+        name: split_step(cfg.train, ranks, 0.0 if size is None else size.longest, cost, memory, "cuda")
         for name, cost in costs.items()
     }
     audio = "hours of audio unknown before stage 2"

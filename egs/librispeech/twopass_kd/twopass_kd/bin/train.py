@@ -125,9 +125,8 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
     )
     if objective.teacher is not None:
         objective.teacher.to(ranks.device)
-    longest = measured.longest + cfg.augment.longest_pauses
     cost, memory = count_step(cfg, objective), rank_memory(ranks)
-    split = split_step(cfg.train, ranks.world_size, longest, cost, memory, ranks.device.type)
+    split = split_step(cfg.train, ranks.world_size, measured.longest, cost, memory, ranks.device.type)
     logging.info("%s", split)
     data.cfg = replace(cfg, train=split.apply(cfg.train))
     metadata = {
@@ -150,7 +149,12 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
             valid_loader=data.valid_loader,
             train_seconds=measured.seconds,
             largest_batches=[
-                largest_batch(cfg.features.num_mel_bins, split.max_duration, longest, measured.most_tokens)
+                largest_batch(
+                    cfg.features.num_mel_bins,
+                    split.max_duration,
+                    measured.longest + cfg.augment.longest_pauses,
+                    measured.most_tokens,
+                )
             ],
         )
     )
