@@ -38,7 +38,7 @@ def problems(data_dir, *overrides):
 def test_check_data_takes_icefalls_data_and_writes_nothing(whole, capsys, monkeypatch):
     monkeypatch.chdir("/")
     before = snapshot(whole)
-    assert problems(whole / "data", *MUSAN, "corpus.speed_perturb=[0.9,1.1]") == []
+    assert problems(whole / "data", MUSAN, "corpus.speed_perturb=[0.9,1.1]") == []
     assert snapshot(whole) == before
     said = capsys.readouterr().out
     assert "train-clean: 12 cuts, 8 of them at another speed" in said and "warning" not in said
@@ -60,7 +60,7 @@ def test_check_data_speed_perturb_without_copies_is_a_warning(data_dir, capsys):
 def test_check_data_wants_what_the_stages_read(data_dir):
     fbank = data_dir / "fbank"
     (fbank / "librispeech_cuts_test-clean.jsonl.gz").unlink()
-    cfg = small_config(TOKENS, *MUSAN)
+    cfg = small_config(TOKENS, MUSAN)
     assert check_data(cfg, data_dir, range(3, 8)) == []
     (found,) = check_data(cfg, data_dir, [8])
     assert "test-clean.jsonl.gz is missing" in found
@@ -88,7 +88,7 @@ def test_check_data_names_all_that_is_missing_at_once(data_dir, capsys):
     (data_dir / "fbank" / "librispeech_cuts_dev-clean.jsonl.gz").unlink()
     (data_dir / "fbank" / "musan_cuts.jsonl.gz").unlink()
     (data_dir / "fbank" / "librispeech_feats_train-clean" / "feats-1.lca").unlink()
-    arguments = ["--conf", str(TINY_YAML), "--data-dir", str(data_dir), "tokens.vocab_size=500", *MUSAN]
+    arguments = ["--conf", str(TINY_YAML), "--data-dir", str(data_dir), "tokens.vocab_size=500", MUSAN]
     assert main(arguments) == 1
     said = capsys.readouterr().err
     assert "lang_bpe_500 is missing, and `tokens.vocab_size` is 500" in said
