@@ -4,7 +4,6 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-from lhotse.utils import EPSILON
 
 from twopass_kd.config.log_mel import FRAME_SHIFT
 from twopass_kd.config.schema import AugmentConfig
@@ -12,7 +11,7 @@ from twopass_kd.data.noise import COLOURS, ColouredNoise
 
 EDGE = 20  # frames at the ends of an utterance in which no pause is put
 WINDOW = 10  # frames over which the quietest place is looked for
-SILENCE = np.float32(np.log(EPSILON))  # features of nothing but zeros
+SILENCE = np.log(np.finfo(np.float32).eps)  # log-mel energy of nothing but zeros, as Lhotse and Kaldi have it
 
 
 @dataclass(frozen=True)
