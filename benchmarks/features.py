@@ -2,7 +2,7 @@
 
     python benchmarks/features.py [--utterances 100] [--batch-sizes 1 8 32] [--repeats 5] [--threads 1]
 
-Utterances of noise, 2 to 17 s long, go through Lhotse's Fbank, kaldi-native-fbank (one by one) and, where it is
+Utterances of noise, 2 to 17 s long, go through Lhotse's Fbank, the device's in numpy (one by one) and, where it is
 installed (`make kaldifeat`), kaldifeat in batches. The extractors take turns; rows are medians, ratios are of one run.
 Audio is in memory and features are not stored, so a stage 2 that waits for its disk gains less.
 Stage 2 computes one utterance after the other, in as many processes as there are cores: on a CPU batches bring nothing.
@@ -35,7 +35,7 @@ def in_batches(extractor: FeatureExtractor, audio: Audio, rate: int, size: int) 
         extractor.extract_batch(audio[start : start + size], rate)
 
 
-def native(features: FeaturesConfig, audio: Audio) -> None:
+def online(features: FeaturesConfig, audio: Audio) -> None:
     for samples in audio:
         fbank = OnlineFeatures(features.num_mel_bins, features.sampling_rate)
         fbank.accept_waveform(samples)
@@ -49,7 +49,7 @@ def variants(features: FeaturesConfig, audio: Audio, batch_sizes: list[int]) -> 
     lhotse = make_extractor(FeaturesConfig("lhotse", features.num_mel_bins, rate))
     found: dict[str, Step] = {
         "Lhotse Fbank": lambda: one_by_one(lhotse, audio, rate),
-        "kaldi-native-fbank": lambda: native(features, audio),
+        "on the device": lambda: online(features, audio),
     }
     if why_no_kaldifeat() is None:
         kaldifeat = make_extractor(FeaturesConfig("kaldifeat", features.num_mel_bins, rate))

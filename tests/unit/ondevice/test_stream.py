@@ -253,22 +253,8 @@ def test_memory_of_features_and_results_is_freed(tiny):
             recognizer.reset(stream)
         kept.append(sum(map(len, stream.memory)))
     assert max(kept) * 0.06 < 3.1
-    with pytest.raises(Exception, match="removed"):  # kaldi-native-fbank has let go of it
+    with pytest.raises(IndexError, match="removed"):
         stream.features.read(stream.position - 1, 1)
-
-
-def test_features_equal_lhotse_whatever_the_pieces():
-    from lhotse import Fbank, FbankConfig
-
-    samples = noise(1.3)
-    want = Fbank(FbankConfig(dither=0.0, snip_edges=False, high_freq=-400.0)).extract(samples, 16000)
-    whole = features_of(samples).numpy()
-    np.testing.assert_allclose(whole, want, atol=2e-3)
-    features = OnlineFeatures(80, 16000)
-    for begin in range(0, len(samples), 777):
-        features.accept_waveform(samples[begin : begin + 777])
-    features.input_finished()
-    np.testing.assert_array_equal(features.read(0, features.num_ready), whole)
 
 
 def test_open_runtime_says_what_it_cannot_open(tmp_path):

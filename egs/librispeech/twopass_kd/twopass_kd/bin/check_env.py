@@ -32,7 +32,6 @@ MODULES = {
     "torch.utils.tensorboard": "tensorboard six",
     "kaldilm": "kaldilm",
     "kaldingram": "kaldingram",
-    "kaldi_native_fbank": "kaldi-native-fbank",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "safetensors": "safetensors",
