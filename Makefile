@@ -50,8 +50,10 @@ test-slow: venv  ## the slow tests: Slurm, killed trainings, full sizes, a brows
 	@tests/install_programs.sh
 	@$(pytest) -m slow $(ARGS)
 
-test-all: test test-slow  ## all tests; where the stack is k2, the quick ones and the full sizes on torch2 as well
-	@[ $(stack) = torch2 ] || $(MAKE) test STACK=torch2
+# Rooms whose code is the same whatever torch is; `make test STACK=torch2` has them.
+torchless := $(addprefix --ignore=tests/unit/,config files local report scoring stages tools)
+test-all: test test-slow  ## all tests; where the stack is k2, those of models and the full sizes on torch2 as well
+	@[ $(stack) = torch2 ] || $(MAKE) test STACK=torch2 ARGS='$(ARGS) $(torchless)'
 	@[ $(stack) = torch2 ] || $(MAKE) test-slow STACK=torch2 ARGS='$(ARGS) tests/integration/test_full_size.py'
 
 clean:  ## remove both environments and caches (not what runs made: download/, data/, exp/)
