@@ -10,7 +10,7 @@ import torch
 from lhotse import Fbank
 from lhotse.features.mixer import FeatureMixer
 
-from twopass_kd.config.log_mel import FRAME_SHIFT, HIGH_FREQ, LOW_FREQ
+from twopass_kd.config.log_mel import FRAME_SHIFT, mel_edges
 from twopass_kd.config.schema import FeaturesConfig
 from twopass_kd.data.cut_lines import manifest_lines, whole_cut
 from twopass_kd.data.fbank import make_fbank
@@ -76,9 +76,7 @@ class ColouredNoise(NoiseSource):
         self.white = np.asarray(
             make_fbank(features).extract(white.numpy(), rate), dtype=np.float32
         )  # at 0 dBFS: an RMS of 1
-        top = 1127 * np.log1p((rate / 2 + HIGH_FREQ) / 700)
-        mels = np.linspace(1127 * np.log1p(LOW_FREQ / 700), top, bins + 2)
-        self.hertz = 700 * np.expm1(mels / 1127)
+        self.hertz = 700 * np.expm1(mel_edges(bins, rate) / 1127)
 
     def of_colour(self, num_frames: int, exponent: float, level: float, rng: random.Random) -> np.ndarray:
         """Noise with a spectrum of 1 / f^exponent at `level` dBFS (its RMS), (num_frames, F)."""

@@ -1,13 +1,13 @@
 """Online log-mel filter banks in numpy.
 
 kaldi-native-fbank gives the same, but takes audio element by element, as Python's floats, and gives its frames one by
-one, which took a third of the whole first pass.
+one.
 """
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from twopass_kd.config.log_mel import FRAME_SHIFT, HIGH_FREQ, LOW_FREQ
+from twopass_kd.config.log_mel import FRAME_SHIFT, mel, mel_edges
 
 FRAME_LENGTH = 0.025  # seconds
 PREEMPHASIS = 0.97
@@ -115,11 +115,7 @@ class OnlineFeatures:
 
 def mel_bank(num_features: int, fft: int, sampling_rate: int) -> np.ndarray:
     """Weights of Kaldi's triangular filters, (fft / 2, num_features) float64."""
-
-    def mel(hertz: np.ndarray | float) -> np.ndarray:
-        return 1127 * np.log1p(np.asarray(hertz) / 700)
-
-    edges = np.linspace(mel(LOW_FREQ), mel(sampling_rate / 2 + HIGH_FREQ), num_features + 2)
+    edges = mel_edges(num_features, sampling_rate)
     step = edges[1] - edges[0]
     bins = mel(np.arange(fft // 2) * sampling_rate / fft)[:, None]
     return np.maximum(0, np.minimum(bins - edges[:-2], edges[2:] - bins) / step)
