@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,13 +72,18 @@ def launch_ranks(
         except SignalException:
             return STOPPED
         except ChildFailedError as e:
-            rank, failure = e.get_first_failure()
+            rank, failure = _cause(e.failures)
             if any(f.exitcode == STOPPED for f in e.failures.values()):
                 return STOPPED
             log = rank_log(phase_dir, rank)
             logging.error("rank %d %s, so all ranks were stopped; its log: %s", rank, _how_it_ended(failure), log)
             return 1
     return 0
+
+
+def _cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """The rank that failed first; one killed by a signal where several had ended when they were looked at."""
+    return min(failures.items(), key=lambda f: (f[1].exitcode >= 0, f[1].timestamp))
 
 
 def _how_it_ended(failure: ProcessFailure) -> str:
