@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tiny_training import make_data, make_trainer, stop_after
-from twopass_kd.config.schema import TrainConfig
+from twopass_kd.config.schema import LossConfig, TrainConfig
 from twopass_kd.models.checkpoint import load_checkpoint
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.schedules import learning_rate, learning_rate_scale, loss_scales
@@ -172,3 +172,20 @@ def test_loss_scales_ramp_while_training_and_are_whole_on_dev(tmp_path, monkeypa
     monkeypatch.setattr(Objective, "__call__", spy)
     make_trainer(tmp_path / "a", start_scales={"pruned": 0.2}, warm_step=4).run(make_data())
     assert seen["train"][:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0]) and set(seen["dev"]) == {1.0}
+
+
+@pytest.mark.parametrize("init_from, off", [(None, 4), ("s/before", 0)])
+def test_delay_penalty_waits_for_the_warm_up_of_a_phase_that_starts_from_nothing(tmp_path, monkeypatch, init_from, off):
+    seen = {"train": [], "dev": []}
+
+    def spy(self, batch, **options):
+        seen["train" if self.model.training else "dev"].append(self.delay_penalty)
+        return call(self, batch, **options)
+
+    call = Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", spy)
+    trainer = make_trainer(tmp_path / "a", init_from=init_from, warm_step=4)
+    trainer.objective.loss = LossConfig(delay_penalty=0.01)
+    trainer.run(make_data())
+    assert seen["train"] == [0.0] * off + [0.01] * (len(seen["train"]) - off) and len(seen["train"]) > 6
+    assert set(seen["dev"]) == {0.0}

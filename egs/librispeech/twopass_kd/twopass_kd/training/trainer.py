@@ -190,7 +190,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.objective.scales = self._loss_scales(self.progress.step)
-            is_warm = self.progress.step >= self.cfg.warm_step
+            is_warm = self.phase.init_from is not None or self.progress.step >= self.cfg.warm_step
             self.objective.delay_penalty = self.objective.loss.delay_penalty if is_warm else 0.0
             for losses in self.optimizer_step(batches, num_frames, self.progress.step):
                 means.add(losses)
