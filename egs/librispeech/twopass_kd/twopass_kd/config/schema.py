@@ -199,8 +199,8 @@ class LossConfig:
     am_only_scale: NonNegativeFloat = setting(0.0, "of the encoder alone in the simple loss")
     delay_penalty: NonNegativeFloat = setting(
         0.0,
-        "nats by which the transducer losses punish a token for each frame that it comes later; from `train.warm_step` on"
-        " in a phase that starts from nothing",
+        "nats by which the transducer losses punish a token for each frame that it comes later; from `train.warm_step`"
+        " on in a phase that starts from nothing",
     )
     label_smoothing: Share = setting(0.1, "of the attention decoder's cross-entropy")
 
