@@ -1,13 +1,12 @@
 """Tokens to text: the one decoder, for scoring and for devices, which have no sentencepiece."""
 
 import codecs
-import re
 from collections.abc import Sequence
 from itertools import groupby
 
 _SPACE = "\u2581"  # begins a word
 _UNKNOWN = {"<unk>": " \u2047 "}  # as sentencepiece shows it
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_BYTES = {f"<0x{value:02X}>": value for value in range(256)}
 
 
 def _one_mark_for_each_byte(error: UnicodeDecodeError) -> tuple[str, int]:
@@ -26,17 +25,13 @@ def detokenize(pieces: Sequence[str], is_final: bool = True) -> str:
     Args:
       is_final: False where more pieces may come: a character of which only some bytes are there is left out.
     """
-    runs = [(is_byte, list(run)) for is_byte, run in groupby(pieces, key=_is_byte)]
+    runs = [(is_byte, list(run)) for is_byte, run in groupby(pieces, key=_BYTES.__contains__)]
     text = ""
     for number, (is_byte, run) in enumerate(runs, start=1):
         if is_byte:
-            data = bytes(int(piece[3:5], 16) for piece in run)
+            data = bytes(_BYTES[piece] for piece in run)
             text += codecs.utf_8_decode(data, "twopass_kd.data.detokenize", is_final or number < len(runs))[0]
         else:
             spelt = "".join(_UNKNOWN.get(piece, piece) for piece in run)
             text += (spelt if text else spelt.lstrip(_SPACE)).replace(_SPACE, " ")
     return text
-
-
-def _is_byte(piece: str) -> bool:
-    return _BYTE.fullmatch(piece) is not None

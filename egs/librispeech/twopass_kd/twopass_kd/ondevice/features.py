@@ -5,7 +5,6 @@ one.
 """
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from twopass_kd.config.log_mel import FRAME_SHIFT, mel, mel_edges
 
@@ -26,7 +25,7 @@ class OnlineFeatures:
         self._fft = 1 << (self._length - 1).bit_length()
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self._length) / (self._length - 1))
         self._window = (hann**0.85).astype(np.float32)  # Kaldi's "povey" window
-        self._mel_bank = mel_bank(num_features, self._fft, sampling_rate)
+        self._mel_bank = MelBank(num_features, self._fft, sampling_rate)
         self._audio = np.zeros(0, np.float32)  # that frames to come reach over
         self._num_samples = 0
         self._rows = np.zeros((0, num_features), np.float32)
@@ -95,27 +94,41 @@ class OnlineFeatures:
     def _frames(self, audio: np.ndarray, count: int) -> np.ndarray:
         """The first `count` frames, (count, length), which share the memory of `audio`."""
         step = audio.itemsize
-        return as_strided(audio, (count, self._length), (self._shift * step, step), writeable=False)
+        return np.ndarray((count, self._length), audio.dtype, audio, 0, (self._shift * step, step))
 
     def _log_mel(self, frames: np.ndarray, emphasized: np.ndarray) -> np.ndarray:
         """Of frames (N, length) and the same after pre-emphasis: (N, num_features) float32.
 
         The mean, which comes off before pre-emphasis in Kaldi, comes off after it, so that samples in several frames
-        are emphasized once. In float64 from the transform on, so that a frame's value does not depend on those beside
-        it in the product.
+        are emphasized once. In float64 from the transform on.
         """
         rest = 1 - PREEMPHASIS
-        windowed = emphasized - rest * frames.mean(axis=1, keepdims=True)
+        windowed = emphasized - frames.sum(axis=1, keepdims=True) * np.float32(rest / self._length)
         windowed[:, 0] += rest * frames[:, 0] - emphasized[:, 0]  # there is no sample before the first
         windowed *= self._window
         spectrum = np.fft.rfft(windowed, self._fft)[:, :-1]
-        energies = (spectrum.real**2 + spectrum.imag**2) @ self._mel_bank
+        energies = self._mel_bank(spectrum.real**2 + spectrum.imag**2)
         return np.log(np.maximum(energies, FLOOR).astype(np.float32))
 
 
-def mel_bank(num_features: int, fft: int, sampling_rate: int) -> np.ndarray:
-    """Weights of Kaldi's triangular filters, (fft / 2, num_features) float64."""
-    edges = mel_edges(num_features, sampling_rate)
-    step = edges[1] - edges[0]
-    bins = mel(np.arange(fft // 2) * sampling_rate / fft)[:, None]
-    return np.maximum(0, np.minimum(bins - edges[:-2], edges[2:] - bins) / step)
+class MelBank:
+    """Kaldi's triangular filters. A bin lies in two of them at most, rising in one and falling in the one before.
+
+    Sums over neighbouring bins: a matrix product takes longer, and numpy shares it among threads that are not asked for.
+    """
+
+    def __init__(self, num_features: int, fft: int, sampling_rate: int) -> None:
+        edges = mel_edges(num_features, sampling_rate)
+        bins = mel(np.arange(fft // 2) * sampling_rate / fft)
+        edge = np.searchsorted(edges, bins, side="right") - 1  # the last one that is not above the bin
+        rising = (bins - edges[edge]) / (edges[1] - edges[0])
+        inside = (edge >= 0) & (edge <= num_features)
+        self._weights = np.where(inside, [rising, 1 - rising], 0.0)[:, None]  # (2, 1, bins)
+        begins = np.searchsorted(bins, edges)
+        self._begins = begins[:-1].clip(max=len(bins) - 1)
+        self._has_bins = np.diff(begins) > 0  # of each interval between edges; reduceat gives others a bin
+
+    def __call__(self, power: np.ndarray) -> np.ndarray:
+        """Power (N, fft / 2) to energies (N, num_features), both float64."""
+        rising, falling = np.add.reduceat(power * self._weights, self._begins, axis=2) * self._has_bins
+        return rising[:, :-1] + falling[:, 1:]

@@ -97,12 +97,12 @@ class OnnxRuntime:
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Memory goes back after the second pass of a long utterance.
-        options.enable_cpu_mem_arena = False
         self._sessions = {}
         for part in PARTS:
             path = self._folder / f"{part}{suffix}"
             if part != "attention_decoder" or path.is_file():
+                # What the second pass of a long utterance takes goes back.
+                options.enable_cpu_mem_arena = part != "attention_decoder"
                 self._sessions[part] = _open_session(path, options)
         metadata = {part: s.get_modelmeta().custom_metadata_map for part, s in self._sessions.items()}
         try:

@@ -108,8 +108,9 @@ class StreamingSearch:
         """Rows of new (stream, context) pairs for frames `t` and later, all in one call of the joiner."""
         counts = [len(encoder_outs[i]) - t for i, _ in new]
         frames = np.concatenate([encoder_outs[i][t:] for i, _ in new])
-        decoder_out = self._decode([context for _, context in new])
-        rows = self._best_tokens(self._runtime.join(frames, np.repeat(decoder_out, counts, axis=0)))
+        decoder_outs = self._decode([context for _, context in new])
+        decoder_out = np.concatenate([out for out, count in zip(decoder_outs, counts) for _ in range(count)])
+        rows = self._best_tokens(self._runtime.join(frames, decoder_out))
         begin = 0
         for (i, context), count in zip(new, counts):
             # Indexed by the frame in the chunk, like the others; the frames before `t` are not looked at again.
@@ -119,27 +120,28 @@ class StreamingSearch:
     def _best_tokens(self, logits: np.ndarray) -> list[Row]:
         """The `beam` best tokens of each row and their log-probs: no other can be among the best of the whole beam."""
         if self._beam == 1:
-            tokens = logits.argmax(axis=1)[:, None]
-        elif self._beam < logits.shape[1]:
-            tokens = np.argpartition(logits, -self._beam, axis=1)[:, -self._beam :]
-        else:
-            tokens = np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+            best = logits.argmax(axis=1).tolist()
+            logits -= logits.max(axis=1, keepdims=True)
+            log_probs = -np.log(np.exp(logits, out=logits).sum(axis=1))
+            return [((token,), (log_prob,)) for token, log_prob in zip(best, log_probs.tolist())]
+        tokens = logits.argsort(axis=1)[:, -self._beam :]  # of some hundred: sooner done than argpartition
         best = logits[np.arange(len(logits))[:, None], tokens]
-        high = best.max(axis=1, keepdims=True)
+        high = best[:, -1:]
         logits -= high
-        best -= high + np.log(np.exp(logits, out=logits).sum(axis=1, keepdims=True))
-        return list(zip(tokens.tolist(), best.tolist()))
+        log_probs = best - (high + np.log(np.exp(logits, out=logits).sum(axis=1, keepdims=True)))
+        return list(zip(tokens.tolist(), log_probs.tolist()))
 
-    def _decode(self, contexts: Sequence[Context]) -> np.ndarray:
-        """Decoder outputs (len(contexts), joiner_dim), from the cache where they are there."""
+    def _decode(self, contexts: Sequence[Context]) -> list[np.ndarray]:
+        """Decoder outputs, (1, joiner_dim) each, from the cache where they are there."""
         cache = self._decoder_out
         missing = list({c for c in contexts if c not in cache})
         if missing:
             if len(cache) + len(missing) > _MAX_CACHED_CONTEXTS:
                 cache.clear()
                 missing = list(set(contexts))
-            cache.update(zip(missing, self._runtime.decode(np.array(missing, dtype=np.int64))))
-        return np.stack([cache[c] for c in contexts])
+            decoder_out = self._runtime.decode(np.array(missing, dtype=np.int64))
+            cache.update(zip(missing, decoder_out[:, None]))
+        return [cache[c] for c in contexts]
 
     def _step(self, state: SearchState, scores: dict[Context, list[Row]], t: int) -> None:
         """One frame of one stream: extend all paths, keep the best, merge those of equal spelling."""
