@@ -70,7 +70,8 @@ class ConditionDataset(AsrDataset):
     def load(self, cut: Cut) -> Tensor:
         rate = self.fbank.config.sampling_rate
         rng = np.random.default_rng([*cut.id.encode(), *self.condition.name.encode()])
-        audio = with_pauses(load_audio(cut), self.condition, rate, pause_place(cut, rate), rng)
+        audio = load_audio(cut)
+        audio = with_pauses(audio, self.condition, rate, pause_place(cut, audio, rate), rng)
         if self.condition.noise is not None:
             audio = mix(audio, self._noise(len(audio), cut, rng), self.condition.snr)
         return torch.from_numpy(np.asarray(self.fbank.extract(audio, rate)))
@@ -105,14 +106,13 @@ def load_audio(cut: Cut) -> np.ndarray:
         ) from e
 
 
-def pause_place(cut: Cut, rate: int) -> int:
-    """The sample before which a pause within goes: between two words near the middle, where it is known when they are
-    said, else in the quietest tenth of a second of the middle half."""
+def pause_place(cut: Cut, audio: np.ndarray, rate: int) -> int:
+    """The sample of a cut's audio before which a pause within goes: between two words near the middle, where it is
+    known when they are said, else in the quietest tenth of a second of the middle half."""
     words = (cut.supervisions[0].alignment or {}).get("word", [])
     if len(words) > 1:
         return round(words[len(words) // 2].start * rate)
-    audio, window = load_audio(cut), rate // 10
-    quarter = len(audio) // 4
+    window, quarter = rate // 10, len(audio) // 4
     if 2 * quarter < window:
         return len(audio) // 2
     power = np.convolve(audio[quarter:-quarter].astype(np.float64) ** 2, np.ones(window), "valid")

@@ -114,7 +114,7 @@ class OnlineFeatures:
 class MelBank:
     """Kaldi's triangular filters. A bin lies in two of them at most, rising in one and falling in the one before.
 
-    Sums over neighbouring bins: a matrix product takes longer, and numpy shares it among threads that are not asked for.
+    Sums over neighbouring bins: a matrix product takes longer, and numpy shares it among threads that nobody asked for.
     """
 
     def __init__(self, num_features: int, fft: int, sampling_rate: int) -> None:
