@@ -228,6 +228,32 @@ def test_prepare_manifests_missing_or_empty_part_is_an_error(tmp_path):
         prepare_manifests(small_config("corpus.test_parts=[a-file]"), tmp_path / "corpus", tmp_path / "data")
 
 
+def test_prepare_manifests_alignments_are_used_where_they_fit(tmp_path, capsys):
+    chapter = write_corpus(tmp_path / "corpus", count=3)["train-clean"] / "10" / "100"
+    lines = (chapter / "10-100.trans.txt").read_text().splitlines()
+    words = {name: text.split() for name, text in (line.split(maxsplit=1) for line in lines)}
+
+    def line(name, words, step=1):
+        ends = [f"{0.1 * (i + 1):.1f}" for i in range(len(words) + 1)][::step]
+        return f'{name} "{",".join(["", *words])}" "{",".join(ends)}"\n'
+
+    (chapter / "10-100.alignment.txt").write_text(
+        line("10-100-0000", [word.lower() for word in words["10-100-0000"]])
+        + line("10-100-0001", ["SOMETHING", "ELSE"])
+        + line("10-100-0002", words["10-100-0002"], step=-1)
+    )
+    prepare_manifests(small_config(), tmp_path / "corpus", tmp_path / "data")
+    found = SupervisionSet.from_file(manifest_path(tmp_path / "data", "supervisions", "train-clean"))
+    starts = {s.id: [item.start for item in s.alignment["word"]] for s in found if s.alignment}
+    assert starts == {"10-100-0000": [0.1, 0.2, 0.3]}
+    out = capsys.readouterr().out
+    assert "used 1: alignment of another text, not used (e.g. 10-100-0001)" in out
+    assert "used 1: alignment whose times do not go forward, not used (e.g. 10-100-0002)" in out
+    (chapter / "10-100.alignment.txt").write_text("10-100-0000 no times\n")
+    prepare_manifests(small_config(), tmp_path / "corpus", tmp_path / "data")
+    assert "alignment file that cannot be read (ValueError)" in capsys.readouterr().out
+
+
 def test_prepare_manifests_musan(tmp_path):
     cfg = small_config("corpus.musan=true")
     write_corpus(tmp_path / "LibriSpeech", count=1)

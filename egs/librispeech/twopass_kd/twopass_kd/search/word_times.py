@@ -34,13 +34,7 @@ def word_times(cfg: Config, part: str, data: AsrDataModule, data_dir: Path, exp_
     teacher aligns the transcripts, as well as it knows; that is kept in `<exp-dir>/<conf>/alignments`, in manifests of
     Lhotse. Without such a teacher the result is empty.
     """
-    found = {}
-    for cut in data.cuts([part]):
-        (speech,) = cut.supervisions
-        words = (speech.alignment or {}).get("word", [])
-        if [item.symbol for item in words] == cut_text(cut).split():
-            found[cut.id] = [TimedWord(item.symbol, item.start, item.end) for item in words]
-    if found:
+    if found := _of_manifests(part, data):
         return found
     if ALIGNER not in reported_systems(cfg):
         logging.warning("nobody knows when words are said, without a teacher to align them: no delays")
@@ -59,17 +53,39 @@ def word_times(cfg: Config, part: str, data: AsrDataModule, data_dir: Path, exp_
     }
 
 
+def _of_manifests(part: str, data: AsrDataModule) -> WordTimes:
+    """What the manifests say; alignments of another text than the transcript are left out, with a line in the log."""
+    found, others = {}, []
+    for cut in data.cuts([part]):
+        (speech,) = cut.supervisions
+        items = [item for item in (speech.alignment or {}).get("word", []) if item.symbol]  # silences have none
+        words = cut_text(cut).split()
+        if [item.symbol.upper() for item in items] == [word.upper() for word in words]:
+            found[cut.id] = [TimedWord(word, item.start, item.end) for word, item in zip(words, items)]
+        elif items:
+            others.append(cut.id)
+    if others:
+        what = "%s: %d alignments are of another text than the transcript, and not used (e.g. %s)"
+        logging.warning(what, part, len(others), others[0])
+    return found
+
+
 def _align(teacher: TwoPassModel, data: AsrDataModule, part: str, tokenizer: Tokenizer) -> list[SupervisionSegment]:
     """The transcripts of a part with alignments; those that cannot be aligned are left out."""
     device = next(teacher.parameters()).device
-    segments = []
+    segments, left_out = [], []
     with torch.no_grad():
         for batch in tqdm(data.decode_loader(part), desc=f"{part}: aligning", unit="batch"):
             batch = batch.to(device)
             encoder_out, lens, _ = teacher.encoder(batch.feature, batch.feature_lens)
             log_probs = teacher.ctc_head(encoder_out).log_softmax(-1)
             first, last = ctc_align(log_probs, lens, batch.y, batch.y_lens, teacher.blank_id)
-            segments += _segments(batch, first, last, teacher.encoder.subsampling_factor, tokenizer)
+            aligned = _segments(batch, first, last, teacher.encoder.subsampling_factor, tokenizer)
+            left_out += sorted(set(batch.cut_ids) - {segment.id for segment in aligned})
+            segments += aligned
+    if left_out:
+        what = "%s: %d transcripts cannot be aligned, as with more tokens than frames (e.g. %s)"
+        logging.warning(what, part, len(left_out), left_out[0])
     return segments
 
 
