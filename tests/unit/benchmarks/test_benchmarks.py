@@ -164,6 +164,18 @@ def test_ddp_throughput_compares_one_rank_two_ranks_and_two_trainings(tmp_path: 
     assert ratio == pytest.approx(found[1] / found[0], abs=0.02)
 
 
+@pytest.mark.slow
+def test_delay_scan_prints_error_rates_and_delays_of_each_arm(tmp_path: Path, tiny_data, tiny_experiment):
+    folders = ["--data-dir", tiny_data.data_dir, "--exp-dir", tiny_experiment.folder.parent]
+    text = run("delay_scan.py", tmp_path, "out", *folders, "--penalties", "0", "0.1", "--shifts", "-1")
+    rows = [row.split(" | ")[0][2:] for row in text.split("| test-clean |")[1].splitlines()[2:7]]
+    assert rows[:2] == ["teacher, penalty 0", "teacher, penalty 0.1"]
+    assert rows[2:] == [
+        f"student of teacher {teacher}, penalty {penalty}, shift {shift}"
+        for teacher, penalty, shift in ((0, 0, 0), (0, 0.1, 0), (0.1, 0.1, 0))
+    ]
+
+
 def test_resume_cost_stops_and_goes_on(tmp_path: Path, data_dir: Path):
     more = ["--steps", "3", "--repeats", "1", "phases.teacher/rnnt.num_epochs=40"]
     text = run("resume_cost.py", tmp_path, "--data-dir", data_dir, *more)

@@ -19,6 +19,7 @@ from twopass_kd.files.layout import musan_cuts_path
 MIN_SECONDS, MAX_SECONDS = 5.0, 10.0  # of MUSAN's cuts
 TALKERS = (3, 8)  # of babble, the least and the most
 COLOURS = (-1.0, 2.0)  # a in a spectrum of 1 / f^a: from blue over white (0) and pink (1) to brown noise
+LOG_MEL = Fbank()  # says how Lhotse mixes; none of its settings matters for that
 _WHITE_SECONDS = 60
 
 
@@ -49,7 +50,7 @@ def add_noise(features: np.ndarray, noise: np.ndarray, snr: float, speech_energy
       snr: dB.
       speech_energy: mean energy of a frame of the speech alone.
     """
-    mixer = FeatureMixer(Fbank(), features, FRAME_SHIFT, reference_energy=speech_energy * len(features))
+    mixer = FeatureMixer(LOG_MEL, features, FRAME_SHIFT, reference_energy=speech_energy * len(features))
     mixer.add_to_mix(noise, sampling_rate=16000, snr=snr)
     return mixer.mixed_feats
 
@@ -123,7 +124,7 @@ class Babble(StoredNoise):
         for _ in range(rng.randint(*TALKERS)):
             voice = self.load(rng)
             voices.append(np.roll(voice, rng.randrange(len(voice)), axis=0)[np.arange(num_frames) % len(voice)])
-        mixer = FeatureMixer(Fbank(), voices[0], FRAME_SHIFT)
+        mixer = FeatureMixer(LOG_MEL, voices[0], FRAME_SHIFT)
         for voice in voices[1:]:
             mixer.add_to_mix(voice, sampling_rate=16000, snr=0.0)
         return mixer.mixed_feats
