@@ -46,7 +46,8 @@ def test_pauses_are_where_and_as_long_as_drawn():
     drawn = [pauses.draw(f"utt-{i}") for i in range(400)]
     for kind in ("before", "within", "after"):
         frames = [getattr(pause, kind) for pause in drawn]
-        assert 0.4 < np.mean([n > 0 for n in frames]) < 0.6 and 180 < max(frames) <= 200
+        assert 0.4 < np.mean([n > 5 for n in frames]) < 0.6 and 180 < max(frames) <= 200
+    assert {pause.before for pause in drawn} >= set(range(6))
     assert all(-80 <= pause.level <= -45 for pause in drawn)
     pause = next(p for p in drawn if p.before and p.within and p.after)
     speech = SPEECH.copy()

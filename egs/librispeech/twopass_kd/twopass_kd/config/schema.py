@@ -263,7 +263,7 @@ class AugmentConfig:
     @property
     def longest_pauses(self) -> float:
         """Seconds by which an utterance becomes longer at most."""
-        return 3 * self.max_pause if self.pauses > 0 else 0.0
+        return 3 * self.max_pause + 0.05 if self.pauses > 0 else 0.0
 
 
 @dataclass(config=STRICT)

@@ -11,6 +11,7 @@ from twopass_kd.data.noise import COLOURS, ColouredNoise
 
 EDGE = 20  # frames at the ends of an utterance in which no pause is put
 WINDOW = 10  # frames over which the quietest place is looked for
+SHIFTS = 6  # frames, all that subsampling by 6 can begin with
 SILENCE = np.log(np.finfo(np.float32).eps)  # log-mel energy of nothing but zeros, as Lhotse and Kaldi have it
 
 
@@ -32,6 +33,9 @@ class Pause:
 class Pauses:
     """Draws the pauses of each utterance and puts them in.
 
+    An utterance without a pause before it begins up to five frames later instead: an encoder that takes several frames
+    as one would know words by where in its frames they begin, as recordings that are cut alike make it easy to.
+
     What an utterance gets depends on the seed, the epoch and its id alone, so that a sampler can count with pauses that
     another process puts in later.
     """
@@ -45,6 +49,8 @@ class Pauses:
             round(rng.uniform(0, self.cfg.max_pause) / FRAME_SHIFT) if rng.random() < self.cfg.pauses else 0
             for _ in range(3)
         )
+        if self.cfg.pauses > 0 and before == 0:
+            before = rng.randrange(SHIFTS)
         return Pause(before, within, after, rng.uniform(*self.cfg.pause_level), rng.uniform(*COLOURS))
 
     def insert(self, features: np.ndarray, pause: Pause, noise: ColouredNoise, rng: random.Random) -> np.ndarray:
