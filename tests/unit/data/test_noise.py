@@ -82,6 +82,12 @@ def test_noise_of_a_resumed_epoch_is_that_of_the_whole_one(noisy, num_workers):
     assert equal(features(noisy.train_loader(2)), whole)
 
 
+def test_epochs_without_noise_are_those_of_no_noise(noisy):
+    whole, without = features(noisy.train_loader(1)), features(noisy.train_loader(1, noise=False))
+    noisy.cfg.augment.noise = 0.0
+    assert equal(without, features(noisy.train_loader(1))) and not equal(without, whole)
+
+
 def test_only_training_is_noisy(noisy):
     for loader in (noisy.valid_loader(), noisy.decode_loader("train")):
         for batch in loader:

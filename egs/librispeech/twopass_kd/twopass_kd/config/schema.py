@@ -200,7 +200,7 @@ class LossConfig:
     delay_penalty: NonNegativeFloat = setting(
         0.0,
         "nats by which the transducer losses punish a token for each frame that it comes later; from `train.warm_step`"
-        " on in a phase that starts from nothing",
+        " on in a phase without `init_from`",
     )
     label_smoothing: Share = setting(0.1, "of the attention decoder's cross-entropy")
 
@@ -254,6 +254,7 @@ class AugmentConfig:
     noise: Share = setting(
         0.5, "of the utterances: mixed with coloured noise, babble of others, or MUSAN (`corpus.musan`)"
     )
+    noise_after: Share = setting(0.1, "of the epochs of a phase without `init_from`: the first ones, without noise")
     snr: Range = setting([0.0, 20.0], "dB, of the speech over that noise")
     gain: NonNegativeFloat = setting(10.0, "dB by which utterances are made louder or quieter at most")
     pauses: Share = setting(0.2, "of the utterances: a pause before them, as many in them, as many after them")

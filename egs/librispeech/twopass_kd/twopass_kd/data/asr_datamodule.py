@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -304,7 +304,9 @@ class AsrDataModule:
         mean = total / count
         return mean.float(), (square / count - mean.square()).clamp(min=0).sqrt().float()
 
-    def train_loader(self, epoch: int, sort: bool = False, skip: int = 0, spec_augment: bool = False) -> DataLoader:
+    def train_loader(
+        self, epoch: int, sort: bool = False, skip: int = 0, spec_augment: bool = False, noise: bool = True
+    ) -> DataLoader:
         """This rank's batches of epoch `epoch` (from 1): the same ones each time it is called for the same seed.
 
         After `measure_train`, by which a tiny corpus gets fewer buckets. Features vary as `augment` says.
@@ -313,6 +315,7 @@ class AsrDataModule:
           sort: from short to long instead of shuffled; reads the whole manifests into memory.
           skip: batches of this epoch that this rank has trained on already.
           spec_augment: mask the features as SpecAugment does.
+          noise: mix noise in as `augment.noise` says, or none.
         """
         assert self.measured is not None, "measure_train first"
         corpus, train = self.cfg.corpus, self.cfg.train
@@ -338,7 +341,7 @@ class AsrDataModule:
             )
             sampler.set_epoch(epoch)
         augment = Augmenter(
-            self.cfg.augment,
+            self.cfg.augment if noise else replace(self.cfg.augment, noise=0.0),
             self.cfg.seed,
             epoch,
             self.coloured,

@@ -1,9 +1,9 @@
-"""How learning rate and loss scales go while a training goes on."""
+"""How learning rate, loss scales and noise go while a training goes on."""
 
 import math
 from collections.abc import Mapping
 
-from twopass_kd.config.schema import TrainConfig
+from twopass_kd.config.schema import AugmentConfig, PhaseConfig, TrainConfig
 
 
 def learning_rate(progress: float, base_lr: float, warmup_fraction: float) -> float:
@@ -32,3 +32,8 @@ def loss_scales(step: int, start: Mapping[str, float], end: Mapping[str, float],
     """
     share = min(1.0, step / warm_step)
     return {term: scale + (start.get(term, scale) - scale) * (1 - share) for term, scale in end.items()}
+
+
+def epochs_without_noise(phase: PhaseConfig, augment: AugmentConfig) -> int:
+    """The first epochs of a phase, where it starts from nothing; in noise, losses stay long where they begin."""
+    return 0 if phase.init_from else math.ceil(augment.noise_after * phase.num_epochs)
