@@ -115,8 +115,8 @@ def main() -> None:
             passes = [transcripts(decoded, first_pass_tokens(decoded, name), tokenizer) for name in searches]
             cells = [f"{corpus_wer(found).wer:.2f}" for found in passes]
             delay = describe_delays(word_delays(said, first_pass_words(decoded, "first_pass", tokenizer, factor)))
-            if delay is not None:
-                cells += [f"{1000 * quantile:.0f}" for quantile in (delay.p50, delay.p90, delay.p99)]
+            quantiles = () if delay is None else (delay.p50, delay.p90, delay.p99)
+            cells += [f"{1000 * quantile:.0f}" for quantile in quantiles] or ["-"] * 3
             print(f"| {arm} | {' | '.join(cells)} |")
 
 
