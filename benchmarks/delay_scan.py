@@ -5,8 +5,8 @@
 
 Trains teacher/deep from the experiment's teacher/las with each `loss.delay_penalty`, and student/deep from its
 student/las_kd: with each penalty and the teacher of the first one (0: as late as it likes to be), with the teacher of
-the student's own penalty, and with each `kd.frame_shift` beside 0, without a penalty. Prints the first pass's WER and
-how many milliseconds after the end of a word its last token comes, for each set; the settings are to be chosen on dev.
+the student's own penalty, and with the first penalty and each `kd.frame_shift`. Prints the first pass's WER and how
+many milliseconds after the end of a word its last token comes, for each set; the settings are to be chosen on dev.
 What was trained stays in the folder, and is not trained again.
 """
 

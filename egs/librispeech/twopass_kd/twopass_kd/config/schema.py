@@ -264,7 +264,8 @@ class AugmentConfig:
     @property
     def longest_pauses(self) -> float:
         """Seconds by which an utterance becomes longer at most."""
-        return 3 * self.max_pause + 0.05 if self.pauses > 0 else 0.0
+        shift = 0.05  # five frames, where there is no pause before (data.pauses.SHIFTS)
+        return 3 * self.max_pause + shift if self.pauses > 0 else 0.0
 
 
 @dataclass(config=STRICT)
