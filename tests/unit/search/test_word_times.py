@@ -16,14 +16,18 @@ def cut(name, text, symbols):
     return SimpleNamespace(id=name, supervisions=[speech])
 
 
-def test_alignments_of_another_text_are_left_out_and_told(caplog):
+def test_alignments_that_cannot_be_of_the_transcript_are_left_out_and_told(caplog):
+    back = cut("back", "ONE TWO", ["ONE", "TWO"])
+    back.supervisions[0].alignment["word"].reverse()
+    back.supervisions[0].text = "TWO ONE"
     cuts = [
         cut("fits", "ONE TWO", ["", "one", "TWO"]),
         cut("other", "ONE TWO", ["ONE", "THREE"]),
         cut("none", "ONE", []),
+        back,
     ]
     found = word_times(small_config(), "dev", SimpleNamespace(cuts=lambda parts: cuts), None, None)
     assert {name: [(w.word, w.start, w.end) for w in words] for name, words in found.items()} == {
         "fits": [("ONE", 0.5, 1.0), ("TWO", 1.0, 1.5)]
     }
-    assert "dev: 1 alignments are of another text than the transcript, and not used (e.g. other)" in caplog.text
+    assert "dev: 2 alignments are not used (e.g. other: alignment of another text)" in caplog.text

@@ -1,9 +1,8 @@
 """Looks at every utterance of a part and says which are usable, and why the others are not."""
 
-import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from find_utterances import OTHER_AUDIO_SUFFIXES, PartFiles, broken_link, utterance_id
 from left_out import LeftOut
 from twopass_kd.config.schema import ConfigError
+from twopass_kd.data.cut_checks import alignment_fault
 
 SILENCE_RMS = 1e-4  # -80 dB of full scale: nothing that anybody said is as quiet
 # What libsndfile logs of a header that promises more samples than there are; it does not fail for these formats.
@@ -141,16 +141,6 @@ def _check_job(job: tuple[Path, float, float, int]) -> tuple[str | None, str, in
         return f"not a readable audio file: {_what(e)}", "", 0
 
 
-def alignment_fault(items: Sequence[AlignmentItem], text: str) -> str | None:
-    """Why the words of an alignment cannot be those of a transcript; None where they can."""
-    if [item.symbol.upper() for item in items] != text.split():
-        return "alignment of another text, not used"
-    times = [time for item in items for time in (item.start, item.end)]
-    if not all(math.isfinite(time) for time in times) or times != sorted(times):
-        return "alignment whose times do not go forward, not used"
-    return None
-
-
 def scan_part(
     part: str,
     files: PartFiles,
@@ -186,7 +176,7 @@ def scan_part(
                 if items is not None and fault is None:
                     scan.alignments[name] = items
                 if note or fault:
-                    scan.noted[name] = "; ".join(filter(None, [note, fault]))
+                    scan.noted[name] = "; ".join(filter(None, [note, fault and f"{fault}, not used"]))
     except BrokenProcessPool as e:
         raise ConfigError(
             f"a process that decoded audio of part `{part}` was killed at {names[done]} or soon after it; where memory"

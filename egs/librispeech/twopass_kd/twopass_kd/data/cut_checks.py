@@ -3,12 +3,13 @@
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lhotse import MonoCut
 from lhotse.cut import Cut
+from lhotse.supervision import AlignmentItem
 
 from twopass_kd.config.log_mel import FRAME_SHIFT
 from twopass_kd.config.schema import FeaturesConfig
@@ -100,6 +101,16 @@ def frames_fault(cut: Cut, num_frames: int, num_features: int) -> str | None:
         return f"must have about {expected} frames of features, and has {num_frames}"
     if num_features != cut.num_features:
         return f"must have {cut.num_features} values per frame, and has {num_features}"
+    return None
+
+
+def alignment_fault(items: Sequence[AlignmentItem], text: str) -> str | None:
+    """Why the words of an alignment cannot be those of a transcript; None where they can, whatever their case."""
+    if [item.symbol.upper() for item in items] != text.upper().split():
+        return "alignment of another text"
+    times = [time for item in items for time in (item.start, item.end)]
+    if not all(math.isfinite(time) for time in times) or times != sorted(times):
+        return "alignment whose times do not go forward"
     return None
 
 

@@ -16,6 +16,7 @@ from twopass_kd.config.log_mel import FRAME_SHIFT
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.asr_dataset import Batch, cut_text
+from twopass_kd.data.cut_checks import alignment_fault
 from twopass_kd.data.tokenizer import WORD_BEGIN, Tokenizer
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.scoring.delay import TimedWord, describe_delays, word_delays, write_delay_summary
@@ -54,19 +55,21 @@ def word_times(cfg: Config, part: str, data: AsrDataModule, data_dir: Path, exp_
 
 
 def _of_manifests(part: str, data: AsrDataModule) -> WordTimes:
-    """What the manifests say; alignments of another text than the transcript are left out, with a line in the log."""
-    found, others = {}, []
+    """What the manifests say; alignments that cannot be of the transcript are left out, with a line in the log."""
+    found, faults = {}, {}
     for cut in data.cuts([part]):
         (speech,) = cut.supervisions
         items = [item for item in (speech.alignment or {}).get("word", []) if item.symbol]  # silences have none
-        words = cut_text(cut).split()
-        if [item.symbol.upper() for item in items] == [word.upper() for word in words]:
+        if not items:
+            continue
+        if fault := alignment_fault(items, cut_text(cut)):
+            faults[cut.id] = fault
+        else:
+            words = cut_text(cut).split()
             found[cut.id] = [TimedWord(word, item.start, item.end) for word, item in zip(words, items)]
-        elif items:
-            others.append(cut.id)
-    if others:
-        what = "%s: %d alignments are of another text than the transcript, and not used (e.g. %s)"
-        logging.warning(what, part, len(others), others[0])
+    if faults:
+        cut_id, fault = next(iter(faults.items()))
+        logging.warning("%s: %d alignments are not used (e.g. %s: %s)", part, len(faults), cut_id, fault)
     return found
 
 
