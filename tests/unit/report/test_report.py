@@ -18,6 +18,7 @@ from twopass_kd.files.results_json import System
 from twopass_kd.report.collect import Report, collect, read_metrics
 from twopass_kd.report.content import format_duration, scan_at_chosen_reward, stage_rows
 from twopass_kd.report.render import render_html, render_markdown, render_results_md, write_reports
+from twopass_kd.scoring.listening import delay_rows
 from twopass_kd.scoring.results import build_results, write_results
 from twopass_kd.scoring.wer import write_decoding_results
 
@@ -378,8 +379,10 @@ def test_reports_have_the_table_of_searches_where_there_are_some(cfg: Config, ex
 
 
 def test_reports_show_pauses_noise_and_delays_where_they_are_known(cfg: Config, experiment: Path, tmp_path: Path):
-    heard = scored(cfg, tmp_path, listened=("teacher", "student"), on_device=True)
+    heard = scored(cfg, tmp_path, listened=("teacher", "student_stage1", "student_stage2"), on_device=True)
     report = collect(cfg, heard, CONF, [])
+    shown = [row[1] for row in delay_rows(report.results) if row[2] == "greedy"]
+    assert shown == ["teacher", "student_stage1"] * 2, "the second has the first pass of the one before it"
     page, markdown, results_md = render_html(report), render_markdown(report), render_results_md(report)
     root = ET.fromstring(page.replace("<!DOCTYPE html>", ""))
     sections = {section.get("id"): section for section in root.iter("section")}

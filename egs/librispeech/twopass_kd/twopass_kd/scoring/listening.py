@@ -32,11 +32,16 @@ def condition_tables(results: ResultsJson) -> list[tuple[str, list[str], list[li
 
 
 def delay_rows(results: ResultsJson) -> list[list[str]]:
-    """Rows under `DELAY_HEADS`."""
+    """Rows under `DELAY_HEADS`; a system with the first pass of one before it has none."""
     rows = []
     for part in results.corpus.test_parts:
+        shown = []
         for system in results.systems:
-            for name, delay in system.delays.get(part, {}).items():
+            delays = system.delays.get(part, {})
+            if delays in shown:
+                continue
+            shown.append(delays)
+            for name, delay in delays.items():
                 quantiles = (f"{1000 * value:.0f}" for value in (delay.p50, delay.p90, delay.p99))
                 rows.append([part, system.name, Pass(name).title, f"{delay.words:,}", *quantiles])
     return rows
