@@ -90,14 +90,14 @@ class AsrDataset(Dataset):
 
     Args:
       data_dir: whose manifests the cuts are from.
-      augment: features (T, F) and id of an utterance -> other features; None: they stay as they are.
+      augment: features (T, F) and cut of an utterance -> other features; None: they stay as they are.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         data_dir: Path,
-        augment: Callable[[Tensor, str], Tensor] | None = None,
+        augment: Callable[[Tensor, Cut], Tensor] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.data_dir = data_dir
@@ -115,7 +115,7 @@ class AsrDataset(Dataset):
     def load(self, cut: Cut) -> Tensor:
         """The features of an utterance, (T, num_mel_bins)."""
         features = load_features(cut)
-        return features if self.augment is None else self.augment(features, cut.id)
+        return features if self.augment is None else self.augment(features, cut)
 
     def __getitem__(self, cuts: CutSet) -> Batch:
         cuts = CutSet.from_cuts(self.whole(cut) for cut in cuts).sort_by_duration(ascending=False)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from lhotse.cut import Cut
 from torch import Tensor
 
 from twopass_kd.config.schema import AugmentConfig
 from twopass_kd.data.noise import ColouredNoise, NoiseSource, add_noise, energy
-from twopass_kd.data.pauses import Pauses
+from twopass_kd.data.pauses import Pauses, word_begins
 from twopass_kd.data.spec_augment import SpecAugmenter
 
 
@@ -40,14 +41,14 @@ class Augmenter:
         self.coloured, self.sources = coloured, sources
         self.spec_augment = spec_augment
 
-    def __call__(self, features: Tensor, cut_id: str) -> Tensor:
+    def __call__(self, features: Tensor, cut: Cut) -> Tensor:
         """(T, num_mel_bins) float32 log-mel -> (T + frames of pauses, num_mel_bins)."""
-        rng = random.Random(f"{self.seed} {self.epoch} {cut_id} noise")
+        rng = random.Random(f"{self.seed} {self.epoch} {cut.id} noise")
         x = features.numpy() + np.float32(rng.uniform(-self.cfg.gain, self.cfg.gain) * np.log(10) / 10)
         speech_energy = energy(x)
-        x = self.pauses.insert(x, self.pauses.draw(cut_id), self.coloured, rng)
+        x = self.pauses.insert(x, self.pauses.draw(cut.id), word_begins(cut), self.coloured, rng)
         if rng.random() < self.cfg.noise:
             noise = rng.choice(self.sources).draw(len(x), rng)
             x = add_noise(x, noise, rng.uniform(*self.cfg.snr), speech_energy)
         x = torch.from_numpy(x)
-        return x if self.spec_augment is None else self.spec_augment(x, cut_id)
+        return x if self.spec_augment is None else self.spec_augment(x, cut.id)

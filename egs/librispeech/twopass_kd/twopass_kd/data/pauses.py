@@ -1,9 +1,11 @@
 """Pauses before, in and after utterances, as live recordings have them: what a streaming recogniser hears first."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from lhotse.cut import Cut
 
 from twopass_kd.config.log_mel import FRAME_SHIFT
 from twopass_kd.config.schema import AugmentConfig
@@ -53,16 +55,28 @@ class Pauses:
             before = rng.randrange(SHIFTS)
         return Pause(before, within, after, rng.uniform(*self.cfg.pause_level), rng.uniform(*COLOURS))
 
-    def insert(self, features: np.ndarray, pause: Pause, noise: ColouredNoise, rng: random.Random) -> np.ndarray:
+    def insert(
+        self, features: np.ndarray, pause: Pause, begins: Sequence[int], noise: ColouredNoise, rng: random.Random
+    ) -> np.ndarray:
         """Log-mel features (T, F) with a pause: (T + its frames, F).
 
-        The one within is at the quietest place: between words, or at a stop in one.
+        The one within is before any of the frames `begins`, where words begin; where nobody knows those, at the
+        quietest place: between words, or at a stop in one.
         """
         sizes = (pause.before, pause.within, pause.after)
         rows = noise.of_colour(sum(sizes), pause.colour, pause.level, rng)
         before, within, after = np.split(np.maximum(rows, SILENCE), np.cumsum(sizes)[:2])
-        place = quietest(features) if pause.within else 0
+        place = 0
+        if pause.within:
+            place = rng.choice(begins) if begins else quietest(features)
         return np.concatenate([before, features[:place], within, features[place:], after])
+
+
+def word_begins(cut: Cut) -> list[int]:
+    """The frames in which words of a cut begin, but for the first word; none where it is not known."""
+    words = (cut.supervisions[0].alignment or {}).get("word", [])
+    begins = [round(word.start / FRAME_SHIFT) for word in words if word.symbol][1:]
+    return [begin for begin in begins if 0 < begin < cut.num_frames]
 
 
 def quietest(features: np.ndarray) -> int:

@@ -124,9 +124,10 @@ class StreamingSearch:
             logits -= logits.max(axis=1, keepdims=True)
             log_probs = -np.log(np.exp(logits, out=logits).sum(axis=1))
             return [((token,), (log_prob,)) for token, log_prob in zip(best, log_probs.tolist())]
-        tokens = logits.argsort(axis=1)[:, -self._beam :]  # of some hundred: sooner done than argpartition
-        best = logits[np.arange(len(logits))[:, None], tokens]
-        high = best[:, -1:]
+        beam = min(self._beam, logits.shape[1])
+        tokens = logits.argpartition(-beam, axis=1)[:, -beam:]
+        best = np.take_along_axis(logits, tokens, axis=1)
+        high = best.max(axis=1, keepdims=True)
         logits -= high
         log_probs = best - (high + np.log(np.exp(logits, out=logits).sum(axis=1, keepdims=True)))
         return list(zip(tokens.tolist(), log_probs.tolist()))
