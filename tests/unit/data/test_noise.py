@@ -82,9 +82,9 @@ def test_noise_of_a_resumed_epoch_is_that_of_the_whole_one(noisy, num_workers):
     assert equal(features(noisy.train_loader(2)), whole)
 
 
-def test_epochs_without_noise_are_those_of_no_noise(noisy):
-    whole, without = features(noisy.train_loader(1)), features(noisy.train_loader(1, noise=False))
-    noisy.cfg.augment.noise = 0.0
+def test_epochs_before_augmentation_have_the_features_as_they_are(noisy):
+    whole, without = features(noisy.train_loader(1)), features(noisy.train_loader(1, augment=False))
+    noisy.cfg.augment = AugmentConfig(noise=0.0, pauses=0.0, gain=0.0)
     assert equal(without, features(noisy.train_loader(1))) and not equal(without, whole)
 
 

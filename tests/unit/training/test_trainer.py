@@ -11,7 +11,7 @@ from tiny_training import make_data, make_trainer, stop_after
 from twopass_kd.config.schema import AugmentConfig, LossConfig, TrainConfig
 from twopass_kd.models.checkpoint import load_checkpoint
 from twopass_kd.training.objective import Objective
-from twopass_kd.training.schedules import epochs_without_noise, learning_rate, learning_rate_scale, loss_scales
+from twopass_kd.training.schedules import epochs_before_augmentation, learning_rate, learning_rate_scale, loss_scales
 from twopass_kd.training.trainer import Interrupted
 
 
@@ -155,14 +155,14 @@ def test_learning_rate_goes_with_the_root_of_the_seconds_of_a_step(ranks, accum_
 
 
 @pytest.mark.parametrize(
-    "num_epochs, noise_after, init_from, epochs",
-    [(20, 0.1, None, 2), (4, 0.1, None, 1), (4, 0.0, None, 0), (20, 0.1, "s/before", 0)],
+    "num_epochs, after, init_from, epochs",
+    [(20, 0.1, None, 2), (4, 0.1, None, 1), (4, 0.0, None, 0), (20, 0.1, "s/before", 0), (1, 0.1, None, 0)],
 )
-def test_the_first_epochs_of_a_phase_that_starts_from_nothing_are_without_noise(
-    tmp_path, num_epochs, noise_after, init_from, epochs
+def test_the_first_epochs_of_a_phase_that_starts_from_nothing_are_not_augmented(
+    tmp_path, num_epochs, after, init_from, epochs
 ):
     phase = make_trainer(tmp_path / "a", num_epochs=num_epochs, init_from=init_from).phase
-    assert epochs_without_noise(phase, AugmentConfig(noise_after=noise_after)) == epochs
+    assert epochs_before_augmentation(phase, AugmentConfig(after=after)) == epochs
 
 
 def test_loss_scales_go_in_a_line_from_start_to_end():

@@ -36,7 +36,7 @@ from twopass_kd.training.initial_weights import initialise
 from twopass_kd.training.launch import STOPPED, launch_ranks, rank_log
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.optimizer_step import OutOfMemory
-from twopass_kd.training.schedules import epochs_without_noise, learning_rate_scale
+from twopass_kd.training.schedules import epochs_before_augmentation, learning_rate_scale
 from twopass_kd.training.step_cost import count_step
 from twopass_kd.training.step_split import rank_memory, split_step
 from twopass_kd.training.trainer import Data, Interrupted, Trainer, fix_random_seed, freeze_all_but
@@ -140,12 +140,16 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         "trained_parts": sorted({*before["trained_parts"], *phase.train}),
         "train_seconds_before": before["train_seconds"],
     }
-    noise_after = epochs_without_noise(phase, cfg.augment)
+    clean = epochs_before_augmentation(phase, cfg.augment)
     trainer = Trainer(model, objective, phase, data.cfg.train, final.parent, cfg.seed, metadata, ranks)
     return trainer.run(
         Data(
             train_loader=lambda epoch, skip: data.train_loader(
-                epoch, phase.sort_first_epoch and epoch == 1, skip, phase.spec_augment, noise=epoch > noise_after
+                epoch,
+                sort=phase.sort_first_epoch and epoch == 1,
+                skip=skip,
+                spec_augment=phase.spec_augment and epoch > clean,
+                augment=epoch > clean,
             ),
             valid_loader=data.valid_loader,
             train_seconds=measured.seconds,

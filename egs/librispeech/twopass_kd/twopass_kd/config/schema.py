@@ -251,10 +251,12 @@ class PhaseConfig:
 class AugmentConfig:
     """How features of the training data vary from epoch to epoch, beside SpecAugment, which a phase has or not."""
 
+    after: Share = setting(
+        0.2, "of the epochs of a phase without `init_from`: the first ones, in which features are as they are"
+    )
     noise: Share = setting(
         0.5, "of the utterances: mixed with coloured noise, babble of others, or MUSAN (`corpus.musan`)"
     )
-    noise_after: Share = setting(0.1, "of the epochs of a phase without `init_from`: the first ones, without noise")
     snr: Range = setting([0.0, 20.0], "dB, of the speech over that noise")
     gain: NonNegativeFloat = setting(10.0, "dB by which utterances are made louder or quieter at most")
     pauses: Share = setting(0.2, "of the utterances: a pause before them, as many in them, as many after them")

@@ -305,22 +305,23 @@ class AsrDataModule:
         return mean.float(), (square / count - mean.square()).clamp(min=0).sqrt().float()
 
     def train_loader(
-        self, epoch: int, sort: bool = False, skip: int = 0, spec_augment: bool = False, noise: bool = True
+        self, epoch: int, sort: bool = False, skip: int = 0, spec_augment: bool = False, augment: bool = True
     ) -> DataLoader:
         """This rank's batches of epoch `epoch` (from 1): the same ones each time it is called for the same seed.
 
-        After `measure_train`, by which a tiny corpus gets fewer buckets. Features vary as `augment` says.
+        After `measure_train`, by which a tiny corpus gets fewer buckets.
 
         Args:
           sort: from short to long instead of shuffled; reads the whole manifests into memory.
           skip: batches of this epoch that this rank has trained on already.
           spec_augment: mask the features as SpecAugment does.
-          noise: mix noise in as `augment.noise` says, or none.
+          augment: vary the features as the section `augment` of the settings says.
         """
         assert self.measured is not None, "measure_train first"
         corpus, train = self.cfg.corpus, self.cfg.train
         mine = {"rank": self.rank, "world_size": self.world_size}
-        pauses = Pauses(self.cfg.augment, self.cfg.seed, epoch)
+        varied = self.cfg.augment if augment else replace(self.cfg.augment, noise=0.0, pauses=0.0, gain=0.0)
+        pauses = Pauses(varied, self.cfg.seed, epoch)
 
         def with_pauses(cut: Cut) -> Cut:  # as long as it will be when it is loaded
             return fastcopy(cut, duration=cut.duration + pauses.draw(cut.id).seconds)
@@ -340,15 +341,15 @@ class AsrDataModule:
                 **mine,
             )
             sampler.set_epoch(epoch)
-        augment = Augmenter(
-            self.cfg.augment if noise else replace(self.cfg.augment, noise=0.0),
+        augmenter = Augmenter(
+            varied,
             self.cfg.seed,
             epoch,
             self.coloured,
             self.noise_sources,
             SpecAugmenter(self.cfg.seed, epoch) if spec_augment else None,
         )
-        return self._loader(_Slice(sampler, skip), AsrDataset(self.dataset.tokenizer, self.data_dir, augment))
+        return self._loader(_Slice(sampler, skip), AsrDataset(self.dataset.tokenizer, self.data_dir, augmenter))
 
     @cached_property
     def coloured(self) -> ColouredNoise:

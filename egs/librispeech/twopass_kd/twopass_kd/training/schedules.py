@@ -1,4 +1,4 @@
-"""How learning rate, loss scales and noise go while a training goes on."""
+"""How learning rate, loss scales and augmentation go while a training goes on."""
 
 import math
 from collections.abc import Mapping
@@ -34,6 +34,10 @@ def loss_scales(step: int, start: Mapping[str, float], end: Mapping[str, float],
     return {term: scale + (start.get(term, scale) - scale) * (1 - share) for term, scale in end.items()}
 
 
-def epochs_without_noise(phase: PhaseConfig, augment: AugmentConfig) -> int:
-    """The first epochs of a phase, where it starts from nothing; in noise, losses stay long where they begin."""
-    return 0 if phase.init_from else math.ceil(augment.noise_after * phase.num_epochs)
+def epochs_before_augmentation(phase: PhaseConfig, augment: AugmentConfig) -> int:
+    """The first epochs of a phase that starts from nothing: losses leave the plateau where they begin sooner without.
+
+    None if that were all of them.
+    """
+    epochs = math.ceil(augment.after * phase.num_epochs)
+    return 0 if phase.init_from or epochs == phase.num_epochs else epochs
