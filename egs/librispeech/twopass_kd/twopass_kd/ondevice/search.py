@@ -126,7 +126,7 @@ class StreamingSearch:
             return [((token,), (log_prob,)) for token, log_prob in zip(best, log_probs.tolist())]
         beam = min(self._beam, logits.shape[1])
         tokens = logits.argpartition(-beam, axis=1)[:, -beam:]
-        best = np.take_along_axis(logits, tokens, axis=1)
+        best = logits[np.arange(len(logits))[:, None], tokens]
         high = best.max(axis=1, keepdims=True)
         logits -= high
         log_probs = best - (high + np.log(np.exp(logits, out=logits).sum(axis=1, keepdims=True)))

@@ -114,7 +114,7 @@ class Stream:
         if self.is_input_finished:
             raise ValueError("accept_waveform after input_finished: call the recognizer's reset for new audio")
         samples = np.asarray(samples)
-        if not np.issubdtype(samples.dtype, np.floating):
+        if samples.dtype.kind != "f":
             raise ValueError(f"`samples` ({samples.dtype}) must be floats in [-1, 1]; divide int16 samples by 32768.0")
         samples = samples.astype(np.float32, copy=False)
         if samples.ndim != 1:
