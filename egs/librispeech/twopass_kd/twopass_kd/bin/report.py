@@ -17,7 +17,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--conf", type=Path, required=True, help="YAML file of the experiment")
     parser.add_argument("--exp-dir", type=Path, default=Path("exp"), help="where experiments are kept (default: exp)")
-    parser.add_argument("--results-md", type=Path, metavar="FILE", help="also write the recipe's RESULTS.md there")
+    parser.add_argument(
+        "--results-md", type=Path, metavar="FILE", help="also put it into the recipe's RESULTS.md there"
+    )
     parser.add_argument("--command", help="the command that made the run, to be shown (default: run.sh with this conf)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as given to the other stages")
     return parser

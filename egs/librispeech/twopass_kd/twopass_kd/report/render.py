@@ -11,12 +11,15 @@ from twopass_kd.report import plots, plots_ondevice
 from twopass_kd.report.collect import Report
 from twopass_kd.report.content import aligned_lines, page_content
 
+_SYNTHETIC = "The corpus is synthetic"  # in the template of RESULTS.md
+
 
 def write_reports(report: Report, experiment: Path, results_md: Path | None = None) -> list[Path]:
     """Write `report.html`, `report.md` and, where asked for, RESULTS.md. Returns their paths."""
     pages = {experiment / "report.md": render_markdown(report), experiment / "report.html": render_html(report)}
     if results_md is not None:
-        pages[Path(results_md)] = render_results_md(report)
+        path = Path(results_md)
+        pages[path] = render_results_md(report, path.read_text(encoding="utf-8") if path.is_file() else "")
     for path, text in pages.items():
         write_text_atomically(path, text)
     return list(pages)
@@ -32,9 +35,17 @@ def render_markdown(report: Report) -> str:
     return _render(_MARKDOWN, "report.md.j2", report)
 
 
-def render_results_md(report: Report) -> str:
-    """The RESULTS.md that is kept with the recipe, in the habit of icefall's: parameter count, command, table."""
-    return _render(_MARKDOWN, "results.md.j2", report)
+def render_results_md(report: Report, before: str = "") -> str:
+    """The RESULTS.md that is kept with the recipe, in the habit of icefall's: parameter count, command, table.
+
+    Args:
+      before: what it was; sections of other experiments stay. Recorded speech comes before synthetic speech.
+    """
+    title, own = _render(_MARKDOWN, "results.md.j2", report).split("\n## ", 1)
+    others = before.split("\n## ")[1:]
+    sections = [section.strip() for section in others if section.partition("\n")[0] != own.partition("\n")[0]]
+    sections = sorted([own.strip(), *sections], key=lambda section: _SYNTHETIC in section)
+    return "\n\n## ".join([title.strip(), *sections]) + "\n"
 
 
 def _render(environment: Environment, template: str, report: Report) -> str:
