@@ -1,12 +1,9 @@
 """Tests of local/download_corpus.py against a local server with small archives in LibriSpeech's layout."""
 
-import functools
 import hashlib
-import http.server
 import io
 import socket
 import tarfile
-import threading
 
 import pytest
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
@@ -14,6 +11,7 @@ from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 import find_utterances
 from download_corpus import ARCHIVES, archives_of, download_corpus, main, unpack_archive
 from prepare_manifests import musan_dir
+from range_server import RangeHandler, serve
 from small_corpus import TINY_YAML, small_config
 from twopass_kd.config.schema import ConfigError
 
@@ -24,45 +22,6 @@ CONFIG = [
     "corpus.dev_parts=[dev-clean-2]",
     "corpus.test_parts=[dev-clean-2]",
 ]
-
-
-class RangeHandler(http.server.BaseHTTPRequestHandler):
-    """Serves `files` as OpenSLR does: with byte ranges, so that a download can go on where it stopped.
-
-    It ends a connection after as many bytes as `longest` says, as a network that fails.
-    """
-
-    longest = 10**9
-
-    def __init__(self, files, requests, *args):
-        self.files, self.requests = files, requests
-        super().__init__(*args)
-
-    def do_HEAD(self):
-        data = self.files.get(self.path)
-        self.send_response(404 if data is None else 200)
-        self.send_header("Content-Length", str(len(data or b"")))
-        self.end_headers()
-
-    def do_GET(self):
-        data = self.files.get(self.path)
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        self.requests.append((self.path, start))
-        if data is None:
-            self.send_error(404)
-            return
-        if start >= len(data):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(data)}")
-            self.end_headers()
-            return
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        self.wfile.write(data[start : start + self.longest])
-
-    def log_message(self, *args):
-        pass
 
 
 def musan_archive():
@@ -86,11 +45,8 @@ def server():
             tar.addfile(info, io.BytesIO(b"1-2-0000 HELLO WORLD"))
             tar.addfile(tarfile.TarInfo("LibriSpeech/LICENSE.TXT"))
         files[f"/31/{part}.tar.gz"] = buffer.getvalue()
-    handler = functools.partial(RangeHandler, files, requests)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
-        yield files, requests, f"http://127.0.0.1:{httpd.server_address[1]}"
-        httpd.shutdown()
+    with serve(files, requests) as url:
+        yield files, requests, url
 
 
 def sums(files):

@@ -120,7 +120,7 @@ def fetch_archive(url: str, path: Path, md5: str) -> None:
     if path.is_file() and md5_of(path) == md5:
         return
     try:
-        _download(url, path)
+        download(url, path)
     finally:
         if path.is_file() and path.stat().st_size == 0:
             path.unlink()
@@ -130,8 +130,11 @@ def fetch_archive(url: str, path: Path, md5: str) -> None:
         raise ValueError(f"`{path}` must have the MD5 sum {md5}, not {found}; it was damaged and is removed: run again")
 
 
-def _download(url: str, path: Path) -> None:
-    """Lhotse takes a connection that ends early for the end of the file, so that we ask the server how long it is."""
+def download(url: str, path: Path) -> None:
+    """Download a file, or the rest of it.
+
+    Lhotse takes a connection that ends early for the end of the file, so that we ask the server how long it is.
+    """
     socket.setdefaulttimeout(SECONDS_OF_SILENCE)
     with urllib.request.urlopen(urllib.request.Request(url, method="HEAD")) as response:
         size = int(response.headers.get("Content-Length", 0))
@@ -142,6 +145,15 @@ def _download(url: str, path: Path) -> None:
         there = path.stat().st_size
         if there == before:
             raise ConnectionError(f"{url} ended after {there} of {size} bytes")
+
+
+def no_network(name: str, url: str, error: OSError, files: str, target: Path) -> ConnectionError:
+    """What is told where a download fails: `files` are what it takes, `target` the folder that they go into."""
+    return ConnectionError(
+        f"`{name}` could not be downloaded from {url} ({error}). What has arrived is kept: run again to go on. Without"
+        f" network, download {files} elsewhere and put it into {target}, or pass a folder that already contains the"
+        " parts as --corpus-dir"
+    )
 
 
 def unpack_archive(path: Path, archive: Archive) -> None:
@@ -228,11 +240,8 @@ def download_corpus(
         try:
             fetch_archive(f"{base_url}/{archive.resource}/{path.name}", path, md5[archive.name])
         except OSError as e:
-            raise ConnectionError(
-                f"`{archive.name}` could not be downloaded from {base_url} ({e}). What has arrived is kept: run again"
-                f" to go on. Without network, download {', '.join(f'{a.name}.tar.gz' for a in wanted)} elsewhere and"
-                f" put them into {target}, or pass a folder that already contains the parts as --corpus-dir"
-            ) from e
+            files = ", ".join(f"{a.name}.tar.gz" for a in wanted)
+            raise no_network(archive.name, base_url, e, files, target) from e
         logging.info("unpacking %s", path)
         unpack_archive(path, archive)
     return [archive.name for archive in wanted]

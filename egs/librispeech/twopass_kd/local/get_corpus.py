@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import an4_corpus
 import download_corpus
 import synthesize_corpus
 from twopass_kd.config.load import load_config
@@ -35,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     common = ["--conf", str(args.conf), "--corpus-dir", str(args.corpus_dir), *args.overrides]
     try:
         cfg = load_config(args.conf, args.overrides)
-        if cfg.corpus.kind == "folder":
+        if cfg.corpus.kind == "an4":
+            an4_corpus.prepare_an4(args.corpus_dir)
+        if cfg.corpus.kind in ("an4", "folder"):
             check_folder(cfg, args.corpus_dir)
-    except ConfigError as e:
+    except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     if cfg.corpus.kind == "mini":

@@ -76,7 +76,7 @@ class SynthesisConfig:
 class CorpusConfig:
     """A corpus, which has a folder for each part, and the parts of it that are used."""
 
-    kind: Literal["mini", "librispeech", "mini_librispeech", "folder"] = "folder"
+    kind: Literal["mini", "an4", "librispeech", "mini_librispeech", "folder"] = "folder"
     train_parts: Parts = setting(...)
     dev_parts: Parts = setting(...)
     test_parts: Parts = setting(...)
