@@ -17,7 +17,7 @@ from twopass_kd.scoring.results import build_results, write_results
 
 CONF = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf/mini.yaml"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-SECTIONS = ["wer", "significance", "size", "ondevice", "weights", "losses", "time", "worst", "environment"]
+SECTIONS = ["wer", "claims", "size", "ondevice", "weights", "losses", "time", "worst", "environment"]
 SECTIONS += ["commands"]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND"]  # whatever the browser itself wants does not leave the machine

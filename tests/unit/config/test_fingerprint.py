@@ -54,7 +54,7 @@ def test_every_setting_counts_in_all_stages_unless_it_is_listed(keys):
 
 
 # What bin/train.py adds to `training_settings` for the phase that it trains, or no training reads.
-NOT_SHARED = ("teacher", "student", "phases", "kd", "external_teacher", "min_reduction", "decode", "export")
+NOT_SHARED = ("teacher", "student", "phases", "kd", "external_teacher", "min_reduction", "decode", "export", "claims")
 
 
 @pytest.mark.parametrize("keys", SETTINGS, ids=".".join)
@@ -84,6 +84,7 @@ def test_fingerprint_changes_only_for_the_stages_concerned():
     assert changed("phases.student/deep.num_epochs=9") == [7, 8, 9, 10]
     assert changed("decode.beam=8") == [8, 9, 10]
     assert changed("decode.searches=[]") == changed("decode.lm_scales=[0.3]") == [8, 9, 10]
+    assert changed("claims=[]") == [9]
     assert changed("export.chunk_size=8") == [10]
 
 

@@ -1,8 +1,10 @@
 """The config: what it may hold, what its errors say, and the questions that it answers."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from twopass_kd.config.load import (
     config_from_dict,
@@ -171,6 +173,41 @@ def test_broken_yaml_is_named(tmp_path):
     (tmp_path / "x.yaml").write_text("a: [1,\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "x.yaml")
+
+
+CLAIM = {"system": "student", "against": "teacher", "kind": "superior"}
+
+
+@pytest.mark.parametrize(
+    "claims, says",
+    [
+        ([CLAIM | {"system": "stud"}], "`claims[0].system` (stud) must be a system: teacher, student_stage1,"),
+        ([CLAIM, CLAIM | {"against": "x"}], "`claims[1].against` (x) must be a system: "),
+        ([CLAIM | {"against": "student"}], "`claims.against` (student) must be another system than `system`"),
+        (
+            [CLAIM | {"kind": "non_inferior"}],
+            "`claims.kind` (non_inferior) must have either margin_relative or",
+        ),
+        (
+            [CLAIM | {"kind": "non_inferior", "margin_relative": 0.1, "margin_points": 0.5}],
+            "margin_points, but margin_relative and margin_points are both there",
+        ),
+        ([CLAIM | {"margin_points": 0.5}], "`claims.margin_points` must not be given for `kind: superior`"),
+        ([CLAIM | {"kind": "non_inferior", "margin_points": 0}], "`claims.margin_points` (0.0) must be positive"),
+        ([CLAIM | {"pass": "third"}], "`claims.pass` (third) must be one of greedy_search, first_pass, two_pass"),
+        ([CLAIM | {"sets": ["test"]}], "`claims[0].sets` (test) must be test sets: test-clean, test-other"),
+        ([CLAIM | {"sets": []}], "`claims.sets` ([]) must have 1 or more entries"),
+        ([CLAIM, CLAIM], "`claims[0]` must be there once"),
+        ([CLAIM | {"margin": 1}], "`claims.margin` is not a key of this config; did you mean `margin_points`?"),
+        (["student"], "`claims` (student) must hold keys and values"),
+        ([{"system": "student"}], "these keys must be given: claims.0.against, claims.0.kind"),
+    ],
+)
+def test_claims_that_cannot_be_judged_are_errors(tmp_path, claims, says):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"base": str(MINI), "claims": claims}))
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_config(path)
 
 
 def test_round_trip_through_dict_and_file(tmp_path):

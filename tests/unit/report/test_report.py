@@ -23,7 +23,7 @@ from twopass_kd.scoring.results import build_results, write_results
 from twopass_kd.scoring.wer import write_decoding_results
 
 CONF = Path(__file__).parents[3] / "egs/librispeech/twopass_kd/conf/mini.yaml"
-SECTIONS = ("wer", "significance", "size", "weights", "losses", "time", "worst", "environment", "commands")
+SECTIONS = ("wer", "claims", "size", "weights", "losses", "time", "worst", "environment", "commands")
 HOSTILE = "<script>alert('1')</script>"
 
 
@@ -171,7 +171,7 @@ def test_markdown_has_all_sections(report: Report):
     titles = re.findall(r"^## (.*)$", text, flags=re.M)
     assert titles == [
         "Word error rate",
-        "Significance",
+        "Claims",
         "Size, speed, training time",
         "Losses",
         "Rescoring weight on dev",
@@ -231,7 +231,7 @@ def test_reports_without_baseline_curves_or_stages(tmp_path: Path, cfg: Config):
     page = render_html(report)
     ET.fromstring(page.replace("<!DOCTYPE html>", ""))
     for needed in (
-        "No comparison",
+        "not measured, since one of them was not decoded",
         "No system has a second pass",
         "Without metrics",
         "No stage of run.sh",
@@ -321,7 +321,11 @@ def test_collect_with_results_of_another_config(experiment: Path):
             r": `systems\[0\].params.total` \('many'\) must be a valid integer",
         ),
         (("environment",), None, r": `environment` \(None\) must be an object"),
-        (("significance",), {"test-clean": {"p": 1}}, r": `significance.test-clean` must have delta_wer, ci95"),
+        (
+            ("claims", 0, "verdict"),
+            "true",
+            r": `claims\[0\].verdict` \('true'\) must be 'shown', 'refuted'",
+        ),
         (("corpus", "synthetic"), 1, r": `corpus.synthetic` \(1\) must be a valid boolean"),
         (("stages", 0, "title"), None, r": `stages\[0\].title` \(None\) must be a valid string"),
         (("on_device",), {}, r": `on_device` must have set"),

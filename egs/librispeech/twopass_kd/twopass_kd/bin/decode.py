@@ -21,6 +21,7 @@ from twopass_kd.config.environment import log_environment, log_to_file, setup_lo
 from twopass_kd.config.load import load_config, searched_systems
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.conditions import speaker_of
 from twopass_kd.data.tokenizer import Tokenizer
 from twopass_kd.files.write import write_text_atomically
 from twopass_kd.scoring.wer import write_decoding_results
@@ -93,6 +94,11 @@ def write_texts(
     return wer
 
 
+def known_speakers(data: AsrDataModule, part: str) -> dict[str, str]:
+    """Cut id -> speaker, where the manifest says who it is."""
+    return {cut.id: str(speaker_of(cut)) for cut in data.cuts([part]) if speaker_of(cut) is not None}
+
+
 def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
     """Decode all dev and test parts with the final checkpoint of `system`; returns the path of decode.json."""
     path, model, content, tokenizer = load_system(cfg, system, data_dir, exp_dir)
@@ -146,6 +152,7 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         "rescore_weight": weight,
         "length_reward": length_reward,
         "weight_scan": scan,
+        "speakers": {part: known_speakers(data, part) for part in parts},
         "rtf": {part: own_rtf(d) for part, d in decoded.items()},
         "searches": {
             name: describe_search(name, decoded, wer, weights.get(name), scales[name], scans[name]) for name in further

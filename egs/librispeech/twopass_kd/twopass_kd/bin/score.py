@@ -12,7 +12,7 @@ from twopass_kd.scoring.summary import summary_text
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m twopass_kd.bin.score",
-        description="WER with 95% bootstrap intervals, sizes and significance of every decoded system. "
+        description="WER with 95% bootstrap intervals, sizes of every decoded system, verdicts on claims. "
         "Reads <exp-dir>/<conf name>/decode/, writes <exp-dir>/<conf name>/results.json and prints the table.",
     )
     parser.add_argument("--conf", type=Path, required=True, help="YAML file of the experiment")

@@ -26,7 +26,7 @@ def explain(e: ValidationError, files: Sequence[Layer], overrides: Sequence[Laye
     """An error that says on one line what is wrong first, and in which file or override."""
     problems = e.errors(include_url=False)
     missing = [problem["loc"] for problem in problems if problem["type"] == "missing"]
-    given = f"these keys must be given: {', '.join(sorted('.'.join(loc) for loc in missing))}"
+    given = f"these keys must be given: {', '.join(sorted('.'.join(map(str, loc)) for loc in missing))}"
     phases = merge(files).get("phases") or {}
     for section, name, *_ in (loc for loc in missing if len(loc) > 1):
         if section == "phases" and name not in phases:

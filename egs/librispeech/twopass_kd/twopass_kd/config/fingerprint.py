@@ -26,6 +26,7 @@ NOT_BEFORE = {  # the first stage that reads it
     **dict.fromkeys(("augment", "loss", "train", "teacher", "phases"), 3),
     **dict.fromkeys(("student", "external_teacher", "kd", "min_reduction"), 5),
     "decode": 8,
+    "claims": 9,
     "export": 10,
 }
 NOT_AFTER_STAGE_2 = {
@@ -71,6 +72,8 @@ def fingerprint(cfg: Config, stage: int) -> str:
         keep["phases"] = {name: phase for name, phase in keep["phases"].items() if phase["stage"] <= stage}
     if stage >= 5:
         keep["external_teacher_file"] = _state(cfg.external_teacher.path)
+    if stage > 9:
+        del keep["claims"]  # which only stage 9 reads
     if stage >= 8:
         keep["arpa_file"] = _state(cfg.decode.arpa)
         keep["sets"] = [cfg.corpus.dev_parts, cfg.corpus.test_parts]

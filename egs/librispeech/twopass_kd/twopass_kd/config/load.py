@@ -6,18 +6,26 @@ questions cheaply.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from twopass_kd.config.errors import explain
-from twopass_kd.config.schema import EXTERNAL_TEACHER, LOSS_TERMS, MODEL_PARTS, Config, ConfigError, PhaseConfig
+from twopass_kd.config.schema import (
+    EXTERNAL_TEACHER,
+    LOSS_TERMS,
+    MODEL_PARTS,
+    ClaimConfig,
+    Config,
+    ConfigError,
+    PhaseConfig,
+)
 from twopass_kd.config.text import Layer, merge, parse_override, read_files
 from twopass_kd.files.write import write_text_atomically
 
+_CONFIG = TypeAdapter(Config)
 # The loss terms that give a part of the model its gradient.
 _REACHED_BY = {
     "encoder": LOSS_TERMS,
@@ -51,12 +59,12 @@ def config_from_dict(resolved: dict[str, Any]) -> Config:
 
 def config_to_dict(cfg: Config) -> dict[str, Any]:
     """A plain nested dict of `cfg`, as stored in checkpoints."""
-    return asdict(cfg)
+    return _CONFIG.dump_python(cfg, by_alias=True, warnings=False)
 
 
 def config_to_yaml(cfg: Config) -> str:
     """The resolved config as a YAML file has it."""
-    return yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return yaml.safe_dump(config_to_dict(cfg), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
 def save_config(cfg: Config, path: Path) -> None:
@@ -110,6 +118,20 @@ def _check(cfg: Config) -> None:
                 raise ConfigError(f"`{key}` ({system}) must be `report_as` of a phase: {', '.join(reported)}")
     for name, phase in cfg.phases.items():
         _check_weights(cfg, f"phases.{name}", phase)
+    for number, claim in enumerate(cfg.claims):
+        _check_claim(cfg, f"claims[{number}]", claim)
+
+
+def _check_claim(cfg: Config, where: str, claim: ClaimConfig) -> None:
+    systems = reported_systems(cfg)
+    for key in ("system", "against"):
+        if getattr(claim, key) not in systems:
+            raise ConfigError(f"`{where}.{key}` ({getattr(claim, key)}) must be a system: {', '.join(systems)}")
+    for name in claim.sets or ():
+        if name not in cfg.corpus.test_parts:
+            raise ConfigError(f"`{where}.sets` ({name}) must be test sets: {', '.join(cfg.corpus.test_parts)}")
+    if cfg.claims.count(claim) > 1:
+        raise ConfigError(f"`{where}` must be there once; remove the claim that says the same")
 
 
 def _check_phase(cfg: Config, where: str, phase: PhaseConfig) -> None:

@@ -29,6 +29,7 @@ from twopass_kd.config.types import (
 )
 
 LossTerm = Literal["simple", "pruned", "ctc", "transducer_kd", "attention", "attention_kd"]
+PassName = Literal["greedy_search", "first_pass", "two_pass"]
 Search = Literal["fast_beam_search", "fast_beam_search_LG", "fast_beam_search_hotwords"]
 ModelPart = Literal["encoder", "decoder", "joiner", "attention_decoder", "simple_heads", "ctc_head"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -350,6 +351,37 @@ class DecodeConfig:
 
 
 @dataclass(config=STRICT)
+class ClaimConfig:
+    """What is claimed of two systems before they are measured. Stage 9 says of each test set whether it is shown."""
+
+    system: Text = setting(..., "a `report_as` name")
+    against: Text = setting(..., "that of the system it is compared with")
+    kind: Literal["non_inferior", "superior"] = setting(
+        ..., "WER above the other's by less than the margin, or below the other's"
+    )
+    pass_: PassName = Field(
+        "two_pass",
+        alias="pass",
+        description="whose WERs are compared; where one of the two has no second pass, the first stands for it",
+    )
+    margin_relative: PositiveFloat | None = setting(None, "of `non_inferior`: a share of the other's WER")
+    margin_points: PositiveFloat | None = setting(None, "instead of it: points of WER")
+    sets: Annotated[list[Text], Filled, EachOnce] | None = setting(None, "test sets; null: all")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClaimConfig":
+        given = [name for name in ("margin_relative", "margin_points") if getattr(self, name) is not None]
+        if self.system == self.against:
+            raise ValueError(f"`against` ({self.against}) must be another system than `system`")
+        if self.kind == "non_inferior" and len(given) != 1:
+            what = f"but {' and '.join(given)} are both there" if given else "but neither is there"
+            raise ValueError(f"`kind` (non_inferior) must have either margin_relative or margin_points, {what}")
+        if self.kind == "superior" and given:
+            raise ValueError(f"`{given[0]}` must not be given for `kind: superior`, which has no margin")
+        return self
+
+
+@dataclass(config=STRICT)
 class ExportConfig:
     """What stage 10 takes to the device and measures there."""
 
@@ -412,5 +444,6 @@ class Config:
     train: TrainConfig = section()
     phases: dict[PhaseName, PhaseConfig] = section()
     decode: DecodeConfig = section()
+    claims: list[ClaimConfig] = setting([], "declared before the results are known; stage 9 judges them")
     export: ExportConfig = section()
     slurm: SlurmConfig = section()

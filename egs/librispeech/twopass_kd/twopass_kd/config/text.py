@@ -161,7 +161,9 @@ def kind_of(parts: Sequence[str], where: str) -> tuple[Any, bool]:
         if get_origin(kind) is dict:
             kind = get_args(kind)[1]
         else:
-            hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+            if get_origin(kind) is list:  # pydantic's places leave the numbers of entries out
+                (kind,) = get_args(kind)
+            hints = {key.rstrip("_"): hint for key, hint in _hints(kind).items()}
             if part not in hints:
                 hint = did_you_mean(part, hints) or f"known keys: {', '.join(hints) or 'none below a value'}"
                 raise ConfigError(f"{where}`{'.'.join(parts[: depth + 1])}` is not a key of this config; {hint}")
@@ -170,6 +172,10 @@ def kind_of(parts: Sequence[str], where: str) -> tuple[Any, bool]:
         if optional:
             kind = next(k for k in get_args(kind) if k is not type(None))
     return kind, optional
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -135,6 +135,8 @@ class DecodeJson(CheckpointDecoding):
     """What weight and length reward were chosen from; empty without a second pass."""
     rtf: dict[str, dict[Pass, Number | None]]
     """Seconds of computing for each second of audio, by set and pass."""
+    speakers: dict[str, dict[str, str]] = {}
+    """Who speaks, by set and cut id, as far as the manifests say it."""
     conditions: dict[str, dict[str, dict[Pass, Number]]] = {}
     """WER in percent by test set, condition and pass, of some utterances of the set; `clean`: of these as they are."""
     delays: dict[str, dict[Pass, Delay]] = {}

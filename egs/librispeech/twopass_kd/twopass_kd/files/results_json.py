@@ -1,12 +1,12 @@
 """`results.json`: what stage 9 scored, and all that the reports show of it."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from twopass_kd.files.decode_json import Delay, FurtherSearch, Parts, Pass, ScanPoint
 from twopass_kd.files.json_model import JsonModel, Number
-from twopass_kd.files.ondevice_json import Difference, OnDeviceJson
+from twopass_kd.files.ondevice_json import OnDeviceJson
 
 
 class Wer(JsonModel):
@@ -15,7 +15,7 @@ class Wer(JsonModel):
     wer: Number
     """In percent."""
     ci95: tuple[Number, Number]
-    """Its 95% percentile interval over resampled utterances, in percent."""
+    """Its 95% percentile interval over resampled speakers (utterances, where there are fewer than five), in percent."""
     ins: int = 0
     """Words inserted."""
     dels: int = 0
@@ -99,6 +99,43 @@ class Compression(JsonModel):
     """Share of the teacher's bytes."""
 
 
+class Claim(JsonModel):
+    """A claim of the config on one test set, and what the measurement says."""
+
+    system: str
+    """`report_as` of the system."""
+    against: str
+    """`report_as` of the one it is compared with."""
+    kind: Literal["non_inferior", "superior"]
+    """`non_inferior`: its WER is above the other's by less than the margin; `superior`: below the other's."""
+    margin_relative: Number | None
+    """The margin as a share of the other's WER; null where it is in points, or there is none."""
+    margin_points: Number | None
+    """The margin in points of WER; null where it is relative, or there is none."""
+    set: str
+    """Test set."""
+    pass_name: Pass
+    """Whose WERs are compared: the claim's, or the first pass where a system has no second."""
+    verdict: Literal["shown", "refuted", "undecided", "not measured"]
+    """`shown` and `refuted` where `p_holm` is below 0.05; `not measured` where a system was not decoded."""
+    delta_wer: Number | None = None
+    """WER of the system minus that of the other, in points; null where not measured, as are all below."""
+    ci95: tuple[Number, Number] | None = None
+    """Its 95% percentile interval."""
+    margin: Number | None = None
+    """The margin in points: for a relative one, of the other's WER; 0 for `superior`."""
+    p: Number | None = None
+    """Two-sided, of the difference from the margin."""
+    p_holm: Number | None = None
+    """The same, corrected for the number of claims of the config on all sets (Holm)."""
+    clusters: int | None = None
+    """What was resampled: so many speakers, or utterances where there are fewer than five speakers."""
+    by_speaker: bool | None = None
+    """Whether those are speakers."""
+    times: Number | None = None
+    """How many times as many of them would decide it at 80% power, if the difference stays; null where decided."""
+
+
 class StageTime(JsonModel):
     """A finished stage of run.sh."""
 
@@ -131,12 +168,8 @@ class ResultsJson(JsonModel):
     """Systems of the config that were not decoded."""
     compression: Compression | None
     """Student against teacher; null without both."""
-    significance_pass: Pass = Pass.TWO_PASS
-    """The pass in which student and teacher are compared."""
-    significance: dict[str, Difference]
-    """Student minus teacher, by test set."""
-    significance_baseline: dict[str, dict[Pass, Difference]]
-    """Student minus `student_copy`, by test set and pass."""
+    claims: list[Claim]
+    """The config's claims on each test set, with verdicts."""
     on_device: OnDeviceJson | None = None
     """What stage 10 measured; null where it has not run, or not since the training."""
     stages: list[StageTime]

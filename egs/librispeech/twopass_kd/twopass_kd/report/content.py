@@ -7,7 +7,7 @@ from typing import Any
 
 from twopass_kd.files.decode_json import PARTS, Pass
 from twopass_kd.files.ondevice_json import Difference, OnDeviceJson
-from twopass_kd.files.results_json import ResultsJson, System
+from twopass_kd.files.results_json import Claim, ResultsJson, System
 from twopass_kd.report.collect import Report, Utterance
 from twopass_kd.scoring import on_device as device
 from twopass_kd.scoring.further_searches import SEARCHES_UNIT, search_rows, searches_left_out
@@ -22,7 +22,7 @@ from twopass_kd.scoring.listening import (
     latency_rows,
 )
 from twopass_kd.scoring.summary import dev_set_mark
-from twopass_kd.scoring.verdicts import comparisons, format_p, judge, verdict
+from twopass_kd.scoring.verdicts import claimed, format_p, verdict
 
 
 def page_content(report: Report) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def page_content(report: Report) -> dict[str, Any]:
         "pass_titles": {name.value: name.title for name in Pass},
         "set_titles": {s: s + dev_set_mark(results, s) for s in (*corpus.test_parts, *corpus.dev_parts)},
         "only_dev_parts": [s for s in corpus.dev_parts if s not in corpus.test_parts],
-        "comparisons": [
-            {"set": s, "baseline": baseline, "sentence": verdict(baseline, p, r), **_difference(p, r)}
-            for s, baseline, p, r in comparisons(results)
+        "claims": [
+            {"claim": claim, "title": claimed(claim), "sentence": verdict(claim), "cells": _claim_cells(claim)}
+            for claim in results.claims
         ],
         "size_rows": [_size_row(results, system) for system in results.systems],
         "rtf_note": rtf_note(results),
@@ -149,10 +149,25 @@ def _facts(results: ResultsJson) -> list[tuple[str, str]]:
 
 
 def _difference(pass_name: Pass, result: Difference) -> dict[str, Any]:
-    """The pass, and a paired bootstrap as four cells: difference, interval, p, what follows."""
-    delta, low, high = (f"{v:+.2f}".replace("-", "−") for v in (result.delta_wer, *result.ci95))
-    cells = [delta, f"{low} to {high}", format_p(result).removeprefix("p").removeprefix("="), judge(result)]
-    return {"pass": pass_name.title, "cells": cells}
+    """The pass, and a paired bootstrap as three cells: difference, interval, p."""
+    delta, low, high = (_signed(value) for value in (result.delta_wer, *result.ci95))
+    return {"pass": pass_name.title, "cells": [delta, f"{low} to {high}", _bare_p(result.p)]}
+
+
+def _claim_cells(claim: Claim) -> list[str]:
+    """Verdict, difference, interval, margin, corrected p."""
+    if claim.delta_wer is None:
+        return [claim.verdict, *"----"]
+    delta, low, high, margin = (_signed(value) for value in (claim.delta_wer, *claim.ci95, claim.margin))
+    return [claim.verdict, delta, f"{low} to {high}", margin, _bare_p(claim.p_holm)]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _bare_p(p: float) -> str:
+    return format_p(p).removeprefix("p").removeprefix("=")
 
 
 def _size_row(results: ResultsJson, system: System) -> list[str]:

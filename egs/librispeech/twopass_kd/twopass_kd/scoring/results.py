@@ -1,4 +1,4 @@
-"""From decoded transcripts to `results.json`: WER with intervals, sizes, compression, significance.
+"""From decoded transcripts to `results.json`: WER with intervals, sizes, compression, verdicts on claims.
 
 Reads what stage 8 leaves in `<experiment>/decode/<system>/`. Imports neither torch nor k2.
 """
@@ -13,10 +13,10 @@ from twopass_kd.config.load import reported_systems
 from twopass_kd.config.schema import Config
 from twopass_kd.files.decode_json import DecodeJson, Pass
 from twopass_kd.files.json_model import read_json, write_json
-from twopass_kd.files.ondevice_json import Difference
 from twopass_kd.files.results_json import Compression, Corpus, ResultsJson, SetWer, StageTime, System
+from twopass_kd.scoring.claims import judge_claims
 from twopass_kd.scoring.on_device import read_on_device
-from twopass_kd.scoring.wer import Transcript, paired_bootstrap, read_recogs, score_wer
+from twopass_kd.scoring.wer import Transcript, read_recogs, score_wer
 
 SYSTEM_ORDER = ("teacher", "student_copy", "student_stage1", "student_stage2", "student")
 
@@ -42,19 +42,18 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
     transcripts: Transcripts = {
         name: {s: _read_passes(experiment / "decode" / name, s, found) for s in sets} for name, found in decoded.items()
     }
+    speakers: dict[str, dict[str, str]] = {}
+    for found in decoded.values():
+        speakers = {**found.speakers, **speakers}
     systems = []
     with tqdm(total=len(decoded) * len(sets), desc="bootstrap", unit="set", disable=not progress) as bar:
         for name, found in decoded.items():
             wer = {}
             for set_name in sets:
-                wer[set_name] = _score_set(cfg, transcripts[name][set_name])
+                wer[set_name] = _score_set(cfg, transcripts[name][set_name], speakers.get(set_name, {}))
                 bar.update()
             shared = {key: getattr(found, key) for key in System.model_fields if key in DecodeJson.model_fields}
             systems.append(System(name=name, wer=wer, **shared))
-    # A teacher without a second pass, an external one, is compared with the student's first.
-    two_passes = "teacher" in decoded and decoded["teacher"].rescore_weight is not None
-    teacher_pass = Pass.TWO_PASS if two_passes else Pass.FIRST_PASS
-    by_set = _compare(cfg, transcripts, "teacher", [teacher_pass])
     return ResultsJson(
         conf=cfg.name,
         corpus=_describe_corpus(cfg),
@@ -64,9 +63,7 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
         systems=systems,
         not_decoded=[name for name in _in_order(list(reported_systems(cfg))) if name not in decoded],
         compression=_compression(systems),
-        significance_pass=teacher_pass,
-        significance={set_name: by_pass[teacher_pass] for set_name, by_pass in by_set.items()},
-        significance_baseline=_compare(cfg, transcripts, "student_copy", [Pass.FIRST_PASS, Pass.TWO_PASS]),
+        claims=judge_claims(cfg, transcripts, speakers),
         on_device=on_device,
         stages=read_stages(experiment),
     )
@@ -153,8 +150,9 @@ def _read_passes(folder: Path, set_name: str, decoded: DecodeJson) -> Passes:
     return found
 
 
-def _score_set(cfg: Config, passes: Passes) -> SetWer:
-    scored = {name: rows and score_wer(rows, cfg.decode.bootstrap_samples, cfg.seed) for name, rows in passes.items()}
+def _score_set(cfg: Config, passes: Passes, speakers: dict[str, str]) -> SetWer:
+    how = cfg.decode.bootstrap_samples, cfg.seed, speakers
+    scored = {name: rows and score_wer(rows, *how) for name, rows in passes.items()}
     rows = passes[Pass.FIRST_PASS]
     return SetWer(**scored, ref_words=sum(len(ref) for _, ref, _ in rows), num_utts=len(rows))
 
@@ -179,19 +177,3 @@ def _compression(systems: Sequence[System]) -> Compression | None:
     return Compression(
         params=1 - student.params.total / teacher.params.total, bytes=1 - student.bytes.total / teacher.bytes.total
     )
-
-
-def _compare(
-    cfg: Config, transcripts: Transcripts, baseline: str, passes: Sequence[Pass]
-) -> dict[str, dict[Pass, Difference]]:
-    """Paired bootstrap of student minus `baseline`: test set -> pass -> result, where both have that pass."""
-    if baseline not in transcripts or "student" not in transcripts:
-        return {}
-    compared: dict[str, dict[Pass, Difference]] = {}
-    for set_name in cfg.corpus.test_parts:
-        for name in passes:
-            a, b = transcripts[baseline][set_name][name], transcripts["student"][set_name][name]
-            if a is not None and b is not None:
-                result = paired_bootstrap(a, b, cfg.decode.bootstrap_samples, cfg.seed)
-                compared.setdefault(set_name, {})[name] = result
-    return compared

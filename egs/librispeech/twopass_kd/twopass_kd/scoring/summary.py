@@ -7,7 +7,7 @@ from twopass_kd.files.ondevice_json import OnDeviceJson
 from twopass_kd.files.results_json import ResultsJson, System, Wer
 from twopass_kd.scoring.further_searches import SEARCHES_UNIT, search_rows, searches_left_out
 from twopass_kd.scoring.on_device import sentences, summary_rows
-from twopass_kd.scoring.verdicts import verdicts
+from twopass_kd.scoring.verdicts import verdict
 
 
 def dev_set_mark(results: ResultsJson, set_name: str) -> str:
@@ -30,7 +30,7 @@ def summary_text(results: ResultsJson) -> str:
         rows = [("system", "params", "fewer", *(name.title for name in Pass), "RTF")]
         rows += [_summary_row(system, results.system("teacher"), set_name) for system in results.systems]
         lines += ["", f"{set_name} ({words} words){dev_set_mark(results, set_name)}", *_columns(rows)]
-        lines += [sentence for name, sentence in verdicts(results) if name == set_name]
+        lines += [verdict(claim) for claim in results.claims if claim.set == set_name]
     rows = search_rows(results)
     if rows:
         lines += ["", f"further searches: {SEARCHES_UNIT}", *_columns(rows)]

@@ -1,42 +1,44 @@
-"""What the paired bootstraps of a results.json say, in words that are computed from them."""
+"""What bootstraps of a results.json say, in words that are computed from them."""
 
-from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.ondevice_json import Difference
-from twopass_kd.files.results_json import ResultsJson
-
-SIGNIFICANCE_LEVEL = 0.05
+from twopass_kd.files.results_json import Claim
 
 
-def judge(result: Difference) -> str:
-    """What a paired bootstrap of one system minus its baseline says at the 5% level."""
-    direction = "different" if result.delta_wer == 0 else "worse" if result.delta_wer > 0 else "better"
-    return f"{'' if result.p < SIGNIFICANCE_LEVEL else 'not '}significantly {direction}"
-
-
-def format_p(result: Difference) -> str:
+def format_p(p: float) -> str:
     """`p=0.184` or `p<0.001`."""
-    return "p<0.001" if result.p < 0.001 else f"p={result.p:.3f}"
+    return "p<0.001" if p < 0.001 else f"p={p:.3f}"
 
 
 def describe(what: str, result: Difference) -> str:
-    """One sentence: `what`, the difference in absolute percent, its interval, p, and what follows."""
+    """`what`, the difference in points, its interval and p."""
     low, high = result.ci95
-    return f"{what}: {result.delta_wer:+.2f} (95% CI {low:+.2f} to {high:+.2f}, {format_p(result)}): {judge(result)}"
+    return f"{what}: {result.delta_wer:+.2f} (95% CI {low:+.2f} to {high:+.2f}, {format_p(result.p)})"
 
 
-def verdict(baseline: str, name: Pass, result: Difference) -> str:
-    """One sentence on a paired bootstrap of student minus `baseline`."""
-    return describe(f"student vs {baseline}, {name.replace('_', '-')}", result)
+def claimed(claim: Claim) -> str:
+    """What is claimed: `student's two-pass WER is less than 10% above teacher's`."""
+    what = "below"
+    if claim.margin_relative is not None:
+        what = f"less than {100 * claim.margin_relative:g}% above"
+    elif claim.margin_points is not None:
+        what = f"less than {claim.margin_points:g} points above"
+    return f"{claim.system}'s {claim.pass_name.title} WER is {what} {claim.against}'s"
 
 
-def comparisons(results: ResultsJson) -> list[tuple[str, str, Pass, Difference]]:
-    """(test set, baseline, pass, paired bootstrap) of every comparison with the student, the teacher's first."""
-    found = [(set_name, "teacher", results.significance_pass, r) for set_name, r in results.significance.items()]
-    for set_name, by_pass in results.significance_baseline.items():
-        found += [(set_name, "student_copy", name, r) for name, r in by_pass.items()]
-    return found
+def verdict(claim: Claim) -> str:
+    """One sentence: the claim, the verdict and the figures; what would decide it where it is undecided."""
+    if claim.delta_wer is None:
+        return f"{claimed(claim)}: not measured, since one of them was not decoded"
+    low, high = claim.ci95
+    margin = f", margin {claim.margin:+.2f}" if claim.kind == "non_inferior" else ""
+    figures = f"{claim.delta_wer:+.2f}, 95% CI {low:+.2f} to {high:+.2f}{margin}, {format_p(claim.p_holm)}"
+    return f"{claimed(claim)}: {claim.verdict} ({figures}){_what_would_decide(claim)}"
 
 
-def verdicts(results: ResultsJson) -> list[tuple[str, str]]:
-    """(test set, sentence) of every comparison, the teacher's first."""
-    return [(set_name, verdict(baseline, name, r)) for set_name, baseline, name, r in comparisons(results)]
+def _what_would_decide(claim: Claim) -> str:
+    if claim.verdict != "undecided":
+        return ""
+    if claim.times is None or claim.times > 1000:
+        return "; at this difference no sample would decide it"
+    clusters = "speakers" if claim.by_speaker else "utterances"
+    return f"; {max(claim.times, 1.1):.2g} times as many {clusters} would decide it, if the difference stays"

@@ -8,7 +8,7 @@ This module does not import torch.
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ WordPair = tuple[str | None, str | None]  # (None, hyp) an insertion, (ref, None
 
 _EPS = ""  # no word is this, while icefall's own mark "*" may be one
 _RECOGS_LINE = re.compile(r"(?P<id>.+?):\t(?P<kind>ref|hyp)=(?P<words>\[.*\])")
+MIN_SPEAKERS = 5
 _CHUNK = 2**22  # resampled indices held in memory at a time
 
 
@@ -77,21 +78,24 @@ def _stats(counts: np.ndarray) -> WerStats:
     return WerStats(100.0 * (ins + dels + subs) / words, ins, dels, subs, words, len(counts))
 
 
-def score_wer(transcripts: Sequence[Transcript], num_samples: int, seed: int) -> Wer:
-    """WER and errors, with the WER's 95% percentile interval over resampled utterances (Bisani and Ney, ICASSP 2004).
+def score_wer(
+    transcripts: Sequence[Transcript], num_samples: int, seed: int, speakers: Mapping[str, str] | None = None
+) -> Wer:
+    """WER and errors, with the WER's 95% percentile interval (Bisani and Ney, ICASSP 2004) over resampled speakers.
 
     Args:
       transcripts: the utterances of one test set.
-      num_samples: resamples, each of as many utterances as the set has.
+      num_samples: resamples, each of as many speakers as the set has.
+      speakers: as `clusters` has them.
       seed: the same seed gives the same interval.
     Raises:
       ValueError: if there is no reference word or `num_samples` is not positive.
     """
     counts = error_counts(transcripts)
-    errors, words = counts[:, :3].sum(axis=1), counts[:, 3]
-    samples = _resample(np.stack([errors, words]), num_samples, seed)
-    stats, interval = _stats(counts), _interval(100.0 * samples[0] / samples[1])
-    return Wer(wer=stats.wer, ci95=interval, ins=stats.ins, dels=stats.dels, subs=stats.subs)
+    columns = np.stack([counts[:, :3].sum(axis=1), counts[:, 3]])
+    samples = resample(cluster_sums(columns, clusters(transcripts, speakers or {})[0]), num_samples, seed)
+    stats, ci95 = _stats(counts), interval(100.0 * samples[0] / samples[1])
+    return Wer(wer=stats.wer, ci95=ci95, ins=stats.ins, dels=stats.dels, subs=stats.subs)
 
 
 def paired_bootstrap(a: Sequence[Transcript], b: Sequence[Transcript], num_samples: int, seed: int) -> Difference:
@@ -109,19 +113,53 @@ def paired_bootstrap(a: Sequence[Transcript], b: Sequence[Transcript], num_sampl
       ValueError: naming the first cut whose id or reference differs; if there is no reference word; if
         `num_samples` is not positive.
     """
-    a, b = sorted(a, key=_cut_id), sorted(b, key=_cut_id)
-    _check_same_references(a, b)
+    a, b = paired(a, b)
     counts_a, counts_b = error_counts(a), error_counts(b)
     difference = counts_b[:, :3].sum(axis=1) - counts_a[:, :3].sum(axis=1)
-    samples = _resample(np.stack([difference, counts_a[:, 3]]), num_samples, seed)
+    samples = resample(np.stack([difference, counts_a[:, 3]]), num_samples, seed)
     deltas = 100.0 * samples[0] / samples[1]
-    one_sided = min((deltas <= 0).sum(), (deltas >= 0).sum())
-    p = min(1.0, 2.0 * float(one_sided + 1) / (num_samples + 1))  # + 1: no finite number of resamples shows p = 0
-    return Difference(delta_wer=_stats(counts_b).wer - _stats(counts_a).wer, ci95=_interval(deltas), p=p)
+    delta_wer = _stats(counts_b).wer - _stats(counts_a).wer
+    return Difference(delta_wer=delta_wer, ci95=interval(deltas), p=two_sided_p(deltas))
 
 
-def _resample(columns: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
-    """Sums of `columns` (K, N) over N utterances drawn with replacement; returns (K, num_samples).
+def two_sided_p(values: np.ndarray) -> float:
+    """Twice the share of resampled values on the other side of zero, or on it; at most 1."""
+    one_sided = min((values <= 0).sum(), (values >= 0).sum())
+    return min(1.0, 2.0 * float(one_sided + 1) / (len(values) + 1))  # + 1: no finite number of resamples shows p = 0
+
+
+def paired(a: Sequence[Transcript], b: Sequence[Transcript]) -> tuple[list[Transcript], list[Transcript]]:
+    """Both sorted by cut id. Raises ValueError, naming the first cut whose id or reference differs."""
+    a, b = sorted(a, key=_cut_id), sorted(b, key=_cut_id)
+    _check_same_references(a, b)
+    return a, b
+
+
+def clusters(transcripts: Sequence[Transcript], speakers: Mapping[str, str]) -> tuple[np.ndarray, bool]:
+    """What is drawn together, since what one person says is alike: all utterances of a speaker.
+
+    Args:
+      speakers: cut id -> speaker; utterances that are not in it are on their own.
+    Returns:
+      (N,) int64, the number of each utterance's cluster, and whether those are speakers: each utterance is on its own
+      where there are fewer than `MIN_SPEAKERS`, of whom no interval could be told.
+    """
+    names = [(speakers.get(cut_id), "" if cut_id in speakers else cut_id) for cut_id, _, _ in transcripts]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    if not speakers or len(numbers) < MIN_SPEAKERS:
+        return np.arange(len(transcripts)), False
+    return np.array([numbers[name] for name in names]), True
+
+
+def cluster_sums(columns: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """(K, N) int64 by utterance to (K, number of clusters)."""
+    sums = np.zeros((len(columns), int(numbers.max()) + 1), dtype=np.int64)
+    np.add.at(sums.T, numbers, columns.T)
+    return sums
+
+
+def resample(columns: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
+    """Sums of `columns` (K, N) over N utterances or speakers drawn with replacement; returns (K, num_samples).
 
     The last column, reference words, is at least 1: a draw of nothing but empty references has no WER, and
     counting its insertions against one word keeps it at the extreme end where it belongs.
@@ -141,7 +179,8 @@ def _resample(columns: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
     return sums
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95% of resampled values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
