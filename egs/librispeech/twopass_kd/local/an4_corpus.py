@@ -1,7 +1,7 @@
 """Stage 0 for corpora of kind `an4`: CMU's AN4 (census) database, in LibriSpeech's layout.
 
-People spell names and addresses and say numbers, dates and control words, 16 kHz. Each tenth-of-an-hour set has its own
-speakers: `test` is CMU's own, `dev` has every ninth of CMU's training speakers, `train` the others.
+People spell names and addresses and say numbers, dates and control words, 16 kHz. No speaker is in two parts: `test` is
+CMU's own, `dev` has every ninth of CMU's training speakers, `train` the others.
 
     download/an4/LibriSpeech/train/1001/1/1001-1-0000.flac    wav/an4_clstk/fash/an251-fash-b.sph of CMU's archive
 
