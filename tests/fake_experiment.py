@@ -189,6 +189,7 @@ def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_u
         "params": params,
         "bytes": {part: 4 * n for part, n in params.items()},
         "train_seconds": 300.0 + seed,
+        "updates": 1000 + seed,
         "beam": 4,
         "nbest": 4,
         "rescore_weight": 0.4 if two_pass else None,

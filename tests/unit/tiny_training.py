@@ -57,7 +57,14 @@ def make_trainer(exp_dir, train=PARTS, **settings):
     of_training = {key: value for key, value in settings.items() if key not in of_phase}
     cfg = TrainConfig(ref_duration=1, max_duration=1, log_interval=2, **of_training)
     config = {"phases": {"s/p": asdict(phase)}, "train": asdict(cfg), "kd": asdict(KdConfig())}
-    metadata = {"config": config, "phase": "s/p", "identity": "x", "train_seconds_before": 5.0, "environment": {}}
+    metadata = {
+        "config": config,
+        "phase": "s/p",
+        "identity": "x",
+        "train_seconds_before": 5.0,
+        "updates_before": 7,
+        "environment": {},
+    }
     return Trainer(model, objective, phase, cfg, exp_dir, seed=7, metadata=metadata, ranks=Ranks())
 
 

@@ -27,6 +27,7 @@ def test_the_loss_goes_down_and_the_files_are_there(tmp_path):
     assert [r["epoch"] for r in records if r["split"] == "valid"] == [1, 2, 3]
     content = load_checkpoint(final)
     assert content["averaged_steps"] == 8 and content["train_seconds"] > 5.0
+    assert content["updates"] == content["step"] + 7
     assert content["left_out"] == 0 and content["changes"] == []
     assert list((tmp_path / "a" / "tensorboard").iterdir())
 

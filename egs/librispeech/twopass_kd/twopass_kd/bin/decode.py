@@ -147,6 +147,7 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         "params": model.deployed_parameters(),
         "bytes": model.deployed_bytes(),
         "train_seconds": content["train_seconds"],
+        "updates": content.get("updates"),
         "beam": cfg.decode.beam,
         "nbest": cfg.decode.nbest,
         "rescore_weight": weight,

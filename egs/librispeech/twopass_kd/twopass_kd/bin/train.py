@@ -60,7 +60,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
 
     parents = {}
     teacher: Teacher | None = None
-    before: dict = {"trained_parts": [], "train_seconds": 0.0}
+    before: dict = {"trained_parts": [], "train_seconds": 0.0, "updates": 0}
     if phase.teacher is not None:
         teacher = open_teacher(cfg, phase, exp_dir, tokenizer.vocab_size)
         parents["teacher"] = teacher.digest
@@ -139,6 +139,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         "vocab_size": tokenizer.vocab_size,
         "trained_parts": sorted({*before["trained_parts"], *phase.train}),
         "train_seconds_before": before["train_seconds"],
+        "updates_before": before.get("updates", 0),
     }
     clean = epochs_before_augmentation(phase, cfg.augment)
     trainer = Trainer(model, objective, phase, data.cfg.train, final.parent, cfg.seed, metadata, ranks)

@@ -131,6 +131,8 @@ class DecodeJson(CheckpointDecoding):
     """Bytes of the parameters."""
     train_seconds: Number
     """Seconds of training, with the phases that it started from."""
+    updates: int | None = None
+    """Steps of the optimizer, with those of the phases that it started from; null of an external teacher."""
     weight_scan: list[ScanPoint]
     """What weight and length reward were chosen from; empty without a second pass."""
     rtf: dict[str, dict[Pass, Number | None]]

@@ -59,6 +59,8 @@ class System(JsonModel):
     """Seconds of computing for each second of audio, by set and pass."""
     train_seconds: Number
     """Seconds of training, with the phases that it started from."""
+    updates: int | None = None
+    """Steps of the optimizer, with those of the phases that it started from; null of an external teacher."""
     rescore_weight: Number | None
     """Weight of the attention decoder that was chosen on dev; null without a second pass."""
     length_reward: Number | None

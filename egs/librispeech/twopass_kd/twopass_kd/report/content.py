@@ -171,7 +171,7 @@ def _bare_p(p: float) -> str:
 
 
 def _size_row(results: ResultsJson, system: System) -> list[str]:
-    """A system's parameters by part, share of the teacher's that it does without, MB, real-time factors, training."""
+    """A system's parameters by part, share of the teacher's that it does without, MB, real-time factors; its training."""
     teacher = results.system("teacher")
     share = None if teacher is None or teacher is system else 1 - system.params.total / teacher.params.total
     rtf = system.rtf.get(results.corpus.test_parts[0], {})
@@ -181,6 +181,7 @@ def _size_row(results: ResultsJson, system: System) -> list[str]:
         "-" if share is None else f"{100 * share:.1f}%",
         f"{system.bytes.total / 1e6:.2f}",
         *("-" if rtf.get(p) is None else f"{rtf[p]:.4f}" for p in Pass),
+        "-" if system.updates is None else f"{system.updates:,}",
         format_duration(system.train_seconds),
     ]
 

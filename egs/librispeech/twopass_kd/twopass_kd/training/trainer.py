@@ -361,6 +361,7 @@ class Trainer:
             }
             content["weights_digest"] = weights_digest(content["model"])
             content["train_seconds"] = self.progress.train_seconds + self.metadata["train_seconds_before"]
+            content["updates"] = self.progress.step + self.metadata["updates_before"]
             write_text_atomically(self.exp_dir / "identity", content["identity"] + "\n")
             save_checkpoint(content, final)
             self._remove_old(0)
