@@ -171,7 +171,7 @@ def _bare_p(p: float) -> str:
 
 
 def _size_row(results: ResultsJson, system: System) -> list[str]:
-    """A system's parameters by part, share of the teacher's that it does without, MB, real-time factors; its training."""
+    """A system's parameters by part, share of the teacher's that it does without, MB, speed, training."""
     teacher = results.system("teacher")
     share = None if teacher is None or teacher is system else 1 - system.params.total / teacher.params.total
     rtf = system.rtf.get(results.corpus.test_parts[0], {})
