@@ -30,6 +30,11 @@ def references(num_utts: int, seed: int) -> list[tuple[str, list[str]]]:
     return [(f"{100 + i % 7}-{i:04d}-0", rng.choices(WORDS, k=rng.randint(1, 12))) for i in range(num_utts)]
 
 
+def speaker(cut_id: str) -> str:
+    """Who of seven says it."""
+    return cut_id.split("-")[0]
+
+
 def hypothesis(ref: Sequence[str], rate: float, rng: random.Random) -> list[str]:
     """`ref` with about `rate` of its words wrong: half substitutions, the rest insertions and deletions."""
     hyp: list[str] = []
@@ -190,6 +195,7 @@ def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_u
         "bytes": {part: 4 * n for part, n in params.items()},
         "train_seconds": 300.0 + seed,
         "updates": 1000 + seed,
+        "speakers": {s: {i: speaker(i) for i, _ in references(num_utts, n)} for n, s in enumerate(sets)},
         "beam": 4,
         "nbest": 4,
         "rescore_weight": 0.4 if two_pass else None,

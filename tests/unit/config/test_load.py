@@ -198,6 +198,7 @@ CLAIM = {"system": "student", "against": "teacher", "kind": "superior"}
         ([CLAIM | {"sets": ["test"]}], "`claims[0].sets` (test) must be test sets: test-clean, test-other"),
         ([CLAIM | {"sets": []}], "`claims.sets` ([]) must have 1 or more entries"),
         ([CLAIM, CLAIM], "`claims[0]` must be there once"),
+        ([CLAIM, CLAIM | {"sets": ["test-clean"]}], "`claims[0]` must be there once"),
         ([CLAIM | {"margin": 1}], "`claims.margin` is not a key of this config; did you mean `margin_points`?"),
         (["student"], "`claims` (student) must hold keys and values"),
         ([{"system": "student"}], "these keys must be given: claims.0.against, claims.0.kind"),

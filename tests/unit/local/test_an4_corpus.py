@@ -105,18 +105,27 @@ def test_the_archive_is_downloaded_from_where_it_stopped(server, tmp_path):
     assert len(requests) == 1 and len(parts(corpus)) == 33, "what is unpacked is used"
 
 
-def test_a_damaged_archive_is_removed(server, tmp_path):
+@pytest.mark.parametrize("place", [-6, *range(1000, 1400, 10)])  # the first is in gzip's checksum
+def test_a_damaged_archive_is_removed(server, tmp_path, place):
     url, files, _ = server
     data = bytearray(files["/an4_sphere.tar.gz"])
-    data[-6] ^= 255  # in gzip's checksum
+    data[place] ^= 255
     files["/an4_sphere.tar.gz"] = bytes(data)
     with pytest.raises(ValueError, match="an4_sphere.tar.gz` was damaged and is removed: run again"):
         prepare_an4(tmp_path / "download" / "LibriSpeech", url)
     assert [path.name for path in (tmp_path / "download").iterdir()] == []
 
 
+def test_a_folder_named_an4_that_is_not_cmus_is_told_before_anything_is_downloaded(server, tmp_path):
+    url, _, requests = server
+    (tmp_path / "download" / "an4").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"an4 must be CMU's folder \(with etc/ and wav/\) or not exist"):
+        prepare_an4(tmp_path / "download" / "LibriSpeech", url)
+    assert requests == []
+
+
 def test_no_network_says_what_to_do(tmp_path):
-    with pytest.raises(ConnectionError, match="download an4_sphere.tar.gz elsewhere and put it into"):
+    with pytest.raises(ConnectionError, match="download an4_sphere.tar.gz elsewhere, to "):
         prepare_an4(tmp_path / "LibriSpeech", "http://127.0.0.1:9/an4_sphere.tar.gz")
 
 

@@ -157,7 +157,14 @@ def test_learning_rate_goes_with_the_root_of_the_seconds_of_a_step(ranks, accum_
 
 @pytest.mark.parametrize(
     "num_epochs, after, init_from, epochs",
-    [(20, 0.1, None, 2), (4, 0.1, None, 1), (4, 0.0, None, 0), (20, 0.1, "s/before", 0), (1, 0.1, None, 0)],
+    [
+        (20, 0.1, None, 2),
+        (4, 0.1, None, 1),
+        (4, 0.0, None, 0),
+        (20, 0.1, "s/before", 0),
+        (1, 0.1, None, 0),
+        (5, 0.9, None, 4),
+    ],
 )
 def test_the_first_epochs_of_a_phase_that_starts_from_nothing_are_not_augmented(
     tmp_path, num_epochs, after, init_from, epochs

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tarfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -126,6 +127,11 @@ def read_cmu_lists(cmu: Path) -> Iterator[Utterance]:
 
 def _fetch(folder: Path, url: str) -> Path:
     """CMU's archive, downloaded, checked and unpacked into `folder`; its path there."""
+    unpacked = folder / "an4"
+    if unpacked.exists():
+        raise ConfigError(
+            f"{unpacked} must be CMU's folder (with etc/ and wav/) or not exist; complete it or move it away"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / ARCHIVE
     if not (archive.is_file() and _is_whole(archive)):
@@ -141,9 +147,9 @@ def _fetch(folder: Path, url: str) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(archive) as tar:
         safe_extract(tar, path=partial)
-    os.replace(partial / "an4", folder / "an4")
+    os.replace(partial / "an4", unpacked)
     shutil.rmtree(partial)
-    return folder / "an4"
+    return unpacked
 
 
 def _is_whole(archive: Path) -> bool:
@@ -152,7 +158,7 @@ def _is_whole(archive: Path) -> bool:
         with gzip.open(archive) as f:
             while f.read(1 << 20):
                 pass
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
     return True
 

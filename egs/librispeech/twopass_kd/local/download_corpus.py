@@ -151,7 +151,7 @@ def no_network(name: str, url: str, error: OSError, files: str, target: Path) ->
     """What is told where a download fails: `files` are what it takes, `target` the folder that they go into."""
     return ConnectionError(
         f"`{name}` could not be downloaded from {url} ({error}). What has arrived is kept: run again to go on. Without"
-        f" network, download {files} elsewhere and put it into {target}, or pass a folder that already contains the"
+        f" network, download {files} elsewhere, to {target}, or pass a folder that already contains the"
         " parts as --corpus-dir"
     )
 

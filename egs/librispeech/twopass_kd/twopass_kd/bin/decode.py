@@ -96,7 +96,7 @@ def write_texts(
 
 def known_speakers(data: AsrDataModule, part: str) -> dict[str, str]:
     """Cut id -> speaker, where the manifest says who it is."""
-    return {cut.id: str(speaker_of(cut)) for cut in data.cuts([part]) if speaker_of(cut) is not None}
+    return {cut.id: str(speaker) for cut in data.cuts([part]) if (speaker := speaker_of(cut)) is not None}
 
 
 def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:

@@ -139,7 +139,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         "vocab_size": tokenizer.vocab_size,
         "trained_parts": sorted({*before["trained_parts"], *phase.train}),
         "train_seconds_before": before["train_seconds"],
-        "updates_before": before.get("updates", 0),
+        "updates_before": before.get("updates"),
     }
     clean = epochs_before_augmentation(phase, cfg.augment)
     trainer = Trainer(model, objective, phase, data.cfg.train, final.parent, cfg.seed, metadata, ranks)

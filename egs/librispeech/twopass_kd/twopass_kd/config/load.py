@@ -6,6 +6,7 @@ questions cheaply.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,14 @@ def _check_claim(cfg: Config, where: str, claim: ClaimConfig) -> None:
     systems = reported_systems(cfg)
     for key in ("system", "against"):
         if getattr(claim, key) not in systems:
-            raise ConfigError(f"`{where}.{key}` ({getattr(claim, key)}) must be a system: {', '.join(systems)}")
+            raise ConfigError(
+                f"`{where}.{key}` ({getattr(claim, key)}) must be a system: {', '.join(systems)}; or take the claim out"
+            )
     for name in claim.sets or ():
         if name not in cfg.corpus.test_parts:
             raise ConfigError(f"`{where}.sets` ({name}) must be test sets: {', '.join(cfg.corpus.test_parts)}")
-    if cfg.claims.count(claim) > 1:
+    said = [{**asdict(other), "sets": None} for other in cfg.claims]
+    if said.count({**asdict(claim), "sets": None}) > 1:
         raise ConfigError(f"`{where}` must be there once; remove the claim that says the same")
 
 

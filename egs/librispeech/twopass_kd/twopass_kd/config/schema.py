@@ -325,7 +325,7 @@ class DecodeConfig:
     condition_seconds: NonNegativeFloat = setting(
         300.0, "of each test set, evenly spaced utterances, are decoded in noise and with pauses too; 0: none"
     )
-    bootstrap_samples: PositiveInt = setting(10000, "for the confidence intervals of WERs")
+    bootstrap_samples: PositiveInt = setting(10000, "for the confidence intervals and the tests of claims")
     searches: Annotated[list[Search], EachOnce] = setting(
         [],
         "further searches, by k2: fast_beam_search, fast_beam_search_LG (words of an n-gram),"

@@ -15,7 +15,7 @@ class Wer(JsonModel):
     wer: Number
     """In percent."""
     ci95: tuple[Number, Number]
-    """Its 95% percentile interval over resampled speakers (utterances, where there are fewer than five), in percent."""
+    """Its 95% bootstrap interval over speakers (over utterances, where fewer than five are known), in percent."""
     ins: int = 0
     """Words inserted."""
     dels: int = 0
@@ -123,19 +123,19 @@ class Claim(JsonModel):
     delta_wer: Number | None = None
     """WER of the system minus that of the other, in points; null where not measured, as are all below."""
     ci95: tuple[Number, Number] | None = None
-    """Its 95% percentile interval."""
+    """Its 95% bootstrap interval, wider for few speakers by Student's distribution; not corrected."""
     margin: Number | None = None
     """The margin in points: for a relative one, of the other's WER; 0 for `superior`."""
     p: Number | None = None
-    """Two-sided, of the difference from the margin."""
+    """Two-sided, of the difference from the margin, by a wild cluster bootstrap; null with fewer than five speakers."""
     p_holm: Number | None = None
     """The same, corrected for the number of claims of the config on all sets (Holm)."""
     clusters: int | None = None
-    """What was resampled: so many speakers, or utterances where there are fewer than five speakers."""
+    """What was resampled: so many speakers, or utterances where speakers are not known or nobody speaks twice."""
     by_speaker: bool | None = None
     """Whether those are speakers."""
     times: Number | None = None
-    """How many times as many of them would decide it at 80% power, if the difference stays; null where decided."""
+    """How many times as many would decide it with a power of 80%, if the difference stays; null where decided."""
 
 
 class StageTime(JsonModel):

@@ -22,7 +22,7 @@ from twopass_kd.scoring.listening import (
     latency_rows,
 )
 from twopass_kd.scoring.summary import dev_set_mark
-from twopass_kd.scoring.verdicts import claimed, format_p, verdict
+from twopass_kd.scoring.verdicts import CLAIMS_NOTE, claimed, format_p, verdict
 
 
 def page_content(report: Report) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def page_content(report: Report) -> dict[str, Any]:
         "pass_titles": {name.value: name.title for name in Pass},
         "set_titles": {s: s + dev_set_mark(results, s) for s in (*corpus.test_parts, *corpus.dev_parts)},
         "only_dev_parts": [s for s in corpus.dev_parts if s not in corpus.test_parts],
+        "claims_note": CLAIMS_NOTE,
         "claims": [
             {"claim": claim, "title": claimed(claim), "sentence": verdict(claim), "cells": _claim_cells(claim)}
             for claim in results.claims
@@ -155,11 +156,12 @@ def _difference(pass_name: Pass, result: Difference) -> dict[str, Any]:
 
 
 def _claim_cells(claim: Claim) -> list[str]:
-    """Verdict, difference, interval, margin, corrected p."""
+    """Verdict, difference, interval, margin, corrected p, sample."""
     if claim.delta_wer is None:
-        return [claim.verdict, *"----"]
+        return [claim.verdict, *"-----"]
     delta, low, high, margin = (_signed(value) for value in (claim.delta_wer, *claim.ci95, claim.margin))
-    return [claim.verdict, delta, f"{low} to {high}", margin, _bare_p(claim.p_holm)]
+    p = "-" if claim.p_holm is None else _bare_p(claim.p_holm)
+    return [claim.verdict, delta, f"{low} to {high}", margin, p, f"{claim.clusters:,}"]
 
 
 def _signed(value: float) -> str:

@@ -10,7 +10,8 @@ CONDITIONS_UNIT = (
 DELAY_HEADS = ("set", "system", "pass", "words", "50%", "90%", "99%")
 DELAYS_UNIT = (
     "milliseconds from the end of a word to the audio that the encoder frame of its last token needs, of words that are"
-    " right; without computing, and without the wait for the chunk to be full"
+    " right; without computing, and without the wait for the chunk to be full; systems with the first pass of one above"
+    " have no row"
 )
 LATENCY_HEADS = ("system", "runtime", "wait for the chunk", "compute", "emission", "sum", "second pass")
 LATENCY_UNIT = (

@@ -3,6 +3,13 @@
 from twopass_kd.files.ondevice_json import Difference
 from twopass_kd.files.results_json import Claim
 
+CLAIMS_NOTE = (
+    "Points of WER, negative where the first system is better; claims as the config declares them. Shown and refuted: p"
+    " below 0.05, two-sided, of the difference from the margin, by a wild cluster bootstrap over speakers (utterances,"
+    " where speakers are not known) and corrected for the number of claims (Holm). Intervals are of the difference, and"
+    " not corrected."
+)
+
 
 def format_p(p: float) -> str:
     """`p=0.184` or `p<0.001`."""
@@ -31,14 +38,17 @@ def verdict(claim: Claim) -> str:
         return f"{claimed(claim)}: not measured, since one of them was not decoded"
     low, high = claim.ci95
     margin = f", margin {claim.margin:+.2f}" if claim.kind == "non_inferior" else ""
-    figures = f"{claim.delta_wer:+.2f}, 95% CI {low:+.2f} to {high:+.2f}{margin}, {format_p(claim.p_holm)}"
+    sample = f"{claim.clusters:,} {'speakers' if claim.by_speaker else 'utterances'}"
+    p = "" if claim.p_holm is None else f", {format_p(claim.p_holm)}"
+    figures = f"{claim.delta_wer:+.2f}, 95% CI {low:+.2f} to {high:+.2f}{margin}{p}, {sample}"
     return f"{claimed(claim)}: {claim.verdict} ({figures}){_what_would_decide(claim)}"
 
 
 def _what_would_decide(claim: Claim) -> str:
     if claim.verdict != "undecided":
         return ""
+    if claim.p is None:
+        return "; fewer than five speakers show nothing"
     if claim.times is None or claim.times > 1000:
-        return "; at this difference no sample would decide it"
-    clusters = "speakers" if claim.by_speaker else "utterances"
-    return f"; {max(claim.times, 1.1):.2g} times as many {clusters} would decide it, if the difference stays"
+        return "; at this difference more than 1000 times as many would be needed"
+    return f"; {max(claim.times, 1.1):.2g} times as many would decide it in four of five cases, if the difference stays"

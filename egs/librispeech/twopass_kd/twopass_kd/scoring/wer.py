@@ -1,4 +1,4 @@
-"""Word error rate: icefall's recogs/errs/wer-summary files, bootstrap intervals and a paired significance test.
+"""Word error rate: icefall's recogs/errs/wer-summary files, bootstrap intervals and a paired test.
 
 kaldialign does the alignments. The bootstrap is numpy's: `kaldialign.bootstrap_wer_ci` gives mean +- 1.96 standard
 deviations (it can reach below zero at a low WER) and no interval of the difference of two systems.
@@ -15,6 +15,7 @@ from typing import Any
 
 import kaldialign
 import numpy as np
+import scipy.stats
 
 from twopass_kd.files.ondevice_json import Difference
 from twopass_kd.files.read import read_lines
@@ -92,10 +93,11 @@ def score_wer(
       ValueError: if there is no reference word or `num_samples` is not positive.
     """
     counts = error_counts(transcripts)
-    columns = np.stack([counts[:, :3].sum(axis=1), counts[:, 3]])
-    samples = resample(cluster_sums(columns, clusters(transcripts, speakers or {})[0]), num_samples, seed)
-    stats, ci95 = _stats(counts), interval(100.0 * samples[0] / samples[1])
-    return Wer(wer=stats.wer, ci95=ci95, ins=stats.ins, dels=stats.dels, subs=stats.subs)
+    stats, columns = _stats(counts), np.stack([counts[:, :3].sum(axis=1), counts[:, 3]])
+    sums = cluster_sums(columns, clusters(transcripts, speakers or {})[0])
+    samples = resample(sums, num_samples, seed)
+    low, high = interval(100.0 * samples[0] / samples[1], stats.wer, sums.shape[1])
+    return Wer(wer=stats.wer, ci95=(max(low, 0.0), high), ins=stats.ins, dels=stats.dels, subs=stats.subs)
 
 
 def paired_bootstrap(a: Sequence[Transcript], b: Sequence[Transcript], num_samples: int, seed: int) -> Difference:
@@ -119,13 +121,9 @@ def paired_bootstrap(a: Sequence[Transcript], b: Sequence[Transcript], num_sampl
     samples = resample(np.stack([difference, counts_a[:, 3]]), num_samples, seed)
     deltas = 100.0 * samples[0] / samples[1]
     delta_wer = _stats(counts_b).wer - _stats(counts_a).wer
-    return Difference(delta_wer=delta_wer, ci95=interval(deltas), p=two_sided_p(deltas))
-
-
-def two_sided_p(values: np.ndarray) -> float:
-    """Twice the share of resampled values on the other side of zero, or on it; at most 1."""
-    one_sided = min((values <= 0).sum(), (values >= 0).sum())
-    return min(1.0, 2.0 * float(one_sided + 1) / (len(values) + 1))  # + 1: no finite number of resamples shows p = 0
+    one_sided = min((deltas <= 0).sum(), (deltas >= 0).sum())
+    p = min(1.0, 2.0 * float(one_sided + 1) / (num_samples + 1))  # + 1: no finite number of resamples shows p = 0
+    return Difference(delta_wer=delta_wer, ci95=interval(deltas, delta_wer, len(a)), p=p)
 
 
 def paired(a: Sequence[Transcript], b: Sequence[Transcript]) -> tuple[list[Transcript], list[Transcript]]:
@@ -139,14 +137,15 @@ def clusters(transcripts: Sequence[Transcript], speakers: Mapping[str, str]) -> 
     """What is drawn together, since what one person says is alike: all utterances of a speaker.
 
     Args:
-      speakers: cut id -> speaker; utterances that are not in it are on their own.
+      speakers: cut id -> speaker.
     Returns:
       (N,) int64, the number of each utterance's cluster, and whether those are speakers: each utterance is on its own
-      where there are fewer than `MIN_SPEAKERS`, of whom no interval could be told.
+      where somebody's name is not known, where nobody speaks twice (such names are those of utterances), and where
+      there are fewer than `MIN_SPEAKERS`, of whom no interval could be told.
     """
-    names = [(speakers.get(cut_id), "" if cut_id in speakers else cut_id) for cut_id, _, _ in transcripts]
+    names = [speakers.get(cut_id) for cut_id, _, _ in transcripts]
     numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    if not speakers or len(numbers) < MIN_SPEAKERS:
+    if None in numbers or not MIN_SPEAKERS <= len(numbers) < len(names):
         return np.arange(len(transcripts)), False
     return np.array([numbers[name] for name in names]), True
 
@@ -179,9 +178,20 @@ def resample(columns: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
     return sums
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of resampled values."""
-    low, high = np.percentile(values, [2.5, 97.5])
+def interval(values: np.ndarray, estimate: float, count: int) -> tuple[float, float]:
+    """The middle 95% of resampled values, wider where few were resampled.
+
+    Resampled values of few lie too close together: by the root of (count - 1) / count, and as a normal distribution
+    beside Student's.
+
+    Args:
+      estimate: the value of what was not resampled.
+      count: of the speakers or utterances.
+    """
+    wider = 1.0
+    if count >= MIN_SPEAKERS:  # fewer are no sample anyway
+        wider = np.sqrt(count / (count - 1)) * scipy.stats.t.ppf(0.975, count - 1) / scipy.stats.norm.ppf(0.975)
+    low, high = estimate + wider * (np.percentile(values, [2.5, 97.5]) - estimate)
     return float(low), float(high)
 
 

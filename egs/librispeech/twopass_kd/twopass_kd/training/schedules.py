@@ -35,9 +35,5 @@ def loss_scales(step: int, start: Mapping[str, float], end: Mapping[str, float],
 
 
 def epochs_before_augmentation(phase: PhaseConfig, augment: AugmentConfig) -> int:
-    """The first epochs of a phase that starts from nothing: losses leave the plateau where they begin sooner without.
-
-    None if that were all of them.
-    """
-    epochs = math.ceil(augment.after * phase.num_epochs)
-    return 0 if phase.init_from or epochs == phase.num_epochs else epochs
+    """The first epochs of a phase without `init_from`, never all: losses leave their plateau sooner without."""
+    return 0 if phase.init_from else min(math.ceil(augment.after * phase.num_epochs), phase.num_epochs - 1)

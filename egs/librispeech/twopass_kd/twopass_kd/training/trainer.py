@@ -361,7 +361,8 @@ class Trainer:
             }
             content["weights_digest"] = weights_digest(content["model"])
             content["train_seconds"] = self.progress.train_seconds + self.metadata["train_seconds_before"]
-            content["updates"] = self.progress.step + self.metadata["updates_before"]
+            earlier = self.metadata["updates_before"]
+            content["updates"] = None if earlier is None else self.progress.step + earlier
             write_text_atomically(self.exp_dir / "identity", content["identity"] + "\n")
             save_checkpoint(content, final)
             self._remove_old(0)
