@@ -163,7 +163,7 @@ def kind_of(parts: Sequence[str], where: str) -> tuple[Any, bool]:
         else:
             if get_origin(kind) is list:  # pydantic's places leave the numbers of entries out
                 (kind,) = get_args(kind)
-            hints = {key.rstrip("_"): hint for key, hint in _hints(kind).items()}
+            hints = _hints(kind)
             if part not in hints:
                 hint = did_you_mean(part, hints) or f"known keys: {', '.join(hints) or 'none below a value'}"
                 raise ConfigError(f"{where}`{'.'.join(parts[: depth + 1])}` is not a key of this config; {hint}")
@@ -175,7 +175,11 @@ def kind_of(parts: Sequence[str], where: str) -> tuple[Any, bool]:
 
 
 def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    """The types of a section's keys; none of a value."""
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    hints = get_type_hints(kind)
+    return {field.alias or name: hints[name] for name, field in kind.__pydantic_fields__.items()}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
