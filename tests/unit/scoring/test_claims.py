@@ -144,6 +144,8 @@ def test_more_claims_take_more_speakers():
     claims = [claim(), claim("non_inferior", margin_points=0.01)]
     alone, (together, _) = judge(claims[:1], rows(0.1, 1), rows(0.1, 2))[0], judge(claims, rows(0.1, 1), rows(0.1, 2))
     assert together.p == alone.p and together.times >= alone.times
+    together.times = 277.3
+    assert "; 277 times as many would decide it" in verdict(together)
 
 
 def test_a_system_that_was_not_decoded_or_has_no_second_pass():

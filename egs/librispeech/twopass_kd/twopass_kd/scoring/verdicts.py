@@ -51,4 +51,6 @@ def _what_would_decide(claim: Claim) -> str:
         return "; fewer than five speakers show nothing"
     if claim.times is None or claim.times > 1000:
         return "; at this difference more than 1000 times as many would be needed"
-    return f"; {max(claim.times, 1.1):.2g} times as many would decide it in four of five cases, if the difference stays"
+    times = max(claim.times, 1.1)
+    many = f"{times:.1f}" if times < 10 else f"{times:.0f}"
+    return f"; {many} times as many would decide it in four of five cases, if the difference stays"
