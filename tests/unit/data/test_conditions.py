@@ -1,7 +1,11 @@
 """The conditions in which test sets are heard: what is added, where, and how loud."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from lhotse import SupervisionSegment
+from lhotse.supervision import AlignmentItem
 
 from twopass_kd.data.conditions import (
     CONDITIONS,
@@ -10,6 +14,7 @@ from twopass_kd.data.conditions import (
     Condition,
     coloured_noise,
     mix,
+    pause_place,
     rms,
     with_pauses,
 )
@@ -30,6 +35,20 @@ def test_pauses_are_quiet_and_leave_the_speech_alone():
     np.testing.assert_array_equal(np.concatenate([first, second]), SPEECH)
     for pause in (before, within, after):
         assert PAUSE_LEVEL[0] - 1 < 20 * np.log10(rms(pause)) < PAUSE_LEVEL[1] + 1
+
+
+def test_a_pause_within_goes_between_words():
+    audio = np.where((np.arange(16000) // 800) % 20 == 7, 0.1, 1.0) * SPEECH  # quiet from 0.35 to 0.4 s
+    audio[2000:4000] *= 0.01  # quieter from 0.125 to 0.25 s, in the first quarter
+    speech = SupervisionSegment("a", "a", 0.0, 1.0)
+    cut = SimpleNamespace(id="a", supervisions=[speech])
+    assert 0.3 < pause_place(cut, audio, 16000) / 16000 < 0.45, "in the middle half"
+    spans = [(0.0, 0.2), (0.2, 0.25), (0.5, 0.6), (0.6, 1.0)]
+    assert 0.3 < pause_place(cut, audio, 16000, spans) / 16000 < 0.45, "between 0.225 and 0.55"
+    assert 0.125 < pause_place(cut, audio, 16000, [(0.0, 0.1), (0.2, 0.3)]) / 16000 < 0.25
+    assert pause_place(cut, audio, 16000, [(0.50, 0.52), (0.52, 0.54)]) == round(0.52 * 16000), "no tenth of a second"
+    known = speech.with_alignment("word", [AlignmentItem("A", 0.1, 0.5), AlignmentItem("B", 0.7, 0.2)])
+    assert pause_place(SimpleNamespace(id="a", supervisions=[known]), audio, 16000, spans) == 0.7 * 16000
 
 
 @pytest.mark.parametrize("snr", [20.0, 5.0])

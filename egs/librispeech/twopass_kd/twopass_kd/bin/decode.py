@@ -133,12 +133,12 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
         logging.info("%s: weight of the second pass, chosen on dev: %.2f (length reward %.2f)", name, *chosen)
     wer = write_texts(out_dir, system, decoded, (*searches, *further), weights, tokenizer)
     factor = model.encoder.subsampling_factor
-    delays = {}
+    said, delays = {}, {}
     for part, result in decoded.items():
-        said = word_times(cfg, part, data, data_dir, exp_dir)
-        delays[part] = measure_delays(said, result, list(searches), tokenizer, factor, out_dir, part)
+        said[part] = word_times(cfg, part, data, data_dir, exp_dir)
+        delays[part] = measure_delays(said[part], result, list(searches), tokenizer, factor, out_dir, part)
     weight, length_reward, scan = weights.get("first_pass", (None, None, []))
-    heard = decode_conditions(cfg, system, model, data, tokenizer, weight, length_reward) if second_pass else {}
+    heard = decode_conditions(cfg, system, model, data, tokenizer, weight, length_reward, said) if second_pass else {}
     summary = {
         "system": system,
         "identity": content["identity"],

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_dataset import AsrDataset, cut_text, load_features
 from twopass_kd.data.augment import Augmenter
-from twopass_kd.data.conditions import Condition, ConditionDataset
+from twopass_kd.data.conditions import Condition, ConditionDataset, Span
 from twopass_kd.data.cut_checks import UniqueIds, cut_faults
 from twopass_kd.data.cut_lines import CutLines, manifest_lines, read_cuts, without_folders
 from twopass_kd.data.fbank import make_fbank
@@ -384,12 +384,12 @@ class AsrDataModule:
         """All cuts of one part (nothing filtered), from short to long for little padding."""
         return self._loader(self._sorted(self.cuts([part])))
 
-    def condition_loader(self, part: str, condition: Condition) -> DataLoader:
-        """`condition_cuts` as they are heard in a condition."""
+    def condition_loader(self, part: str, condition: Condition, aligned: Mapping[str, Sequence[Span]]) -> DataLoader:
+        """`condition_cuts` as they are heard in a condition; `aligned` is of `ConditionDataset`."""
         cuts = self.condition_cuts(part)
         voices = cuts[:: -(-len(cuts) // MAX_TEST_VOICES)]
         fbank, shared = make_fbank(self.cfg.features), {"tokenizer": self.dataset.tokenizer, "data_dir": self.data_dir}
-        dataset = ConditionDataset(condition, fbank, voices, **shared)
+        dataset = ConditionDataset(condition, fbank, voices, aligned, **shared)
         return self._loader(self._sorted(CutSet.from_cuts(cuts)), dataset)
 
     def condition_cuts(self, part: str) -> list[Cut]:

@@ -3,7 +3,7 @@
 Noise is mixed into the audio here, not into features as for training, and it is of other utterances and draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from twopass_kd.data.asr_dataset import AsrDataset
 PAUSE_LEVEL = (-70.0, -50.0)  # dBFS, of the noise in pauses
 TALKERS = 5  # of babble
 EXPONENTS = {"white": 0.0, "pink": 1.0}  # a in a spectrum of 1 / f^a
+
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,29 @@ class ConditionDataset(AsrDataset):
     Args:
       fbank: computes the features; of stage 2's settings.
       voices: utterances of the set whose babble it is.
+      aligned: cut id -> (begin, end) of its words in seconds, as an aligner says.
       **kwargs: of `AsrDataset`.
     """
 
-    def __init__(self, condition: Condition, fbank: Fbank, voices: Sequence[Cut], **kwargs) -> None:
+    def __init__(
+        self,
+        condition: Condition,
+        fbank: Fbank,
+        voices: Sequence[Cut],
+        aligned: Mapping[str, Sequence[Span]],
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
-        self.condition, self.fbank = condition, fbank
+        self.condition, self.fbank, self.aligned = condition, fbank, aligned
         self.voices = [(cut, load_audio(cut)) for cut in voices] if condition.noise == "babble" else []
 
     def load(self, cut: Cut) -> Tensor:
         rate = self.fbank.config.sampling_rate
         rng = np.random.default_rng([*cut.id.encode(), *self.condition.name.encode()])
         audio = load_audio(cut)
-        audio = with_pauses(audio, self.condition, rate, pause_place(cut, audio, rate), rng)
+        audio = with_pauses(
+            audio, self.condition, rate, pause_place(cut, audio, rate, self.aligned.get(cut.id, ())), rng
+        )
         if self.condition.noise is not None:
             audio = mix(audio, self._noise(len(audio), cut, rng), self.condition.snr)
         return torch.from_numpy(np.asarray(self.fbank.extract(audio, rate)))
@@ -106,17 +118,24 @@ def load_audio(cut: Cut) -> np.ndarray:
         ) from e
 
 
-def pause_place(cut: Cut, audio: np.ndarray, rate: int) -> int:
-    """The sample of a cut's audio before which a pause within goes: between two words near the middle, where it is
-    known when they are said, else in the quietest tenth of a second of the middle half."""
+def pause_place(cut: Cut, audio: np.ndarray, rate: int, aligned: Sequence[Span] = ()) -> int:
+    """The sample of a cut's audio before which a pause within goes: between two words near the middle.
+
+    Where the manifest says when they begin, it is that; else it is in the quietest tenth of a second, of what lies
+    between the middles of two words that an aligner found, or of the middle half.
+    """
     words = (cut.supervisions[0].alignment or {}).get("word", [])
     if len(words) > 1:
         return round(words[len(words) // 2].start * rate)
-    window, quarter = rate // 10, len(audio) // 4
-    if 2 * quarter < window:
-        return len(audio) // 2
-    power = np.convolve(audio[quarter:-quarter].astype(np.float64) ** 2, np.ones(window), "valid")
-    return quarter + int(power.argmin()) + window // 2
+    begin, end = len(audio) // 4, len(audio) - len(audio) // 4
+    if len(aligned) > 1:
+        half = len(aligned) // 2
+        begin, end = (round(sum(span) / 2 * rate) for span in aligned[half - 1 : half + 1])
+    window = rate // 10
+    if end - begin < window:
+        return (begin + end) // 2
+    power = np.convolve(audio[begin:end].astype(np.float64) ** 2, np.ones(window), "valid")
+    return begin + int(power.argmin()) + window // 2
 
 
 def with_pauses(audio: np.ndarray, condition: Condition, rate: int, place: int, rng: np.random.Generator) -> np.ndarray:

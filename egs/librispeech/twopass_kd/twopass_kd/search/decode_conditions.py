@@ -11,6 +11,7 @@ from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.scoring.wer import corpus_wer
 from twopass_kd.search.decode_set import decode_set, first_pass_tokens, second_pass_tokens, transcripts
 from twopass_kd.search.methods import own_searches
+from twopass_kd.search.word_times import WordTimes
 
 
 def decode_conditions(
@@ -21,6 +22,7 @@ def decode_conditions(
     tokenizer: Tokenizer,
     weight: float,
     length_reward: float,
+    said: dict[str, WordTimes],
 ) -> dict[str, dict[str, dict[str, float]]]:
     """WER in percent by test set, condition and pass.
 
@@ -30,6 +32,7 @@ def decode_conditions(
 
     Args:
       weight, length_reward: of the second pass.
+      said: when words are said, by set.
     """
     phase = cfg.phases.get(reported_systems(cfg)[system])
     if cfg.decode.condition_seconds == 0 or (phase is not None and "encoder" not in phase.train):
@@ -43,11 +46,12 @@ def decode_conditions(
             logging.warning("%s is not heard in other conditions: %s", part, e)
             continue
         wer[part] = {}
+        spans = {cut_id: [(word.start, word.end) for word in words] for cut_id, words in said[part].items()}
         for condition in [CLEAN, *CONDITIONS]:
             if condition.noise == "babble" and len(cuts) == 1:
                 logging.warning("%s has one utterance, so there is no babble of others to hear it in", part)
                 continue
-            loader = data.condition_loader(part, condition)
+            loader = data.condition_loader(part, condition, spans)
             result = decode_set(
                 model, loader, f"{part}, {condition.name}", own_searches(cfg), tokenizer, ["first_pass"]
             )
