@@ -128,7 +128,8 @@ def _check_claim(cfg: Config, where: str, claim: ClaimConfig) -> None:
     for key in ("system", "against"):
         if getattr(claim, key) not in systems:
             raise ConfigError(
-                f"`{where}.{key}` ({getattr(claim, key)}) must be a system: {', '.join(systems)}; or take the claim out (claims=[]: all)"
+                f"`{where}.{key}` ({getattr(claim, key)}) must be a system: {', '.join(systems)}; or take the claim out"
+                " (claims=[]: all)"
             )
     for name in claim.sets or ():
         if name not in cfg.corpus.test_parts:
