@@ -92,7 +92,7 @@ class StreamingSearch:
         scores: list[dict[Context, list[Row]]] = [{} for _ in states]  # context -> a row for each frame
         for t in range(max(map(len, encoder_outs))):
             active = [i for i, frames in enumerate(encoder_outs) if t < len(frames)]
-            new = [(i, c) for i in active for c in {p.context for p in states[i].paths} if c not in scores[i]]
+            new = [(i, c) for i in active for c in {p.context for p in states[i].paths}.difference(scores[i])]
             if new:
                 self._score(new, encoder_outs, t, scores)
             for i in active:

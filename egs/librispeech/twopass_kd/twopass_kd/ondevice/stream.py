@@ -190,7 +190,9 @@ class StreamingRecognizer:
         for row, (stream, _) in zip(x, pairs):
             count = min(info.chunk_frames, stream.features.num_ready - stream.position)
             row[:count] = stream.features.read(stream.position, count)
-        stacked = tuple(np.concatenate(parts, axis=1) for parts in zip(*(s.states for s, _ in pairs)))
+        stacked = pairs[0][0].states
+        if len(pairs) > 1:
+            stacked = tuple(np.concatenate(parts, axis=1) for parts in zip(*(s.states for s, _ in pairs)))
         encoder_out, memory, states = self._runtime.encode(x, stacked)
         for i, (stream, n) in enumerate(pairs):
             stream.states = tuple(part[:, i : i + 1] for part in states)
