@@ -47,7 +47,7 @@ from twopass_kd.training.trainer import in_one_kernel
 
 UTTERANCE = 12.0  # seconds; LibriSpeech's mean
 SMALL = [
-    *(f"{model}.{key}" for model in ("teacher", "student") for key in (
+    *(f"models.{model}.{key}" for model in ("teacher", "student") for key in (
         "encoder.dim=128", "encoder.num_layers=2", "decoder.dim=64", "joiner_dim=64", "attention_decoder.dim=128")),
     "train.ref_duration=12",
     "decode.max_duration=12",

@@ -102,8 +102,8 @@ class TrainingStep:
         self.batch = random_utterances(cfg, args.utterances, seconds)
         S = self.batch.y.shape[1]
         self.description = f"{cfg.name}: {args.utterances} x {seconds:.1f} s, {S} tokens each, V={V}"
-        self.teacher = TwoPassModel(cfg.teacher, bins, V).eval().requires_grad_(False)
-        self.student = TwoPassModel(cfg.student, bins, V).requires_grad_(True)
+        self.teacher = TwoPassModel(cfg.models["teacher"], bins, V).eval().requires_grad_(False)
+        self.student = TwoPassModel(cfg.models["student"], bins, V).requires_grad_(True)
         scales = {"simple": 0.5, "pruned": 1.0, "ctc": 0.5}
         options = {"loss": cfg.loss, "kd": cfg.kd, "sos_id": 1, "eos_id": 1, "teacher": self.teacher}
         plain = Objective(self.student, scales, **options)

@@ -87,7 +87,7 @@ def first_batch(args: argparse.Namespace, data_dir: Path, world_size: int, skip:
     """What a rank of a training does before it loads the features of its first batch."""
     cfg = read_config(args.conf, ["train.num_workers=0"])  # workers load features, of which there are none
     tokenizer = open_tokenizer(cfg, data_dir)
-    factor = cfg.student.encoder.subsampling_factor
+    factor = cfg.models["student"].encoder.subsampling_factor
     data = AsrDataModule(cfg, data_dir, tokenizer, factor, world_size - 1, world_size)
     data.measure_train(data_dir / "train_cuts.json")
     next(iter(data.train_loader(epoch=1, skip=skip).sampler))

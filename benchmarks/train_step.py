@@ -92,7 +92,7 @@ def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch)
 
 def data_seconds(cfg: Config, data_dir: Path, batches: int = 30) -> float:
     tokenizer = open_tokenizer(cfg, data_dir)
-    data = AsrDataModule(cfg, data_dir, tokenizer, cfg.student.encoder.subsampling_factor)
+    data = AsrDataModule(cfg, data_dir, tokenizer, cfg.models["student"].encoder.subsampling_factor)
     data.measure_train()
     loader = iter(data.train_loader(epoch=1))
     next(loader)  # fills the sampler's buffer

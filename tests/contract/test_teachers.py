@@ -32,7 +32,7 @@ RECIPES = {
 
 
 def config(*overrides):
-    return load_config(TINY_CONF, ["student.encoder.subsampling_factor=4", "tokens.vocab_size=40", *overrides])
+    return load_config(TINY_CONF, ["models.student.encoder.subsampling_factor=4", "tokens.vocab_size=40", *overrides])
 
 
 def open_kind(teacher):

@@ -54,7 +54,7 @@ def test_every_setting_counts_in_all_stages_unless_it_is_listed(keys):
 
 
 # What bin/train.py adds to `training_settings` for the phase that it trains, or no training reads.
-NOT_SHARED = ("teacher", "student", "phases", "kd", "external_teacher", "min_reduction", "decode", "export", "claims")
+NOT_SHARED = ("models", "phases", "kd", "external_teacher", "min_reduction", "decode", "export", "claims")
 
 
 @pytest.mark.parametrize("keys", SETTINGS, ids=".".join)
@@ -73,13 +73,15 @@ def test_fingerprint_changes_only_for_the_stages_concerned():
         cfg, other = load_config(MINI), load_config(MINI, [override])
         return [stage for stage in range(11) if fingerprint(cfg, stage) != fingerprint(other, stage)]
 
-    assert changed("seed=1") == list(range(11))
+    assert changed("seed=1") == list(range(3, 11))
+    assert changed("seeds=[1, 2]") == []
+    assert changed("corpus.synthesis.seed=1") == list(range(11))
     assert changed("corpus.test_parts=[test-clean]") == [0, 1, 2, 8, 9, 10]
     assert changed("train.log_interval=7") == []
     assert changed("loss.backend=k2") == []
     assert changed("tokens.vocab_size=300") == list(range(2, 11))
     assert changed("train.max_duration=7") == list(range(3, 11))
-    assert changed("teacher.encoder.dim=300") == list(range(3, 11))
+    assert changed("models.teacher.encoder.dim=300") == list(range(3, 11))
     assert changed("kd.temperature=2") == list(range(5, 11))
     assert changed("phases.student/deep.num_epochs=9") == [7, 8, 9, 10]
     assert changed("decode.beam=8") == [8, 9, 10]

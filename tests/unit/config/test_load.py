@@ -46,11 +46,11 @@ PHASE = "stage: 3, model: teacher, train: [encoder], loss_scales: {ctc: 1}, num_
         ("loss.prune_range=1", "must be at least 2"),
         ("kd.kind=partial", "must be one of full, collapsed"),
         ("features.num_mel_bins=6", "must be at least 7"),
-        ("student.encoder.subsampling_factor=5", "must be one of 4, 6"),
-        ("student.encoder.dim=0", "must be positive"),
-        ("student.encoder.dropout=1", "must be below 1"),
-        ("teacher.attention_decoder.num_heads=0", "must be positive"),
-        ("teacher.encoder.dim=1000000000000000000", "must be a whole number of at most 18 digits"),
+        ("models.student.encoder.subsampling_factor=5", "must be one of 4, 6"),
+        ("models.student.encoder.dim=0", "must be positive"),
+        ("models.student.encoder.dropout=1", "must be below 1"),
+        ("models.teacher.attention_decoder.num_heads=0", "must be positive"),
+        ("models.teacher.encoder.dim=1000000000000000000", "must be a whole number of at most 18 digits"),
         ("corpus.train_parts=[]", "must have 1 or more entries"),
         ("corpus.speed_perturb=[0.9,0]", "`corpus.speed_perturb` (0.0) must be positive"),
         ("corpus.synthesis.num_dev=0", "must be positive"),
@@ -67,8 +67,18 @@ PHASE = "stage: 3, model: teacher, train: [encoder], loss_scales: {ctc: 1}, num_
         ("phases.student/deep.base_lr=-1", "must be positive"),
         # of several
         ("corpus.min_duration=31", "must be below `corpus.max_duration`"),
-        ("student.attention_decoder.num_heads=5", "`student.attention_decoder.dim` (128) must be a multiple"),
-        ("student.encoder.subsampling_factor=4", "must be equal to distil"),
+        (
+            "models.student.attention_decoder.num_heads=5",
+            "`models.student.attention_decoder.dim` (128) must be a multiple",
+        ),
+        (
+            "models.student.encoder.subsampling_factor=4",
+            "(4) must be that of teacher (6), from which phases.student/rnnt_kd",
+        ),
+        (
+            "phases.student/deep.model=tiny",
+            "`phases.student/deep.model` (tiny) must be one of `models`: teacher, student",
+        ),
         ("external_teacher.recipe=zipformer", "`external_teacher.path` must be given"),
         ("decode.searches=[fast_beam_search_hotwords]", "`decode.hotwords` must have at least one phrase"),
         ("decode.lm_scales=[]", "`decode.lm_scales` must have at least one entry"),
@@ -225,7 +235,7 @@ def test_phases_of_stage():
 def test_searched_systems_are_those_of_stage_10_with_a_stateless_decoder():
     assert searched_systems(load_config(MINI)) == ["teacher", "student"]
     assert searched_systems(load_config(MINI, ["decode.searches=[]"])) == []
-    assert searched_systems(load_config(MINI, ["student.decoder.kind=lstm"])) == ["teacher"]
+    assert searched_systems(load_config(MINI, ["models.student.decoder.kind=lstm"])) == ["teacher"]
     assert searched_systems(load_config(MINI, ["decode.search_systems=[student_stage1]"])) == ["student_stage1"]
 
 

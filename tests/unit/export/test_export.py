@@ -386,7 +386,7 @@ def test_damaged_weights_are_an_error(exported, tmp_path, damage, says):
 
 
 def test_a_folder_mixed_of_two_exports_is_not_opened(exported, tmp_path):
-    other, data_dir, exp_dir = exportable_experiment(tmp_path, overrides=["student.joiner_dim=16"], utterances=1)
+    other, data_dir, exp_dir = exportable_experiment(tmp_path, overrides=["models.student.joiner_dim=16"], utterances=1)
     folder = export(other, SYSTEM, data_dir, exp_dir)
     (folder / "joiner.onnx").write_bytes((exported[3] / "joiner.onnx").read_bytes())
     with pytest.raises(ModelError, match="joiner.onnx is not of the same export"):

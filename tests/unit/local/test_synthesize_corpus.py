@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from synthetic_audio import find_speech
 from twopass_kd.config.schema import SynthesisConfig
 from voices import TRAIN_ONLY, UNINTELLIGIBLE, draw_voices
 
-COUNTS = SynthesisConfig("phrases", 14, 6, 4, 4, num_train_voices=3, num_dev_voices=2, num_test_voices=2)
+COUNTS = SynthesisConfig("phrases", 14, 6, 4, 4, num_train_voices=3, num_dev_voices=2, num_test_voices=2, seed=5)
 PARTS = Parts("train-clean", "dev-clean", ("test-clean", "test-other"))
 
 
@@ -32,7 +33,7 @@ def contents(root: Path):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     out = tmp_path_factory.mktemp("synthesis") / "LibriSpeech"
-    assert synthesize_corpus(out, COUNTS, PARTS, seed=5, num_jobs=2)
+    assert synthesize_corpus(out, COUNTS, PARTS, num_jobs=2)
     return out
 
 
@@ -73,16 +74,16 @@ def test_synthesize_corpus_parts_share_neither_speakers_nor_sentences_nor_voices
     parts = ["train-clean", "dev-clean", "test-clean", "test-other"]
     texts = [set(transcripts(corpus / part).values()) for part in parts]
     speakers = [{path.name for path in (corpus / part).iterdir()} for part in parts]
-    chapters = plan_corpus(COUNTS, PARTS, seed=5)
+    chapters = plan_corpus(COUNTS, PARTS)
     voices = [{c.variant for c in chapters if c.part == part} for part in parts]
     for groups, size in ((texts, 32), (speakers, 9), (voices, 9)):
         assert len(set.union(*groups)) == sum(map(len, groups)) == size
 
 
 def test_synthesize_corpus_same_bytes_for_any_number_of_processes_and_other_bytes_for_another_seed(corpus, tmp_path):
-    synthesize_corpus(tmp_path / "one", COUNTS, PARTS, seed=5, num_jobs=1)
+    synthesize_corpus(tmp_path / "one", COUNTS, PARTS, num_jobs=1)
     assert contents(tmp_path / "one") == contents(corpus)
-    synthesize_corpus(tmp_path / "other", COUNTS, PARTS, seed=6, num_jobs=2)
+    synthesize_corpus(tmp_path / "other", replace(COUNTS, seed=6), PARTS, num_jobs=2)
     assert transcripts(tmp_path / "other" / "train-clean") != transcripts(corpus / "train-clean")
 
 
@@ -90,28 +91,28 @@ def test_espeak_every_voice_is_reproducible_in_a_fresh_process(tmp_path):
     # Voices with breath draw random numbers that the library seeds with the time of day unless told otherwise.
     counts = SynthesisConfig("digits", 80, 0, 1, 1, num_train_voices=80, num_dev_voices=1, num_test_voices=1)
     for name in ("first", "second"):
-        synthesize_corpus(tmp_path / name, counts, Parts("train", "dev", ("test",)), seed=3, num_jobs=2)
+        synthesize_corpus(tmp_path / name, counts, Parts("train", "dev", ("test",)), num_jobs=2)
     assert "+f3\n" in (tmp_path / "first" / "SPEAKERS.TXT").read_text()
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
 def test_synthesize_corpus_finished_one_is_kept_and_another_is_an_error(corpus, tmp_path):
     before = contents(corpus)
-    assert not synthesize_corpus(corpus, COUNTS, PARTS, seed=5, num_jobs=1)
+    assert not synthesize_corpus(corpus, COUNTS, PARTS, num_jobs=1)
     with pytest.raises(ValueError, match="seed 5 there, 6 now; remove it or name another folder"):
-        synthesize_corpus(corpus, COUNTS, PARTS, seed=6)
+        synthesize_corpus(corpus, replace(COUNTS, seed=6), PARTS)
     assert contents(corpus) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="holds other files"):
-        synthesize_corpus(tmp_path / "mine", COUNTS, PARTS, seed=5)
+        synthesize_corpus(tmp_path / "mine", COUNTS, PARTS)
 
 
 def test_synthesize_corpus_left_over_of_an_interrupted_run_is_replaced(tmp_path):
     (tmp_path / "out.partial" / "train").mkdir(parents=True)
     (tmp_path / "out.partial" / "train" / "half").write_text("")
     counts = SynthesisConfig("digits", 2, 0, 1, 1, num_train_voices=1, num_dev_voices=1, num_test_voices=1)
-    assert synthesize_corpus(tmp_path / "out", counts, Parts("train", "dev", ("test",)), seed=1)
+    assert synthesize_corpus(tmp_path / "out", counts, Parts("train", "dev", ("test",)))
     assert not (tmp_path / "out.partial").exists() and not (tmp_path / "out" / "train" / "half").exists()
 
 
@@ -119,7 +120,7 @@ def test_main_makes_the_digits_of_its_yaml_and_names_errors(tmp_path, capsys):
     conf = Path(__file__).parents[3] / "egs/librispeech/twopass_kd/conf"
     counts = {"sentences": 4, "fragments": 2, "dev": 2, "test": 2, "train_voices": 2, "dev_voices": 1, "test_voices": 1}
     overrides = [f"corpus.synthesis.num_{name}={count}" for name, count in counts.items()]
-    digits = ["--conf", str(conf / "digits.yaml"), "seed=3", *overrides]
+    digits = ["--conf", str(conf / "digits.yaml"), "corpus.synthesis.seed=3", *overrides]
     assert main([*digits, "--corpus-dir", str(tmp_path / "digits")]) == 0
     made = json.loads((tmp_path / "digits" / "corpus.json").read_text())
     assert made["parts"] == {"train": "train", "dev": "dev", "test": ["test"]} and made["seed"] == 3
@@ -182,7 +183,7 @@ def test_words_are_where_the_alignment_says(corpus):
 
 def test_synthesize_corpus_names_the_file_that_a_full_disk_keeps_from_being_written(tmp_path, monkeypatch):
     monkeypatch.setattr(soundfile, "write", full_disk)
-    chapter = next(c for c in plan_corpus(COUNTS, PARTS, 5) if c.part == "dev-clean")
+    chapter = next(c for c in plan_corpus(COUNTS, PARTS) if c.part == "dev-clean")
     with pytest.raises(OSError, match=r"/dev-clean/.*\.flac cannot be written \(System error\); is the disk full\?"):
         _make_chapter((tmp_path, 5, chapter))
 

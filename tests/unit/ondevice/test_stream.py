@@ -266,7 +266,7 @@ def test_open_runtime_says_what_it_cannot_open(tmp_path):
     with pytest.raises(ModelError, match="did you mean .*export/student"):
         open_runtime(tmp_path)
     path = tmp_path / "final.pt"
-    save_tiny_checkpoint(path, overrides=["student.decoder.kind=lstm", "teacher.decoder.kind=lstm"])
+    save_tiny_checkpoint(path, overrides=["models.student.decoder.kind=lstm", "models.teacher.decoder.kind=lstm"])
     with pytest.raises(ModelError, match="stateless decoder"):
         open_runtime(path)
     with pytest.raises(ModelError, match="int8 models are in export folders"):

@@ -30,7 +30,7 @@ def test_plan_says_what_cannot_be(override, said):
     assert said in str(e.value)
 
 
-LSTM = ["teacher.decoder.kind=lstm", "student.decoder.kind=lstm"]
+LSTM = ["models.teacher.decoder.kind=lstm", "models.student.decoder.kind=lstm"]
 NOTHING_REPORTED = [*(f"phases.{phase}.report_as=null" for phase in load_config(MINI).phases), "claims=[]"]
 
 
@@ -40,12 +40,12 @@ NOTHING_REPORTED = [*(f"phases.{phase}.report_as=null" for phase in load_config(
     (NOTHING_REPORTED, [9], "(--stop-stage 7)"),
     (LSTM, [8], "`decode.searches` (fast_beam_search, fast_beam_search_LG) must have systems to decode"),
     (["export.systems=[]"], [8], "say decode.searches=[], or name systems in `decode.search_systems`"),
-    (["student.decoder.kind=lstm", "decode.search_systems=[student]"], [8], "`student.decoder.kind` (lstm) must be"
-     " stateless for fast_beam_search, fast_beam_search_LG"),
+    (["models.student.decoder.kind=lstm", "decode.search_systems=[student]"], [8], "`models.student.decoder.kind`"
+     " (lstm) must be stateless for fast_beam_search, fast_beam_search_LG"),
     (["decode.search_systems=[student_copy]"], [8], "`decode.search_systems` (student_copy) must not be the"),
     # stage 10
-    (LSTM, [10], "`teacher.decoder.kind` (lstm) must be stateless for stage 10, since"),
-    (["student.decoder.kind=lstm"], [10], "leave student out of `export.systems` (export.systems=[]: nothing is"
+    (LSTM, [10], "`models.teacher.decoder.kind` (lstm) must be stateless for stage 10, since"),
+    (["models.student.decoder.kind=lstm"], [10], "leave student out of `export.systems` (export.systems=[]: nothing is"
      " exported), or stop before (--stop-stage 9)"),
     (NOTHING_REPORTED + ["phases.student_copy/deep.report_as=student_copy"], [10], "`export.systems` must name what"),
     (["export.systems=[student_copy]"], [10], "`export.systems` (student_copy) must not be the baseline's"),

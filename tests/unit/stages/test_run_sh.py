@@ -79,9 +79,9 @@ def test_run_sh_dry_run_of_everything_calls_each_program():
 
 def test_run_sh_says_before_the_first_stage_that_the_last_one_cannot_run(tmp_path):
     options = ["--conf", TINY, "--corpus-dir", tmp_path / "c", "--data-dir", tmp_path / "d", "--exp-dir",
-               tmp_path / "e", "student.decoder.kind=lstm"]  # fmt: skip
+               tmp_path / "e", "models.student.decoder.kind=lstm"]  # fmt: skip
     said = error(*options)
-    assert "`student.decoder.kind` (lstm) must be stateless for stage 10" in said
+    assert "`models.student.decoder.kind` (lstm) must be stateless for stage 10" in said
     assert "or stop before (--stop-stage 9)" in said and not list(tmp_path.iterdir())
     assert "sbatch" not in error(*options, "--launcher", "slurm") and not list(tmp_path.iterdir())
     assert "not done" in ok(*options, "--status")  # an older experiment's can still be seen

@@ -47,7 +47,11 @@ def test_teacher_is_rebuilt_from_its_checkpoint_and_frozen(saved):
     [
         ([], [*PIECES[:-1], "0"], "token 29 is 'Z' there and '0' here"),
         ([], PIECES[:-1], "has 30 tokens, this lang_dir 29"),
-        (["student.encoder.subsampling_factor=4", "teacher.encoder.subsampling_factor=4"], PIECES, "6, the student 4"),
+        (
+            ["models.student.encoder.subsampling_factor=4", "models.teacher.encoder.subsampling_factor=4"],
+            PIECES,
+            "6, the student 4",
+        ),
         (["features.num_mel_bins=40"], PIECES, "has 80, the student 40"),
         (["phases.student/rnnt_kd.loss_scales.attention_kd=1"], PIECES, "never trained in attention_decoder"),
         (["kd.band=teacher"], PIECES, "never trained in simple_heads"),
@@ -100,10 +104,12 @@ def test_an_external_teacher_of_another_size_frame_rate_or_tokens_is_an_error(sc
     model, cfg = scripted
     phase = cfg.phases["student/rnnt_kd"]
     teacher = open_teacher(cfg, phase, Path("nowhere"), VOCAB_SIZE)
-    big = tiny_config(f"external_teacher.path={cfg.external_teacher.path}", "student.encoder.dim=200")
+    big = tiny_config(f"external_teacher.path={cfg.external_teacher.path}", "models.student.encoder.dim=200")
     with pytest.raises(ConfigError, match="must be at least 50% smaller than the teacher"):
         check_teacher(teacher, build_model(big, "student", VOCAB_SIZE), big, phase, TOKENS)
-    fast = tiny_config(f"external_teacher.path={cfg.external_teacher.path}", "student.encoder.subsampling_factor=4")
+    fast = tiny_config(
+        f"external_teacher.path={cfg.external_teacher.path}", "models.student.encoder.subsampling_factor=4"
+    )
     with pytest.raises(ConfigError, match="has 6, the student 4"):
         check_teacher(teacher, build_model(fast, "student", VOCAB_SIZE), fast, phase, TOKENS)
     tokens = Path(cfg.external_teacher.path).with_name("other.txt")
@@ -284,11 +290,28 @@ class _Early(torch.nn.Module):
         return match_frames(out, lens, out.size(1), -self.frames), lens, states
 
 
-@pytest.mark.parametrize("override, share", [("student.encoder.dim=400", "55%"), ("min_reduction=0.8", "80%")])
+@pytest.mark.parametrize("override, share", [("models.student.encoder.dim=200", "55%"), ("min_reduction=0.8", "80%")])
 def test_a_student_that_is_not_small_enough_is_an_error(override, share):
     check_sizes(load_config(MINI), 256)
     with pytest.raises(ConfigError, match=f"must be at least {share} smaller"):
         check_sizes(load_config(MINI, [override]), 256)
+
+
+TINY_MODEL = (
+    "models.tiny={encoder: {subsampling_factor: 6, dim: 96, num_layers: 3}, decoder: {dim: 128}, joiner_dim: 128,"
+    " attention_decoder: {dim: 96}}"
+)
+TINY_PHASE = (
+    "phases.tiny/rnnt_kd={stage: 7, model: tiny, teacher: student/deep, train: [encoder, decoder, joiner],"
+    " loss_scales: {simple: 1, transducer_kd: 1}, num_epochs: 1, base_lr: 1.0e-3}"
+)
+
+
+def test_each_generation_is_smaller_than_its_teacher_and_small_enough_beside_the_first():
+    check_sizes(load_config(MINI, [TINY_MODEL, TINY_PHASE]), 128)  # by 36% than the student, 74% than the teacher
+    as_large = ["models.tiny.encoder.dim=128", "models.tiny.attention_decoder.dim=128"]
+    with pytest.raises(ConfigError, match=r"`models.tiny` .* must be smaller than student .* it learns"):
+        check_sizes(load_config(MINI, [TINY_MODEL, TINY_PHASE, *as_large]), 128)
 
 
 def test_tokens_named_beside_a_checkpoint_of_ours_are_an_error(saved):

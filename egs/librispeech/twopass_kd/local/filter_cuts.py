@@ -17,6 +17,7 @@ from tqdm import tqdm
 from command import make_parser, run
 from left_out import LeftOut, read_left_out, write_left_out
 from prepare_manifests import save_manifest
+from twopass_kd.config.load import largest_subsampling_factor
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.cut_lines import manifest_lines
 from twopass_kd.data.tokenizer import Tokenizer, open_tokenizer, too_many_tokens
@@ -65,7 +66,7 @@ def filter_cuts(cfg: Config, data_dir: Path) -> None:
       ConfigError: an earlier stage is missing, or more than `corpus.max_left_out` of a part is left out.
     """
     tokenizer = open_tokenizer(cfg, data_dir)
-    factor = max(cfg.teacher.encoder.subsampling_factor, cfg.student.encoder.subsampling_factor)
+    factor = largest_subsampling_factor(cfg)
     for part in dict.fromkeys([*cfg.corpus.train_parts, *cfg.corpus.dev_parts]):
         dropped, total = filter_part(data_dir, part, tokenizer, factor)
         logging.info("%s: %d of %d cuts left out: %s", part, dropped, total, TOO_MANY_TOKENS)

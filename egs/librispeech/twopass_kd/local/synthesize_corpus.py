@@ -54,7 +54,7 @@ class Chapter:
     texts: tuple[str, ...]
 
 
-def plan_corpus(synthesis: SynthesisConfig, parts: Parts, seed: int) -> list[Chapter]:
+def plan_corpus(synthesis: SynthesisConfig, parts: Parts) -> list[Chapter]:
     """Deal texts and voices out to parts, speakers and chapters.
 
     Raises:
@@ -63,7 +63,7 @@ def plan_corpus(synthesis: SynthesisConfig, parts: Parts, seed: int) -> list[Cha
     names = [parts.train, parts.dev, *parts.test]
     if len(set(names)) != len(names):
         raise ValueError(f"`corpus` parts ({', '.join(names)}) must have different names")
-    rng = random.Random(seed)
+    rng = random.Random(synthesis.seed)
     test_voices = ("num_test_voices", synthesis.num_test_voices)
     counts = [("num_train_voices", synthesis.num_train_voices), ("num_dev_voices", synthesis.num_dev_voices)]
     voices = draw_voices([*counts, *[test_voices for _ in parts.test]], rng)
@@ -162,7 +162,7 @@ def _already_made(out: Path, parameters: dict) -> bool:
     raise ValueError(f"`corpus-dir` ({out}) must be a new folder, but {why}; remove it or name another folder")
 
 
-def synthesize_corpus(out: Path, synthesis: SynthesisConfig, parts: Parts, seed: int, num_jobs: int = 1) -> bool:
+def synthesize_corpus(out: Path, synthesis: SynthesisConfig, parts: Parts, num_jobs: int = 1) -> bool:
     """Make the corpus `out` (`<out>/<part>/<speaker>/<chapter>/...`), or find it already made.
 
     It grows in `<out>.partial` and gets its name when it is complete; `corpus.json` records what it was made with.
@@ -174,16 +174,16 @@ def synthesize_corpus(out: Path, synthesis: SynthesisConfig, parts: Parts, seed:
     Raises:
       ValueError: impossible counts, or `out` holds something else.
     """
-    parameters = {"format": FORMAT, "seed": seed, "parts": {**asdict(parts), "test": list(parts.test)}}
+    parameters = {"format": FORMAT, "parts": {**asdict(parts), "test": list(parts.test)}}
     parameters.update(asdict(synthesis))
     out = Path(out)
     if _already_made(out, parameters):
         return False
-    chapters = plan_corpus(synthesis, parts, seed)
+    chapters = plan_corpus(synthesis, parts)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    jobs = sorted(((partial, seed, c) for c in chapters), key=lambda job: -len(job[2].texts))
+    jobs = sorted(((partial, synthesis.seed, c) for c in chapters), key=lambda job: -len(job[2].texts))
     seconds: dict[int, float] = {}
     total = sum(len(c.texts) for c in chapters)
     # One fresh process per chapter: espeak-ng's state then depends on nothing but the chapter. See `espeak.py`.
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_num_jobs(parser)
 
     def work(cfg: Config, args: argparse.Namespace) -> None:
-        made = synthesize_corpus(args.corpus_dir, cfg.corpus.synthesis, parts_of(cfg), cfg.seed, args.nj)
+        made = synthesize_corpus(args.corpus_dir, cfg.corpus.synthesis, parts_of(cfg), args.nj)
         print(f"{args.corpus_dir}: {'made' if made else 'already made with these settings; nothing to do'}")
 
     return run(parser, argv, work)

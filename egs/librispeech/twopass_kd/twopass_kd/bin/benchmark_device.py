@@ -14,7 +14,7 @@ from typing import Any
 
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import log_environment, setup_logging
-from twopass_kd.config.load import load_config
+from twopass_kd.config.load import experiment_folder, largest_subsampling_factor, load_config
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.asr_dataset import cut_text
@@ -33,7 +33,7 @@ def list_utterances(cfg: Config, data_dir: Path) -> list[Utterance]:
     Raises:
       FileNotFoundError: if cuts are missing, or naming the cut whose audio file is.
     """
-    data = AsrDataModule(cfg, data_dir, open_tokenizer(cfg, data_dir), cfg.student.encoder.subsampling_factor)
+    data = AsrDataModule(cfg, data_dir, open_tokenizer(cfg, data_dir), largest_subsampling_factor(cfg))
     found: list[Utterance] = []
     for part in cfg.corpus.test_parts:
         utterances = []
@@ -68,7 +68,7 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path) -> Path:
       FileNotFoundError: naming the cut whose audio is.
       MeasureError: if a measuring process fails.
     """
-    experiment = Path(exp_dir) / cfg.name
+    experiment = experiment_folder(cfg, exp_dir)
     out_dir = experiment / "export" / "measured"
     if importlib.util.find_spec("sherpa_onnx") is None:
         raise ConfigError("stage 10 measures sherpa-onnx too, which is not installed; do `pip install sherpa-onnx`")

@@ -18,7 +18,7 @@ import torch
 
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import log_environment, log_to_file, setup_logging
-from twopass_kd.config.load import load_config, searched_systems
+from twopass_kd.config.load import experiment_folder, load_config, searched_systems
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.conditions import speaker_of
@@ -104,7 +104,7 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
     path, model, content, tokenizer = load_system(cfg, system, data_dir, exp_dir)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
-    out_dir = Path(exp_dir) / cfg.name / "decode" / system
+    out_dir = experiment_folder(cfg, exp_dir) / "decode" / system
     out_dir.mkdir(parents=True, exist_ok=True)
     log_to_file(out_dir / "decode.log")
     log_environment()
@@ -119,7 +119,7 @@ def decode(cfg: Config, system: str, data_dir: Path, exp_dir: Path) -> Path:
             logging.warning("%s are left out: %s", ", ".join(cfg.decode.searches), left_out)
         else:
             device = next(model.parameters()).device
-            made = further_searches(cfg, tokenizer, Path(exp_dir) / cfg.name / "graphs", device)
+            made = further_searches(cfg, tokenizer, experiment_folder(cfg, exp_dir) / "graphs", device)
             scales, scans = choose_scales(model, data, cfg, tokenizer, made)
             further = {name: made[name][scale] for name, scale in scales.items()}
     rescored = ["first_pass", *further] if second_pass else []

@@ -19,7 +19,7 @@ from lhotse import CutSet
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import log_environment, setup_logging
 from twopass_kd.config.fingerprint import short_hash
-from twopass_kd.config.load import load_config
+from twopass_kd.config.load import experiment_folder, load_config
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.tokenizer import Tokenizer
@@ -48,7 +48,9 @@ def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path, reuse: bool 
       ExportError: if a file does not do what the model does; the folder is as it was before.
     """
     _, model, content, tokenizer = load_system(cfg, system, data_dir, exp_dir)
-    decoded = _read_decode_json(Path(exp_dir) / cfg.name / "decode" / system / "decode.json", content["identity"])
+    decoded = _read_decode_json(
+        experiment_folder(cfg, exp_dir) / "decode" / system / "decode.json", content["identity"]
+    )
     settings = ExportSettings(**decoded.decoding().model_dump(), chunk_size=cfg.export.chunk_size)
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
     cuts = {part: data.cuts([part]) for part in dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts])}
@@ -57,7 +59,7 @@ def export(cfg: Config, system: str, data_dir: Path, exp_dir: Path, reuse: bool 
         + [(part, [cut.id for cut in cut_set]) for part, cut_set in cuts.items()]
     )
 
-    final = Path(exp_dir) / cfg.name / "export" / system
+    final = experiment_folder(cfg, exp_dir) / "export" / system
     if reuse and _is_finished(final, key):
         logging.info("%s is exported already", final)
         return final

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from twopass_kd.config.load import load_config
+from twopass_kd.config.load import experiment_folder, load_config
 from twopass_kd.report.collect import collect
 from twopass_kd.report.render import write_reports
 
@@ -29,7 +29,7 @@ def main() -> None:
     args = get_parser().parse_args()
     try:
         cfg = load_config(args.conf, args.overrides)
-        experiment = args.exp_dir / cfg.name
+        experiment = experiment_folder(cfg, args.exp_dir)
         report = collect(cfg, experiment, args.conf, args.overrides, args.command)
         paths = write_reports(report, experiment, args.results_md)
     except ValueError as e:

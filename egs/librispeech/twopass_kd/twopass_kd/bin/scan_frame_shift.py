@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from twopass_kd.config.cli import exit_status, experiment_parser
 from twopass_kd.config.environment import setup_logging
-from twopass_kd.config.load import load_config
+from twopass_kd.config.load import experiment_folder, load_config
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule
 from twopass_kd.data.asr_dataset import Batch
@@ -77,7 +77,7 @@ def scan_frame_shift(
     objective.frozen_encoder = EncodeOnce(model.encoder)
     objective.teacher_encoder = EncodeOnce(teacher.model.encoder)
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
-    data.measure_train(Path(exp_dir) / cfg.name / "train_cuts.json")
+    data.measure_train(experiment_folder(cfg, exp_dir) / "train_cuts.json")
     sums, frames = dict.fromkeys(range(-max_shift, max_shift + 1), 0.0), 0
     for batch in tqdm(data.valid_loader(), desc="dev", unit="batch"):
         batch = batch.to(device)
@@ -91,7 +91,7 @@ def scan_frame_shift(
 
 def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.conf, args.overrides)
-    student = args.student or args.exp_dir / cfg.name / "student_copy" / "rnnt" / "final.pt"
+    student = args.student or experiment_folder(cfg, args.exp_dir) / "student_copy" / "rnnt" / "final.pt"
     scan = scan_frame_shift(cfg, args.phase, student, args.data_dir, args.exp_dir, args.max_shift)
     best = min(scan, key=lambda shift: (scan[shift], abs(shift)))
     print("kd.frame_shift  KD loss per frame")

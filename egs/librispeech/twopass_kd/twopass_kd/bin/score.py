@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from twopass_kd.config.load import load_config
+from twopass_kd.config.load import experiment_folder, load_config
 from twopass_kd.scoring.results import build_results, ignored_systems, write_results
 from twopass_kd.scoring.summary import summary_text
 
@@ -25,7 +25,7 @@ def main() -> None:
     args = get_parser().parse_args()
     try:
         cfg = load_config(args.conf, args.overrides)
-        experiment = args.exp_dir / cfg.name
+        experiment = experiment_folder(cfg, args.exp_dir)
         ignored = ignored_systems(cfg, experiment)
         if ignored:
             print(f"ignored: {', '.join(ignored)} (decoded, but not a `report_as` of {args.conf})")

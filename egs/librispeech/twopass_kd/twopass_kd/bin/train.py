@@ -20,7 +20,7 @@ import torch
 
 from twopass_kd.config.cli import lost_worker, no_memory, without_traceback
 from twopass_kd.config.environment import log_environment, log_to_file, setup_logging
-from twopass_kd.config.load import config_to_dict, load_config, save_config
+from twopass_kd.config.load import config_to_dict, experiment_folder, load_config, save_config
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.data.asr_datamodule import AsrDataModule, TrainCuts
 from twopass_kd.data.tokenizer import open_tokenizer
@@ -74,7 +74,7 @@ def train(cfg: Config, phase_name: str, data_dir: Path, exp_dir: Path, ranks: Ra
         phase = replace(phase, loss_scales=without_attention_kd(phase, teacher))
         check_teacher(teacher, model, cfg, phase, tokenizer)
     data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor, ranks.rank, ranks.world_size)
-    final = Path(exp_dir) / cfg.name / phase_name / "final.pt"
+    final = experiment_folder(cfg, exp_dir) / phase_name / "final.pt"
     measured = _measure(data, final.parents[2], ranks)
 
     run_identities = identities(cfg, phase_name, tokens_digest, measured.digest, parents)
@@ -211,7 +211,7 @@ def launch(cfg: Config, args: argparse.Namespace, options: Sequence[str] = ()) -
         raise ConfigError(f"`--world-size` ({args.world_size}) and `--nnodes` ({args.nnodes}) must be positive")
     if args.nnodes > 1 and args.rdzv_endpoint is None:
         raise ConfigError(f"`--rdzv-endpoint` must be given, since `--nnodes` is {args.nnodes}, e.g. first-node:29500")
-    phase_dir = args.exp_dir / cfg.name / args.phase
+    phase_dir = experiment_folder(cfg, args.exp_dir) / args.phase
     return launch_ranks(
         "twopass_kd.bin.train", [*sys.argv[1:], *options], phase_dir, args.world_size, args.nnodes, args.rdzv_endpoint
     )

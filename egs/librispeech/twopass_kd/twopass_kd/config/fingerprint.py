@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from twopass_kd.config.load import config_to_dict
+from twopass_kd.config.load import config_to_dict, largest_subsampling_factor
 from twopass_kd.config.schema import Config
 from twopass_kd.files.write import state_of_file
 
@@ -13,6 +13,7 @@ from twopass_kd.files.write import state_of_file
 # run again, and never keeps what is stale.
 NEVER = {
     "name": "of the folder that has the marker",
+    "seeds": "as the name",
     "loss.backend": "all give the same values",
     "train.num_workers": "for speed",
     "train.save_every_n": "for resuming",
@@ -23,8 +24,8 @@ NEVER = {
 }
 NOT_BEFORE = {  # the first stage that reads it
     **dict.fromkeys(("features", "tokens"), 2),
-    **dict.fromkeys(("augment", "loss", "train", "teacher", "phases"), 3),
-    **dict.fromkeys(("student", "external_teacher", "kd", "min_reduction"), 5),
+    **dict.fromkeys(("seed", "augment", "loss", "train", "models", "phases"), 3),
+    **dict.fromkeys(("external_teacher", "kd", "min_reduction"), 5),
     "decode": 8,
     "claims": 9,
     "export": 10,
@@ -50,7 +51,7 @@ def _counted(cfg: Config, stage: int) -> dict[str, Any]:
 
 def training_settings(cfg: Config) -> dict[str, Any]:
     """The settings shared by all phases that change what is learnt, to recognise a run by."""
-    return {key: value for key, value in _counted(cfg, stage=3).items() if key not in ("teacher", "phases")}
+    return {key: value for key, value in _counted(cfg, stage=3).items() if key not in ("models", "phases")}
 
 
 def short_hash(content: Any) -> str:
@@ -67,9 +68,11 @@ def fingerprint(cfg: Config, stage: int) -> str:
     if stage == 1:
         keep["normalization"] = cfg.tokens.normalization
     if stage == 2:
-        keep["subsampling_factor"] = max(m.encoder.subsampling_factor for m in (cfg.teacher, cfg.student))
+        keep["subsampling_factor"] = largest_subsampling_factor(cfg)
     if stage >= 3:
         keep["phases"] = {name: phase for name, phase in keep["phases"].items() if phase["stage"] <= stage}
+        trained = {phase["model"] for phase in keep["phases"].values()}
+        keep["models"] = {name: model for name, model in keep["models"].items() if name in trained}
     if stage >= 5:
         keep["external_teacher_file"] = _state(cfg.external_teacher.path)
     if stage > 9:

@@ -146,6 +146,8 @@ def _check_phase(cfg: Config, where: str, phase: PhaseConfig) -> None:
             raise ConfigError(f"`{where}.{key}` ({ref}) must name a phase: {', '.join(cfg.phases)}")
     if phase.report_as == "teacher" and external:
         raise ConfigError(f"`{where}.report_as` (teacher) must be another: the external teacher is reported so")
+    if phase.model not in cfg.models:
+        raise ConfigError(f"`{where}.model` ({phase.model}) must be one of `models`: {', '.join(cfg.models)}")
     if not phase.train:
         raise ConfigError(f"`{where}.train` ([]) must list at least one part out of {', '.join(MODEL_PARTS)}")
     used = {term for term, scale in phase.loss_scales.items() if scale > 0}
@@ -163,9 +165,6 @@ def _check_phase(cfg: Config, where: str, phase: PhaseConfig) -> None:
     if phase.teacher is None and (distils or phase.copy_from_teacher):
         why = "its losses distil" if distils else "`copy_from_teacher` is true"
         raise ConfigError(f"`{where}.teacher` must name a phase, since {why}")
-    factors = (cfg.teacher.encoder.subsampling_factor, cfg.student.encoder.subsampling_factor)
-    if distils and factors[0] != factors[1] and not external:
-        raise ConfigError(f"`teacher.encoder.subsampling_factor` and the student's {factors} must be equal to distil")
     if phase.copy_from_teacher and phase.init_from is not None:
         raise ConfigError(f"`{where}` must have either `copy_from_teacher` or `init_from`, not both")
     if phase.average > phase.num_epochs:
@@ -179,14 +178,21 @@ def _check_weights(cfg: Config, where: str, phase: PhaseConfig) -> None:
     """The weights that a phase starts from, or learns from, must fit and must have learnt something by then."""
     if phase.init_from in cfg.phases:
         before = cfg.phases[phase.init_from].model
-        if getattr(cfg, before) != getattr(cfg, phase.model):
+        if cfg.models[before] != cfg.models[phase.model]:
             raise ConfigError(
                 f"`{where}.init_from` ({phase.init_from}) must be a phase of the same model, `{phase.model}`, but it"
                 f" trains `{before}`; name another, or say copy_from_teacher"
             )
     if phase.teacher in cfg.phases:
+        distilled, names = distilled_parts(cfg, phase), (cfg.phases[phase.teacher].model, phase.model)
+        factors = [cfg.models[name].encoder.subsampling_factor for name in names]
+        if distilled and factors[0] != factors[1]:
+            raise ConfigError(
+                f"`models.{names[1]}.encoder.subsampling_factor` ({factors[1]}) must be that of {names[0]}"
+                f" ({factors[0]}), from which {where} distils"
+            )
         trained = _trained_parts(cfg, phase.teacher)
-        untrained = [part for part in distilled_parts(cfg, phase) if part not in trained]
+        untrained = [part for part in distilled if part not in trained]
         if untrained:
             raise ConfigError(
                 f"`{where}.teacher` ({phase.teacher}) must have learnt {', '.join(untrained)}, from which this phase"
@@ -235,12 +241,32 @@ def searched_systems(cfg: Config) -> list[str]:
         return []
     if cfg.decode.search_systems is not None:
         return cfg.decode.search_systems
-    return [s for s in exported_systems(cfg) if getattr(cfg, model_of(cfg, s)).decoder.kind == "stateless"]
+    return [s for s in exported_systems(cfg) if cfg.models[model_of(cfg, s)].decoder.kind == "stateless"]
 
 
 def model_of(cfg: Config, system: str) -> str:
-    """`teacher` or `student`: which architecture a system that is trained here has."""
+    """Which of `models` a system that is trained here is."""
     return cfg.phases[reported_systems(cfg)[system]].model
+
+
+def largest_subsampling_factor(cfg: Config) -> int:
+    """Of its models: what is long enough for that one is long enough for all."""
+    return max(model.encoder.subsampling_factor for model in cfg.models.values())
+
+
+def experiment_folder(cfg: Config, exp_dir: Path) -> Path:
+    """`<exp_dir>/<name>`, or with `seeds` the folder in it of the config's seed, `seed-<n>`.
+
+    Raises:
+      ConfigError: the config's seed is none of them.
+    """
+    folder = Path(exp_dir) / cfg.name
+    if not cfg.seeds:
+        return folder
+    if cfg.seed not in cfg.seeds:
+        seeds = ", ".join(map(str, cfg.seeds))
+        raise ConfigError(f"`seed` ({cfg.seed}) must be one of `seeds`: {seeds}; say which one (seed={cfg.seeds[0]})")
+    return folder / f"seed-{cfg.seed}"
 
 
 def phases_of_stage(cfg: Config, stage: int) -> list[str]:

@@ -71,6 +71,7 @@ class SynthesisConfig:
     num_train_voices: Int = setting(62, "synthetic speakers")
     num_dev_voices: Int = 8
     num_test_voices: Int = 8
+    seed: NonNegativeInt = setting(42, "of what is said, by whom and how")
 
 
 @dataclass(config=STRICT)
@@ -228,7 +229,7 @@ class PhaseConfig:
     """One training phase of one system. Its key in `phases` is `<system>/<phase>`."""
 
     stage: Int = setting(..., "stage of run.sh that trains it")
-    model: Literal["teacher", "student"] = setting(..., "which architecture")
+    model: Text = setting(..., "whose architecture, out of `models`")
     report_as: SystemName | None = setting(None, "name under which it is decoded and reported; null: it is not")
     init_from: Text | None = setting(None, "phase whose weights it starts from")
     teacher: Text | None = setting(None, "phase whose model is the teacher; with an external teacher, that one instead")
@@ -430,13 +431,20 @@ class Config:
     """The settings of an experiment."""
 
     name: ExperimentName = setting(..., "of the experiment's folder; that of the YAML file, where it has none")
-    seed: NonNegativeInt = setting(42, "of everything random")
-    min_reduction: Share = setting(0.55, "a student must have at least this share of parameters fewer than its teacher")
+    seed: NonNegativeInt = setting(42, "of everything random, but for a synthetic corpus")
+    seeds: Annotated[list[NonNegativeInt], EachOnce] = setting(
+        [], "one experiment for each of them instead, in a folder of its own, and a report on all; [] for `seed` alone"
+    )
+    min_reduction: Share = setting(
+        0.55,
+        "a model that learns from another must have at least this share of parameters fewer than the first teacher",
+    )
     corpus: CorpusConfig = section()
     features: FeaturesConfig = section()
     tokens: TokensConfig = section()
-    teacher: ModelConfig = section()
-    student: ModelConfig = section()
+    models: Annotated[dict[Text, ModelConfig], Filled] = setting(
+        ..., "by name; an external teacher takes the place of the one that is called `teacher`"
+    )
     external_teacher: ExternalTeacherConfig = section()
     loss: LossConfig = section()
     kd: KdConfig = section()

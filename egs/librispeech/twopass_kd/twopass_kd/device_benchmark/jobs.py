@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import twopass_kd
 from twopass_kd.config.environment import describe_environment
-from twopass_kd.config.load import exported_systems, reported_systems
+from twopass_kd.config.load import experiment_folder, exported_systems, reported_systems
 from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.files.decode_json import CheckpointDecoding, Decoding
 from twopass_kd.files.export_json import ExportJson, ExportSettings
@@ -70,7 +70,7 @@ def read_exports(cfg: Config, exp_dir: Path) -> dict[str, ExportJson]:
       ConfigError: if there is no system to export, or an export is missing, or of another checkpoint or other decoding
         than those that are there now.
     """
-    experiment, exports = Path(exp_dir) / cfg.name, {}
+    experiment, exports = experiment_folder(cfg, exp_dir), {}
     if not exported_systems(cfg):
         raise ConfigError(f"`export.systems` must have at least one of {', '.join(reported_systems(cfg))}")
     for system in exported_systems(cfg):
@@ -93,7 +93,7 @@ def read_exports(cfg: Config, exp_dir: Path) -> dict[str, ExportJson]:
 
 def find_jobs(cfg: Config, exp_dir: Path, exports: dict[str, ExportJson]) -> list[Job]:
     """All exported systems (`read_exports`) on all runtimes."""
-    experiment, jobs = Path(exp_dir) / cfg.name, []
+    experiment, jobs = experiment_folder(cfg, exp_dir), []
     for system, exported in exports.items():
         folder = experiment / "export" / system
         for runtime in RuntimeName:

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from twopass_kd.config.load import config_from_dict
+from twopass_kd.config.load import config_from_dict, experiment_folder
 from twopass_kd.config.schema import Config
 from twopass_kd.files.json_model import JsonModel, describe_problem
 from twopass_kd.files.layout import final_path
@@ -127,8 +127,8 @@ def load_checkpoint(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def build_model(cfg: Config, which: str, vocab_size: int) -> TwoPassModel:
-    """The model that `which` (teacher | student) names in the config, with fresh weights."""
-    return TwoPassModel(getattr(cfg, which), cfg.features.num_mel_bins, vocab_size)
+    """The model that `which` names in the config, with fresh weights."""
+    return TwoPassModel(cfg.models[which], cfg.features.num_mel_bins, vocab_size)
 
 
 def load_model(path: Path) -> tuple[TwoPassModel, dict[str, Any]]:
@@ -185,7 +185,7 @@ def final_checkpoint(cfg: Config, exp_dir: Path, phase: str) -> Path:
     Raises:
       FileNotFoundError: naming the stage that makes it.
     """
-    path = final_path(Path(exp_dir) / cfg.name, phase)
+    path = final_path(experiment_folder(cfg, exp_dir), phase)
     if not path.is_file():
         stage = cfg.phases[phase].stage
         raise FileNotFoundError(

@@ -11,7 +11,7 @@ from lhotse.supervision import AlignmentItem
 from torch import Tensor
 from tqdm import tqdm
 
-from twopass_kd.config.load import reported_systems
+from twopass_kd.config.load import experiment_folder, reported_systems
 from twopass_kd.config.log_mel import FRAME_SHIFT
 from twopass_kd.config.schema import Config
 from twopass_kd.data.asr_datamodule import AsrDataModule
@@ -45,7 +45,7 @@ def word_times(cfg: Config, part: str, data: AsrDataModule, data_dir: Path, exp_
     if "ctc_head" not in content["trained_parts"]:
         logging.warning("%s has no CTC head to align words with: no delays", path)
         return {}
-    kept = Path(exp_dir) / cfg.name / "alignments" / f"{part}-{content['identity']}.jsonl.gz"
+    kept = experiment_folder(cfg, exp_dir) / "alignments" / f"{part}-{content['identity']}.jsonl.gz"
     if not kept.is_file():
         _write(_align(teacher, data, part, tokenizer), kept)
     return {

@@ -103,10 +103,10 @@ def _check_stateless(plan: Plan, systems: list[str], what: str, otherwise: str) 
     """Check the decoders of `systems`; `otherwise` is what else can be done, with a place for the system."""
     for system in systems:
         which = model_of(plan.cfg, system)
-        if getattr(plan.cfg, which).decoder.kind != "stateless":
+        if plan.cfg.models[which].decoder.kind != "stateless":
+            key = f"models.{which}.decoder.kind"
             raise ConfigError(
-                f"`{which}.decoder.kind` (lstm) must be stateless for {what}. Say {which}.decoder.kind=stateless, "
-                + otherwise.format(system=system)
+                f"`{key}` (lstm) must be stateless for {what}. Say {key}=stateless, " + otherwise.format(system=system)
             )
 
 

@@ -11,23 +11,34 @@ from twopass_kd.teachers.load_teacher import Teacher
 
 
 def check_sizes(cfg: Config, vocab_size: int) -> None:
-    """The student of a config must be as small as its `min_reduction` promises; known before anything is trained.
+    """The models of a config that learn from another must be smaller than that one, and smaller by `min_reduction` than
+    the one that nobody taught; known before anything is trained.
 
     Raises:
       ConfigError: with both sizes.
     """
-    if cfg.external_teacher.path is None:
-        big, small = (
-            build_model(cfg, which, vocab_size).deployed_parameters()["total"] for which in ("teacher", "student")
-        )
-        _check_reduction(cfg, big, small)
+    sizes = {name: build_model(cfg, name, vocab_size).deployed_parameters()["total"] for name in cfg.models}
+    taught = {
+        (phase.model, cfg.phases[phase.teacher].model) for phase in cfg.phases.values() if phase.teacher in cfg.phases
+    }
+    for name, teacher in sorted(taught):
+        if sizes[name] >= sizes[teacher] and name != teacher:
+            raise ConfigError(
+                f"`models.{name}` ({sizes[name]:,} deployed parameters) must be smaller than {teacher}"
+                f" ({sizes[teacher]:,}), from which it learns; shrink it"
+            )
+    first = {name: name for name in sizes}
+    for name in sorted(sizes, key=sizes.get, reverse=True):  # teachers before those that they teach
+        first[name] = max((first[teacher] for model, teacher in taught if model == name), key=sizes.get, default=name)
+        if first[name] != name:
+            _check_reduction(cfg, name, sizes[first[name]], sizes[name])
 
 
-def _check_reduction(cfg: Config, big: int, small: int) -> None:
+def _check_reduction(cfg: Config, name: str, big: int, small: int) -> None:
     if small > (1 - cfg.min_reduction) * big:
         raise ConfigError(
-            f"`student` ({small:,} deployed parameters) must be at least {cfg.min_reduction:.0%} smaller than the "
-            f"teacher ({big:,}), but is {1 - small / big:.1%} smaller; shrink `student` or lower `min_reduction`"
+            f"`models.{name}` ({small:,} deployed parameters) must be at least {cfg.min_reduction:.0%} smaller than the"
+            f" teacher ({big:,}), but is {1 - small / big:.1%} smaller; shrink it, or lower `min_reduction`"
         )
 
 
@@ -68,7 +79,7 @@ def check_teacher(teacher: Teacher, student: TwoPassModel, cfg: Config, phase: P
         # A transducer is compared with the student's transducer.
         big, small = teacher.model.deployed_parameters(), student.deployed_parameters()
         parts = [part for part, size in big.items() if size > 0 and part != "total"]
-        _check_reduction(cfg, big["total"], sum(small[part] for part in parts))
+        _check_reduction(cfg, phase.model, big["total"], sum(small[part] for part in parts))
         for name, later in cfg.phases.items():  # now, not when those before it have trained
             if later.teacher == EXTERNAL_TEACHER:
                 scales = without_attention_kd(later, teacher)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from twopass_kd.config.load import experiment_folder
 from twopass_kd.config.schema import EXTERNAL_TEACHER, Config
 from twopass_kd.data.asr_datamodule import measured_before
 from twopass_kd.data.cut_lines import CutLines
@@ -47,7 +48,7 @@ def corpus_size(cfg: Config, data_dir: Path, exp_dir: Path) -> CorpusSize | None
     """From what a training has measured, else stage 2's manifests, else what is known of LibriSpeech; else None."""
     parts, paths = cfg.corpus.train_parts, train_manifests(cfg, data_dir)
     if all(path.is_file() for path in paths):
-        measured = Path(exp_dir) / cfg.name / "train_cuts.json"
+        measured = experiment_folder(cfg, exp_dir) / "train_cuts.json"
         return _measured_size(measured, paths) or manifests_size(cfg, paths)
     if not all(part in LIBRISPEECH for part in parts):
         return None

@@ -27,7 +27,7 @@ def identities(
     everything = {
         **training_settings(cfg),
         "kd": full["kd"] if any(term.endswith("_kd") for term in cfg.phases[phase].loss_scales) else None,
-        "model": full[full["phases"][phase]["model"]],
+        "model": full["models"][full["phases"][phase]["model"]],
         "phase": {k: v for k, v in full["phases"][phase].items() if k not in _BOOKKEEPING},
         "tokens": tokens_digest,
         "data": data_digest,
