@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from twopass_kd.config.load import experiment_folder
 from twopass_kd.config.schema import Config
 from twopass_kd.scoring.wer import Transcript, write_decoding_results
 
@@ -66,11 +67,11 @@ def write_fake_experiment(
     searched: Sequence[str] = (),
     listened: Sequence[str] = (),
 ) -> Path:
-    """Fill `<exp_dir>/<conf name>` and return it."""
-    experiment = exp_dir / cfg.name
+    """Fill `<exp_dir>/<conf name>`, of a seed among others its folder there, and return it."""
+    experiment = experiment_folder(cfg, exp_dir)
     phase_of = {p.report_as: name for name, p in cfg.phases.items() if p.report_as}
     for i, system in enumerate(systems):
-        _write_decoded(experiment, cfg, system, phase_of.get(system, system), num_utts, seed=10 * i)
+        _write_decoded(experiment, cfg, system, phase_of.get(system, system), num_utts, seed=10 * i + 100 * cfg.seed)
         if system in searched:
             _add_searches(experiment / "decode" / system / "decode.json", cfg)
         if system in listened:
@@ -194,7 +195,7 @@ def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_u
         "params": params,
         "bytes": {part: 4 * n for part, n in params.items()},
         "train_seconds": 300.0 + seed,
-        "updates": 1000 + seed,
+        "updates": 1000,
         "speakers": {s: {i: speaker(i) for i, _ in references(num_utts, n)} for n, s in enumerate(sets)},
         "beam": 4,
         "nbest": 4,

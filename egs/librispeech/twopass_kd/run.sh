@@ -29,6 +29,9 @@ Options:
   --teacher FILE        a trained teacher, instead of stages 3 and 4: TorchScript of icefall's export.py (it runs code:
                         only files that you trust), or a checkpoint of this recipe; more under external_teacher in YAML
   --exp-dir DIR         checkpoints, results and logs go to DIR/<conf> (default: exp)
+  --seeds N             one experiment for each of N seeds, in DIR/<conf>/seed-<n>, and a report on all of them; more
+                        seeds later train nothing again (default: one experiment, in DIR/<conf>)
+  --seed N              only this one of the seeds
   --baseline BOOL       also train student_copy: same size, no distillation (default: true)
   --nj N                jobs side by side (default: number of cores)
   --threads N           threads of each training on a CPU (default: 1; more do not help models as small as mini's)
@@ -48,7 +51,8 @@ EOF
 
 # The commands of the stages: number, name, command. A line about a {phase} or {system} runs for each one of its stage.
 # Stages 3 to 8 are a graph: a job starts when the phases that it needs are trained; elsewhere a line comes after those
-# above it. ./run.sh --dry-run prints them as they are for an experiment.
+# above it. `seeds` reports on all seeds, where there are several. ./run.sh --dry-run prints them as they are for an
+# experiment.
 commands='
 0    corpus     python3 local/get_corpus.py --conf {conf} --corpus-dir {corpus_dir} --nj {nj} {overrides}
 1    manifests  python3 local/prepare_manifests.py --conf {conf} --corpus-dir {corpus_dir} --data-dir {data_dir} \
@@ -62,6 +66,8 @@ commands='
                   --exp-dir {exp_dir} {overrides}
 9    score      python3 -m twopass_kd.bin.score --conf {conf} --exp-dir {exp_dir} {overrides}
 9    report     python3 -m twopass_kd.bin.report --conf {conf} --exp-dir {exp_dir} --command {command} {overrides}
+9    seeds      python3 -m twopass_kd.bin.report_seeds --conf {conf} --exp-dir {exp_dir} --finished {finished} \
+                  --command {command} {overrides}
 10   {system}   python3 -m twopass_kd.bin.export --conf {conf} --system {system} --data-dir {data_dir} \
                   --exp-dir {exp_dir} {overrides}
 10   ondevice   python3 -m twopass_kd.bin.benchmark_device --conf {conf} --data-dir {data_dir} \

@@ -27,7 +27,7 @@ def judge(claims, student, teacher, speakers=None, **more):
         for name, rows in systems.items()
         if rows is not None
     }
-    return judge_claims(cfg, passes, {PART: speakers or {}})
+    return judge_claims(cfg, [passes], {PART: speakers or {}})
 
 
 def rows(rate, seed, num_utts=200):
@@ -148,6 +148,66 @@ def test_more_claims_take_more_speakers():
     assert "; 277 times as many would decide it" in verdict(together)
 
 
+def judge_seeds(asked, pairs, speakers=None):
+    """Of each seed the transcripts of student and teacher."""
+    cfg = replace(small_config("decode.bootstrap_samples=2000", "claims=[]"), claims=[asked])
+    seeds = [
+        {name: {PART: dict.fromkeys(Pass, of)} for name, of in zip(("student", "teacher"), pair, strict=True)}
+        for pair in pairs
+    ]
+    return judge_claims(cfg, seeds, {PART: speakers or {}})[0]
+
+
+@pytest.mark.parametrize(
+    "asked, student, expected",
+    [
+        (claim(), 0.05, "shown"),
+        (claim(), 0.3, "refuted"),
+        (claim("non_inferior", margin_relative=0.5), 0.15, "shown"),
+        (claim("non_inferior", margin_points=1.0), 0.15, "undecided"),
+    ],
+)
+def test_verdicts_over_seeds(asked, student, expected):
+    found = judge_seeds(asked, [(rows(student, 10 + n), rows(0.15, 20 + n)) for n in range(3)])
+    assert found.verdict == expected and found.seeds == 3 and found.clusters == 200
+    assert found.delta_wer == pytest.approx(np.mean(found.by_seed))
+    assert found.ci95[0] < found.delta_wer < found.ci95[1]
+    assert "200 utterances, 3 seeds)" in verdict(found)
+    alone = "; neither more seeds nor more speakers alone would decide it, if the difference stays"
+    assert verdict(found).endswith(alone) == (expected == "undecided")
+
+
+def test_two_seeds_show_nothing_and_one_is_as_before():
+    pairs = [(rows(0.0, n), rows(0.3, 10 + n)) for n in range(2)]
+    found = judge_seeds(claim(), pairs)
+    assert found.verdict == "undecided" and found.p is None and verdict(found).endswith("; two seeds show nothing")
+    (alone,) = judge([claim()], *pairs[0])
+    assert judge_seeds(claim(), pairs[:1]) == alone and alone.seeds == 1
+
+
+def test_a_difference_that_only_one_seed_has_is_not_shown():
+    same = [(rows(0.1, n), rows(0.1, n)) for n in range(2)]
+    found = judge_seeds(claim(), [*same, (rows(0.0, 3), rows(0.1, 2))])
+    assert found.verdict == "undecided" and found.by_seed[:2] == [0.0, 0.0] and found.by_seed[2] < -5
+    assert found.seeds_needed > 3
+
+
+def test_where_speakers_differ_and_seeds_do_not_more_seeds_do_not_help():
+    student = rows(0.0, 1)
+    speakers = {cut_id: f"speaker-{n // 20}" for n, (cut_id, _, _) in enumerate(student)}
+    teacher = [(i, ref, ["X"] * len(ref) if n < 20 else ref) for n, (i, ref, _) in enumerate(student)]
+    found = judge_seeds(claim(), [(student, teacher)] * 3, speakers)
+    assert found.verdict == "undecided" and found.seeds_needed is None and found.times > 1
+    assert found.p == pytest.approx(judge([claim()], student, teacher, speakers)[0].p, abs=0.7)
+
+
+def test_a_seed_without_one_of_the_systems_is_left_out():
+    cfg = replace(small_config("decode.bootstrap_samples=100", "claims=[]"), claims=[claim()])
+    both = {name: {PART: dict.fromkeys(Pass, rows(0.1, n))} for n, name in enumerate(("student", "teacher"))}
+    (found,) = judge_claims(cfg, [both, {"teacher": both["teacher"]}], {})
+    assert found.seeds == 1 and len(found.by_seed) == 1
+
+
 def test_a_system_that_was_not_decoded_or_has_no_second_pass():
     asked = [claim(), claim("non_inferior", margin_points=50.0)]
     for found in judge(asked, rows(0.1, 1), None):
@@ -156,5 +216,5 @@ def test_a_system_that_was_not_decoded_or_has_no_second_pass():
     cfg = replace(small_config("decode.bootstrap_samples=100", "claims=[]"), claims=asked)
     first_only = {Pass.FIRST_PASS: rows(0.1, 2), Pass.TWO_PASS: None}
     both = {Pass.FIRST_PASS: rows(0.2, 1), Pass.TWO_PASS: rows(0.05, 3)}
-    found = judge_claims(cfg, {"student": {PART: both}, "teacher": {PART: first_only}}, {})
+    found = judge_claims(cfg, [{"student": {PART: both}, "teacher": {PART: first_only}}], {})
     assert [one.pass_name for one in found] == [Pass.FIRST_PASS] * 2 and found[0].delta_wer > 0

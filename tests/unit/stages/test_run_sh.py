@@ -126,7 +126,7 @@ def test_run_sh_folders_that_look_like_options_are_none():
 def test_run_sh_names_results_that_were_edited(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=f"{tmp_path}/results.json must be JSON.*run stage 9 again, with --force"):
-        StageRun(Plan(None, True, None, tmp_path, tmp_path), Namespace(force=False), []).show_results()
+        StageRun([Plan(None, True, None, tmp_path, tmp_path)], Namespace(force=False), []).show_results()
 
 
 def test_run_sh_submits_no_jobs_for_stages_without_trainings(tmp_path):

@@ -8,18 +8,29 @@
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from twopass_kd.config.load import load_config
+from twopass_kd.config.load import experiment_folder, load_config
+from twopass_kd.config.schema import Config
 from twopass_kd.stages.check_plan import check_plan
 from twopass_kd.stages.commands import parse_commands
 from twopass_kd.stages.plan import Plan
 from twopass_kd.stages.run import RunError, StageRun, Stopped
 from twopass_kd.stages.slurm import show_status, submit
 
-GIVEN = ("conf", "corpus_dir", "data_dir", "exp_dir", "baseline")  # which experiment this is; the report shows them
+GIVEN = (
+    "conf",
+    "corpus_dir",
+    "data_dir",
+    "exp_dir",
+    "baseline",
+    "seeds",
+    "seed",
+)  # which experiment this is; the report shows them
 RUNNING = ("nj", "threads", "world_size", "nnodes")  # how it runs
 OTHER_RANKS = re.compile(r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 PATHS = ("decode.arpa", "external_teacher.path", "external_teacher.recipe", "external_teacher.tokens")
@@ -51,8 +62,9 @@ def get_parser() -> argparse.ArgumentParser:
     for option in ("--conf", "--corpus-dir", "--data-dir", "--teacher", "--exp-dir"):
         parser.add_argument(option)
     parser.add_argument("--baseline", type=one_of("--baseline", "true", "false"))
-    for option in ("--nj", "--threads", "--world-size", "--nnodes"):
+    for option in ("--seeds", "--nj", "--threads", "--world-size", "--nnodes"):
         parser.add_argument(option, type=integer(option, 1, 9999))
+    parser.add_argument("--seed", type=integer("--seed", 0, 9999))
     parser.add_argument("--launcher", type=one_of("--launcher", "local", "slurm"), default="local")
     for option in ("--status", "--dry-run", "--force", "--help"):
         parser.add_argument(option, action="store_true")
@@ -104,6 +116,7 @@ def parse(words: list[str], caller_dir: str) -> argparse.Namespace:
         if not Path(args.teacher).is_file():
             raise RunError(f"`--teacher` ({args.teacher}) must be a file")
         args.overrides.append(f"external_teacher.path={args.teacher}")
+    args.command = shlex.join(["./run.sh", *args.given, *args.overrides])
     args.conf = find_conf(args.conf or "mini", caller_dir)
     for name in ("corpus_dir", "data_dir", "exp_dir"):
         if getattr(args, name) is not None:
@@ -129,13 +142,37 @@ def find_conf(name: str, caller_dir: str) -> str:
     raise RunError(f"`--conf` ({name}) must be a YAML file or one of the names in conf/: {names}")
 
 
-def make_plan(args: argparse.Namespace) -> Plan:
-    """The plan of the experiment, its folders those of the options or the usual ones.
+def make_plans(args: argparse.Namespace) -> tuple[list[Plan], Plan | None]:
+    """The plan of the experiment or, where there are several seeds, those of all of them (of one: --seed), and the plan
+    of the report on all.
 
     Raises:
       ConfigError, RunError: what is wrong with the config or the options.
     """
     cfg = load_config(Path(args.conf), args.overrides)
+    if args.seeds:
+        args.overrides.append(f"seeds=[{', '.join(str(cfg.seed + i) for i in range(args.seeds))}]")
+        cfg = load_config(Path(args.conf), args.overrides)
+    if args.seed is not None and args.seed not in cfg.seeds:
+        known = ", ".join(map(str, cfg.seeds)) or "there are none; say --seeds N"
+        raise RunError(f"`--seed` ({args.seed}) must be one of the seeds: {known}")
+    whole = make_plan(cfg, args)
+    if not cfg.seeds:
+        return [whole], None
+    plans = []
+    for seed in cfg.seeds if args.seed is None else [args.seed]:
+        overrides = [*args.overrides, f"seed={seed}"]
+        cfg = load_config(Path(args.conf), overrides)
+        plans.append(replace(whole, cfg=cfg, experiment=experiment_folder(cfg, args.exp_dir), overrides=overrides))
+    return plans, whole if args.seed is None else None
+
+
+def make_plan(cfg: Config, args: argparse.Namespace) -> Plan:
+    """The plan of an experiment, its folders those of the options or the usual ones.
+
+    Raises:
+      ConfigError, RunError: what is wrong with the config or the options.
+    """
     corpus_dir, data_dir = args.corpus_dir, args.data_dir or f"data/{cfg.name}"
     if cfg.corpus.kind == "librispeech":
         corpus_dir, data_dir = corpus_dir or "download/LibriSpeech", args.data_dir or "data"
@@ -147,7 +184,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         )
     plan = Plan(
         cfg, args.baseline != "false", Path(corpus_dir) if corpus_dir else None, Path(data_dir),
-        Path(args.exp_dir) / cfg.name,
+        Path(args.exp_dir) / cfg.name, args.overrides,
     )  # fmt: skip
     if not args.status:
         check_plan(plan, range(args.stage, args.stop_stage + 1))
@@ -172,16 +209,17 @@ def run_stages(args: argparse.Namespace, commands: str) -> None:
             " on each node yourself (--dry-run shows the commands; add --rdzv-endpoint FIRST_NODE:PORT)"
         )
     forget_other_ranks()
-    plan = make_plan(args)
-    run = StageRun(plan, args, parse_commands(commands))
+    plans, over_seeds = make_plans(args)
+    run = StageRun(plans, args, parse_commands(commands), over_seeds)
     if args.status:
-        show_status(plan)
+        show_status(run)
     elif args.launcher == "slurm":
         # The options that each stage's job gets: as they are here, seen from this folder.
+        plan = plans[0]
         command = ["./run.sh", "--conf", args.conf, "--data-dir", str(plan.data_dir), "--exp-dir", args.exp_dir,
                    "--baseline", str(plan.baseline).lower()]  # fmt: skip
         command += ["--corpus-dir", str(plan.corpus_dir)] if plan.corpus_dir else []
-        submit(plan, args, command, run)
+        submit(run, args, command)
         if args.dry_run:
             run.show_cost()
     else:

@@ -121,13 +121,13 @@ class Claim(JsonModel):
     verdict: Literal["shown", "refuted", "undecided", "not measured"]
     """`shown` and `refuted` where `p_holm` is below 0.05; `not measured` where a system was not decoded."""
     delta_wer: Number | None = None
-    """WER of the system minus that of the other, in points; null where not measured, as are all below."""
+    """WER of the system minus that of the other, in points, the mean over seeds; null where not measured."""
     ci95: tuple[Number, Number] | None = None
-    """Its 95% bootstrap interval, wider for few speakers by Student's distribution; not corrected."""
+    """Its 95% interval: by a bootstrap, wider for few speakers, or with several seeds by crossed random effects."""
     margin: Number | None = None
     """The margin in points: for a relative one, of the other's WER; 0 for `superior`."""
     p: Number | None = None
-    """Two-sided, of the difference from the margin, by a wild cluster bootstrap; null with fewer than five speakers."""
+    """Two-sided, of the difference from the margin; null with fewer than five speakers, or with two seeds."""
     p_holm: Number | None = None
     """The same, corrected for the number of claims of the config on all sets (Holm)."""
     clusters: int | None = None
@@ -136,6 +136,12 @@ class Claim(JsonModel):
     """Whether those are speakers."""
     times: Number | None = None
     """How many times as many would decide it with a power of 80%, if the difference stays; null where decided."""
+    seeds: int | None = None
+    """How many seeds have both systems."""
+    by_seed: list[Number] = []
+    """The difference of each of them."""
+    seeds_needed: int | None = None
+    """How many seeds would decide it, if the difference stays; null where decided, or where they would not."""
 
 
 class StageTime(JsonModel):

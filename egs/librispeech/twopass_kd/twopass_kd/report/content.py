@@ -41,7 +41,7 @@ def page_content(report: Report) -> dict[str, Any]:
         "only_dev_parts": [s for s in corpus.dev_parts if s not in corpus.test_parts],
         "claims_note": CLAIMS_NOTE,
         "claims": [
-            {"claim": claim, "title": claimed(claim), "sentence": verdict(claim), "cells": _claim_cells(claim)}
+            {"claim": claim, "title": claimed(claim), "sentence": verdict(claim), "cells": claim_cells(claim)}
             for claim in results.claims
         ],
         "size_rows": [_size_row(results, system) for system in results.systems],
@@ -155,7 +155,7 @@ def _difference(pass_name: Pass, result: Difference) -> dict[str, Any]:
     return {"pass": pass_name.title, "cells": [delta, f"{low} to {high}", _bare_p(result.p)]}
 
 
-def _claim_cells(claim: Claim) -> list[str]:
+def claim_cells(claim: Claim) -> list[str]:
     """Verdict, difference, interval, margin, corrected p, sample."""
     if claim.delta_wer is None:
         return [claim.verdict, *"-----"]

@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.results_json import System
+from twopass_kd.files.seeds_json import SeedsJson
 from twopass_kd.report.collect import Curve
 from twopass_kd.report.content import format_duration, scan_at_chosen_reward
 from twopass_kd.report.labels import label_points
@@ -104,6 +105,23 @@ def loss_curve(curve: Curve, phase: str) -> Markup:
         log_ticks(ax.yaxis)
         ax.set_ylabel("nats per frame (log)")
     return to_svg(ax.figure, f"{phase}: loss {curve.term} against training step")
+
+
+@matplotlib.rc_context(RC)
+def wer_of_seeds(results: SeedsJson, set_name: str) -> Markup:
+    """WER after both passes of each seed and system; a line joins the systems of a seed, a bar is the mean."""
+    ax = new_axes(3.5, set_name, "", "WER (%)")
+    last = [s.wer[set_name][Pass.TWO_PASS] or s.wer[set_name][Pass.FIRST_PASS] for s in results.systems]
+    for of_seed in zip(*(wer.each for wer in last), strict=True):
+        ax.plot(range(len(last)), of_seed, color=_GRID, linewidth=1.0, zorder=1)
+    for i, (system, wer) in enumerate(zip(results.systems, last, strict=True)):
+        colour, marker = system_style(system.name)
+        ax.plot([i - 0.25, i + 0.25], [wer.mean] * 2, color=colour, linewidth=2.0)
+        ax.plot([i] * len(wer.each), wer.each, marker, color=colour, markersize=4.5)
+    ax.set_xticks(range(len(last)), [system.name for system in results.systems])
+    ax.grid(visible=False, axis="x")
+    ax.set_ylim(bottom=0)
+    return to_svg(ax.figure, f"{set_name}: WER of each seed and system")
 
 
 @matplotlib.rc_context(RC)

@@ -6,10 +6,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from twopass_kd.files.seeds_json import SeedsJson
 from twopass_kd.files.write import write_text_atomically
 from twopass_kd.report import plots, plots_ondevice
 from twopass_kd.report.collect import Report
 from twopass_kd.report.content import aligned_lines, page_content
+from twopass_kd.report.seeds_content import seeds_content
 
 _SYNTHETIC = "The corpus is synthetic"  # in the template of RESULTS.md
 
@@ -25,14 +27,35 @@ def write_reports(report: Report, experiment: Path, results_md: Path | None = No
     return list(pages)
 
 
+def write_seeds_reports(results: SeedsJson, folder: Path, command: str, results_md: Path | None = None) -> list[Path]:
+    """Write `seeds.html`, `seeds.md` and, where asked for, RESULTS.md. Returns their paths.
+
+    Args:
+      folder: that of the experiments of all seeds.
+      command: what made them, to be shown.
+    """
+    content = seeds_content(results, command)
+    pages = {
+        folder / "seeds.md": _render(_MARKDOWN, "seeds.md.j2", content),
+        folder / "seeds.html": _render(_HTML, "seeds.html.j2", content),
+    }
+    if results_md is not None:
+        path = Path(results_md)
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        pages[path] = _with_section(before, _render(_MARKDOWN, "results_seeds.md.j2", content))
+    for path, text in pages.items():
+        write_text_atomically(path, text)
+    return list(pages)
+
+
 def render_html(report: Report) -> str:
     """The report as one self-contained HTML page: style, figures and text inside, nothing loaded from anywhere."""
-    return _render(_HTML, "report.html.j2", report)
+    return _render(_HTML, "report.html.j2", page_content(report))
 
 
 def render_markdown(report: Report) -> str:
     """The whole report as Markdown; what `report.html` draws is tables here."""
-    return _render(_MARKDOWN, "report.md.j2", report)
+    return _render(_MARKDOWN, "report.md.j2", page_content(report))
 
 
 def render_results_md(report: Report, before: str = "") -> str:
@@ -41,15 +64,20 @@ def render_results_md(report: Report, before: str = "") -> str:
     Args:
       before: what it was; sections of other experiments stay. Recorded speech comes before synthetic speech.
     """
-    title, own = _render(_MARKDOWN, "results.md.j2", report).split("\n## ", 1)
+    return _with_section(before, _render(_MARKDOWN, "results.md.j2", page_content(report)))
+
+
+def _with_section(before: str, new: str) -> str:
+    """RESULTS.md with a new section, the one of its title left out."""
+    title, own = new.split("\n## ", 1)
     others = before.split("\n## ")[1:]
     sections = [section.strip() for section in others if section.partition("\n")[0] != own.partition("\n")[0]]
     sections = sorted([own.strip(), *sections], key=lambda section: _SYNTHETIC in section)
     return "\n\n## ".join([title.strip(), *sections]) + "\n"
 
 
-def _render(environment: Environment, template: str, report: Report) -> str:
-    return environment.get_template(template).render(page_content(report)).strip() + "\n"
+def _render(environment: Environment, template: str, content: dict[str, Any]) -> str:
+    return environment.get_template(template).render(content).strip() + "\n"
 
 
 def _escape_markdown(value: Any) -> Any:

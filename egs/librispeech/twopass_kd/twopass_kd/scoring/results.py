@@ -36,15 +36,9 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
         now, or if stage 10's is malformed, naming file and stage.
     """
     experiment = Path(experiment)
-    decoded = _find_systems(cfg, experiment)
-    sets = list(dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts]))
+    decoded, transcripts, speakers = read_decoded(cfg, experiment)
+    sets = scored_sets(cfg)
     on_device = read_on_device(experiment / "ondevice.json", decoded, cfg.corpus.test_parts)
-    transcripts: Transcripts = {
-        name: {s: _read_passes(experiment / "decode" / name, s, found) for s in sets} for name, found in decoded.items()
-    }
-    speakers: dict[str, dict[str, str]] = {}
-    for found in decoded.values():
-        speakers = {**found.speakers, **speakers}
     systems = []
     with tqdm(total=len(decoded) * len(sets), desc="bootstrap", unit="set", disable=not progress) as bar:
         for name, found in decoded.items():
@@ -56,17 +50,38 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
             systems.append(System(name=name, wer=wer, **shared))
     return ResultsJson(
         conf=cfg.name,
-        corpus=_describe_corpus(cfg),
+        corpus=describe_corpus(cfg),
         seed=cfg.seed,
         bootstrap_samples=cfg.decode.bootstrap_samples,
         environment=describe_environment(),
         systems=systems,
         not_decoded=[name for name in _in_order(list(reported_systems(cfg))) if name not in decoded],
         compression=_compression(systems),
-        claims=judge_claims(cfg, transcripts, speakers),
+        claims=judge_claims(cfg, [transcripts], speakers),
         on_device=on_device,
         stages=read_stages(experiment),
     )
+
+
+def scored_sets(cfg: Config) -> list[str]:
+    """The test sets, then the dev sets that are none."""
+    return list(dict.fromkeys([*cfg.corpus.test_parts, *cfg.corpus.dev_parts]))
+
+
+def read_decoded(cfg: Config, experiment: Path) -> tuple[dict[str, DecodeJson], Transcripts, dict[str, dict[str, str]]]:
+    """What stage 8 left of each system that the config reports: decode.json, transcripts, and who speaks in which set.
+
+    Raises:
+      ValueError: as `build_results` does.
+    """
+    decoded, sets = _find_systems(cfg, experiment), scored_sets(cfg)
+    transcripts: Transcripts = {
+        name: {s: _read_passes(experiment / "decode" / name, s, found) for s in sets} for name, found in decoded.items()
+    }
+    speakers: dict[str, dict[str, str]] = {}
+    for found in decoded.values():
+        speakers = {**found.speakers, **speakers}
+    return decoded, transcripts, speakers
 
 
 def write_results(results: ResultsJson, path: Path) -> None:
@@ -157,7 +172,8 @@ def _score_set(cfg: Config, passes: Passes, speakers: dict[str, str]) -> SetWer:
     return SetWer(**scored, ref_words=sum(len(ref) for _, ref, _ in rows), num_utts=len(rows))
 
 
-def _describe_corpus(cfg: Config) -> Corpus:
+def describe_corpus(cfg: Config) -> Corpus:
+    """What a config trains and tests on."""
     corpus = cfg.corpus
     return Corpus(
         kind=corpus.kind,

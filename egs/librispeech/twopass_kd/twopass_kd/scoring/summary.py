@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.ondevice_json import OnDeviceJson
 from twopass_kd.files.results_json import ResultsJson, System, Wer
+from twopass_kd.files.seeds_json import OverSeeds, SeedsJson
 from twopass_kd.scoring.further_searches import SEARCHES_UNIT, search_rows, searches_left_out
 from twopass_kd.scoring.on_device import sentences, summary_rows
 from twopass_kd.scoring.verdicts import verdict
@@ -40,6 +41,31 @@ def summary_text(results: ResultsJson) -> str:
     if results.on_device:
         lines += ["", *_on_device_lines(results.on_device, corpus.test_parts[0])]
     return "\n".join(lines)
+
+
+def seeds_text(results: SeedsJson) -> str:
+    """The tables and the verdicts over seeds."""
+    names = ", ".join(map(str, results.seeds))
+    speech = " on synthetic speech" if results.corpus.synthetic else ""
+    lines = [f"{results.conf}: WER in %{speech}, mean (lowest - highest) of seeds {names}"]
+    teacher = next((system for system in results.systems if system.name == "teacher"), None)
+    for part in results.corpus.test_parts:
+        rows = [("system", "params", "fewer", *(name.title for name in Pass), "two-pass of each")]
+        for system in results.systems:
+            params, last = system.params.total, system.wer[part][Pass.TWO_PASS] or system.wer[part][Pass.FIRST_PASS]
+            fewer = "-" if teacher in (None, system) else f"{100 * (1 - params / teacher.params.total):.1f}%"
+            wers = [format_over_seeds(system.wer[part][name]) for name in Pass]
+            rows.append((system.name, f"{params / 1e6:.3f} M", fewer, *wers, " ".join(f"{w:.2f}" for w in last.each)))
+        lines += ["", f"{part} ({results.words[part]} words)", *_columns(rows)]
+        lines += [verdict(claim) for claim in results.claims if claim.set == part]
+    for what, left_out in (("seeds that are not finished", results.unfinished), ("not in all", results.not_in_all)):
+        lines += ["", f"{what}: {', '.join(map(str, left_out))}"] if left_out else []
+    return "\n".join(lines)
+
+
+def format_over_seeds(found: OverSeeds | None) -> str:
+    """`7.20 (6.90-7.61)`, or `-` for a pass that the system does not have."""
+    return "-" if found is None else f"{found.mean:.2f} ({found.low:.2f}-{found.high:.2f})"
 
 
 def _on_device_lines(on_device: OnDeviceJson, set_name: str) -> list[str]:

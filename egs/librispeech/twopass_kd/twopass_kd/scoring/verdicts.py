@@ -1,4 +1,4 @@
-"""What bootstraps of a results.json say, in words that are computed from them."""
+"""What the tests of claims and the bootstraps say, in words that are computed from them."""
 
 from twopass_kd.files.ondevice_json import Difference
 from twopass_kd.files.results_json import Claim
@@ -8,6 +8,12 @@ CLAIMS_NOTE = (
     " below 0.05, two-sided, of the difference from the margin, by a wild cluster bootstrap over speakers (utterances,"
     " where speakers are not known) and corrected for the number of claims (Holm). Intervals are of the difference, and"
     " not corrected."
+)
+CLAIMS_OVER_SEEDS_NOTE = (
+    "Points of WER, negative where the first system is better; claims as the config declares them. Shown and refuted: p"
+    " below 0.05, two-sided, of the mean difference from the margin, by an analysis of variance with seeds and speakers"
+    " (utterances, where speakers are not known) as crossed random effects (quasi-F), corrected for the count of claims"
+    " (Holm). Intervals are of the mean difference by the same analysis, and not corrected."
 )
 
 
@@ -39,6 +45,7 @@ def verdict(claim: Claim) -> str:
     low, high = claim.ci95
     margin = f", margin {claim.margin:+.2f}" if claim.kind == "non_inferior" else ""
     sample = f"{claim.clusters:,} {'speakers' if claim.by_speaker else 'utterances'}"
+    sample += f", {claim.seeds} seeds" if claim.seeds > 1 else ""
     p = "" if claim.p_holm is None else f", {format_p(claim.p_holm)}"
     figures = f"{claim.delta_wer:+.2f}, 95% CI {low:+.2f} to {high:+.2f}{margin}{p}, {sample}"
     return f"{claimed(claim)}: {claim.verdict} ({figures}){_what_would_decide(claim)}"
@@ -48,7 +55,11 @@ def _what_would_decide(claim: Claim) -> str:
     if claim.verdict != "undecided":
         return ""
     if claim.p is None:
-        return "; fewer than five speakers show nothing"
+        return "; two seeds show nothing" if claim.seeds == 2 else "; fewer than five speakers show nothing"
+    if claim.seeds_needed is not None and claim.seeds_needed <= 1000:
+        return f"; {claim.seeds_needed} seeds would decide it in four of five cases, if the difference stays"
+    if claim.seeds > 1 and claim.times is None and claim.seeds_needed is None:
+        return "; neither more seeds nor more speakers alone would decide it, if the difference stays"
     if claim.times is None or claim.times > 1000:
         return "; at this difference more than 1000 times as many would be needed"
     times = max(claim.times, 1.1)

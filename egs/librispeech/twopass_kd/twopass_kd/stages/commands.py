@@ -14,6 +14,7 @@ from twopass_kd.config.load import exported_systems
 from twopass_kd.stages.jobs import Job
 from twopass_kd.stages.plan import TRAINING_STAGES, Plan
 
+OVER_SEEDS = "seeds"  # name of the command that reports on all seeds
 _GPU = re.compile(r"\d+|(GPU|MIG)-[-/\w]+")
 
 
@@ -43,19 +44,21 @@ def jobs_of_stage(
 
     Phases and what is decoded come after the phases that they need; elsewhere each line after those above it.
     """
+    commands = [c for c in commands if stage in c.stages and (c.name == OVER_SEEDS) == (plan.finished is not None)]
     names = {
         "{phase}": plan.phases(stage),
         "{system}": exported_systems(plan.cfg) if stage == 10 else list(plan.systems()),
     }
+    prefix = f"{plan.seed}/" if plan.seed else ""
     above: list[str] = []
-    for command in (command for command in commands if stage in command.stages):
+    for command in commands:
         jobs = names.get(command.name, [command.name])
         for name in jobs:
             yield Job(
-                name,
+                prefix + name,
                 _fill(command.words, {**_values(plan, args), command.name[1:-1]: name}),
                 log_of(plan, stage),
-                after=plan.needs(name) if 3 <= stage <= 8 else list(above),
+                after=[prefix + other for other in (plan.needs(name) if 3 <= stage <= 8 else above)],
                 cores=_cores(plan, name, args, gpus) if stage in TRAINING_STAGES else 1,
                 threads=args.threads if stage in TRAINING_STAGES else 1,
             )
@@ -85,8 +88,9 @@ def _values(plan: Plan, args: argparse.Namespace) -> dict[str, str | list[str]]:
         "nj": str(args.nj),
         "ranks": ranks,
         "srun": srun,
-        "command": shlex.join(["./run.sh", *args.given, *args.overrides]),
-        "overrides": args.overrides,
+        "command": args.command,
+        "finished": [str(seed) for seed in plan.finished or ()],
+        "overrides": list(plan.overrides),
     }
 
 

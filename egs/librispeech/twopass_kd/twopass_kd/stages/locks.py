@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -19,32 +19,32 @@ class LockError(ValueError):
 
 
 class Locks:
-    """Of the folders of an experiment and its data, held until this process ends.
+    """Of the folders of experiments and their data, held until this process ends.
 
     The commands of the stages inherit them (`descriptors`), so that after a kill of run.sh alone nobody starts before
     they have stopped.
     """
 
-    def __init__(self, experiment: Path, data_dir: Path) -> None:
-        self.experiment = experiment
+    def __init__(self, experiments: Sequence[Path], data_dir: Path) -> None:
+        self.experiments = experiments
         self.data_dir = data_dir
-        self._experiment_lock: int | None = None
+        self._experiment_locks: list[int] = []
         self._data_lock: int | None = None
 
     @property
     def descriptors(self) -> list[int]:
-        return [lock for lock in (self._experiment_lock, self._data_lock) if lock is not None]
+        return [lock for lock in (*self._experiment_locks, self._data_lock) if lock is not None]
 
     def take(self, stage: int) -> None:
-        """Keep others out of the experiment's folder and, where `stage` writes there, the data's; later stages share
+        """Keep others out of the experiments' folders and, where `stage` writes there, the data's; later stages share
         the data with other experiments.
 
         Raises:
           LockError: another one works there, or the folder cannot be written to.
         """
-        if self._experiment_lock is None:
-            self._experiment_lock = open_lock(self.experiment, "--exp-dir")
-            lock(self._experiment_lock, fcntl.LOCK_EX, self.experiment, "--exp-dir")
+        for folder in () if self._experiment_locks else self.experiments:
+            self._experiment_locks.append(open_lock(folder, "--exp-dir"))
+            lock(self._experiment_locks[-1], fcntl.LOCK_EX, folder, "--exp-dir")
         if stage <= 2:
             if self._data_lock is None:
                 self._data_lock = open_lock(self.data_dir, "--data-dir")

@@ -21,14 +21,16 @@ def system_of(phase_name: str) -> str:
     return phase_name.split("/")[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """An experiment's stages.
 
     Attributes:
       baseline: whether the baseline is trained, too.
       corpus_dir: None where no stage that is asked for reads it.
-      experiment: folder of this experiment, e.g. exp/mini.
+      experiment: folder of this experiment, e.g. exp/mini or, of a seed among others, exp/mini/seed-42.
+      overrides: the settings that the commands get behind their options.
+      finished: of the report over seeds, whose folder is exp/mini: the seeds that it is about.
     """
 
     cfg: Config
@@ -36,6 +38,13 @@ class Plan:
     corpus_dir: Path | None
     data_dir: Path
     experiment: Path
+    overrides: Sequence[str] = ()
+    finished: Sequence[int] | None = None
+
+    @property
+    def seed(self) -> str:
+        """`seed-42`, where there are others; else nothing."""
+        return f"seed-{self.cfg.seed}" if self.cfg.seeds else ""
 
     def phases(self, stage: int) -> list[str]:
         """The phases that a stage trains."""
@@ -92,6 +101,8 @@ class Plan:
             return [*musan, *cuts, lang_dir / "bpe.model", lang_dir / "tokens.txt"]
         if stage == 8:
             return [layout.decode_dir(self.experiment, system) / "decode.json" for system in self.systems()]
+        if self.finished is not None:
+            return [self.experiment / name for name in ("seeds.json", "seeds.md", "seeds.html")]
         if stage == 9:
             return [self.experiment / name for name in ("results.json", "report.md", "report.html")]
         if stage == 10:
@@ -110,6 +121,8 @@ class Plan:
 
     def inputs(self, stage: int) -> list[tuple[int, Path]]:
         """What a stage reads, each with the stage that makes it."""
+        if self.finished is not None:
+            return []
         corpus = self.cfg.corpus
         if stage in (1, 2, 9):
             maker = 8 if stage == 9 else stage - 1

@@ -1,8 +1,10 @@
 """Submits the stages to Slurm as a chain of batch jobs, and shows how far the chain is.
 
 Each job runs one stage by `./run.sh --launcher local`, after the one before it has succeeded; features are computed by
-an array of jobs before stage 2 collects them. A job that Slurm is about to end (time limit, preemption) gets SIGUSR1 a
-minute before, on which run.sh saves and requeues it.
+an array of jobs before stage 2 collects them. Where there are several seeds, stages 3 to 8 are arrays of them: a seed
+goes on when it has ended the stage before, whatever the others do, and stage 9 reports on those that came through. A
+job that Slurm is about to end (time limit, preemption) gets SIGUSR1 a minute before, on which run.sh saves and requeues
+it.
 
 (The package submitit was considered: it pickles Python functions and waits for their results, and requeues them by a
 protocol of its own. These jobs are calls of run.sh, and sbatch is all they need.)
@@ -53,6 +55,7 @@ class BatchJob:
       log: with sbatch's %j or %A_%a.
       options: of sbatch.
       script: without its first lines.
+      after: what has to become of the job before it, in sbatch's words.
     """
 
     name: str
@@ -60,10 +63,11 @@ class BatchJob:
     log: Path
     options: list[str]
     script: str
+    after: str = "afterok"
 
     def command(self, after: str | None) -> list[str]:
         """The command that submits it, and reads its script; the first one of a chain is held."""
-        dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else ["--hold"]
+        dependency = [f"--dependency={self.after}:{after}", "--kill-on-invalid-dep=yes"] if after else ["--hold"]
         return ["sbatch", "--parsable", f"--job-name={self.name}", f"--output={self.log}", "--open-mode=append",
                 "--requeue", f"--signal=B:USR1@{SECONDS_TO_SAVE}", *dependency, *self.options]  # fmt: skip
 
@@ -112,9 +116,10 @@ def features_script(plan: Plan, args: argparse.Namespace) -> str:
     )
 
 
-def chain(plan: Plan, args: argparse.Namespace, command: Sequence[str], first: int) -> Iterator[BatchJob]:
+def chain(stage_run: StageRun, args: argparse.Namespace, command: Sequence[str], first: int) -> Iterator[BatchJob]:
     """The jobs of stages `first` to the last one that is asked for; `command` is run.sh with what every stage gets."""
-    log_dir = plan.experiment.resolve() / "log"
+    plan, seeds = stage_run.plans[0], [str(plan.cfg.seed) for plan in stage_run.plans]
+    log_dir, previous = stage_run.folder.resolve() / "log", None
     for stage in range(first, args.stop_stage + 1):
         if plan.has_nothing_to_do(stage):
             continue
@@ -125,43 +130,53 @@ def chain(plan: Plan, args: argparse.Namespace, command: Sequence[str], first: i
             yield BatchJob(f"features.{plan.cfg.name}", 2, log, array, features_script(plan, args))
         run = [*command, *(["--force"] if args.force else []), *args.overrides]
         run += ["--launcher", "local", "--stage", str(stage), "--stop-stage", str(stage)]
-        log = log_dir / f"slurm-stage-{stage}-%j.out"
-        yield BatchJob(f"s{stage}.{plan.cfg.name}", stage, log, needs, f"exec {shlex.join(run)}\n")
+        job = BatchJob(f"s{stage}.{plan.cfg.name}", stage, log_dir / f"slurm-stage-{stage}-%j.out", needs,
+                       f"exec {shlex.join(run)}\n")  # fmt: skip
+        if stage_run.over_seeds and stage in GPU_STAGES:
+            job.options = [*needs, f"--array=0-{len(seeds) - 1}"]
+            job.log = log_dir / f"slurm-stage-{stage}-%A_%a.out"
+            job.script = (
+                f'seeds=({" ".join(seeds)})\nexec {shlex.join(run)} --seed "${{seeds[$SLURM_ARRAY_TASK_ID]}}"\n'
+            )
+            job.after = "aftercorr" if previous in GPU_STAGES else "afterok"
+        elif stage_run.over_seeds and stage == 9:
+            job.after = "afterany"  # it says which seeds are missing
+        yield job
+        previous = stage
 
 
-def submit(plan: Plan, args: argparse.Namespace, command: Sequence[str], run: StageRun) -> None:
+def submit(run: StageRun, args: argparse.Namespace, command: Sequence[str]) -> None:
     """Submit the stages, without those that have nothing to train and the first ones if they are done; or print them.
 
     Held until the whole chain is there, so that a failure in the middle leaves nothing behind.
     """
-    first = args.stage
+    plan, first = run.plans[0], args.stage
     while first <= args.stop_stage:
         if plan.has_nothing_to_do(first):
             print(f"Stage {first}: {plan.why_nothing(first)}")
-        elif not args.force and not args.dry_run and is_done(plan, first):
+        elif not args.force and not args.dry_run and all(is_done(p, first) for p in run.plans):
             print(f"Stage {first}: done already")
         else:
             break
         first += 1
     if first > args.stop_stage:
         return
-    batch_jobs = list(chain(plan, args, [*command, *args.running], first))
+    batch_jobs = list(chain(run, args, [*command, *args.running], first))
     if args.dry_run:
         for i, job in enumerate(batch_jobs):
             print(f"{shlex.join(job.command('PREVIOUS_JOB' if i else None))} <<'END'\n{job.whole_script()}END")
         return
     run.check_data(first)
-    run.check_inputs(first)
+    for plan in run.plans:
+        run.check_inputs(plan, first)
     show_status = shlex.join([command[0], "--status", *command[1:], *args.running, *args.overrides])
-    before = read_chain(plan)
-    in_queue = queued([job["job_id"] for job in before])
+    in_queue = {row["job_id"] for row in queued([job["job_id"] for job in read_chain(run.folder)])}
     if in_queue:
-        ids = " ".join(job["job_id"] for job in before if job["job_id"] in in_queue)
+        ids = " ".join(sorted(in_queue))
         raise SlurmError(
-            f"{plan.experiment} has jobs in the queue already; see them by `{show_status}`, or cancel them:"
-            f" scancel {ids}"
+            f"{run.folder} has jobs in the queue already; see them by `{show_status}`, or cancel them: scancel {ids}"
         )
-    plan.experiment.joinpath("log").mkdir(parents=True, exist_ok=True)
+    run.folder.joinpath("log").mkdir(parents=True, exist_ok=True)
     jobs: list[dict[str, Any]] = []
     try:
         for job in batch_jobs:
@@ -170,7 +185,7 @@ def submit(plan: Plan, args: argparse.Namespace, command: Sequence[str], run: St
         for submitted in jobs:
             call("scancel", submitted["job_id"])
         raise SlurmError(f"{e}. Nothing stays in the queue") from e
-    write_text_atomically(chain_path(plan), json.dumps(jobs, indent=1) + "\n")
+    write_text_atomically(chain_path(run.folder), json.dumps(jobs, indent=1) + "\n")
     call("scontrol", "release", jobs[0]["job_id"])
     for submitted in jobs:
         log = submitted["log"].replace("%a", "*")
@@ -188,46 +203,59 @@ def _submit_one(job: BatchJob, after: str | None) -> dict[str, Any]:
     return {"name": job.name, "stage": job.stage, "job_id": job_id, "log": log}
 
 
-def chain_path(plan: Plan) -> Path:
+def chain_path(folder: Path) -> Path:
     """Where the jobs that were submitted last are listed."""
-    return plan.experiment / ".stages" / "slurm.json"
+    return folder / ".stages" / "slurm.json"
 
 
-def read_chain(plan: Plan) -> list[dict[str, Any]]:
+def read_chain(folder: Path) -> list[dict[str, Any]]:
     """The jobs that were submitted last: name, stage, job_id, log (of an array with %a)."""
-    if not chain_path(plan).is_file():
+    if not chain_path(folder).is_file():
         return []
-    jobs = read_json(chain_path(plan), list[SubmittedJob], "remove it; `squeue` shows the jobs", SlurmError)
+    jobs = read_json(chain_path(folder), list[SubmittedJob], "remove it; `squeue` shows the jobs", SlurmError)
     return [job.model_dump() for job in jobs]
 
 
-def queued(job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """State, elapsed time and reason of those jobs that Slurm still has, by id."""
-    wanted, found = set(job_ids), {}
-    for line in call("squeue", "--noheader", "--all", "--format=%F|%T|%M|%r").splitlines():
-        job_id, state, elapsed, reason = line.split("|", 3)
-        if job_id in wanted and found.get(job_id, {}).get("state") != "RUNNING":  # of an array, tasks that run
-            found[job_id] = {"state": state, "elapsed": elapsed, "reason": reason}
-    return found
+def queued(job_ids: Sequence[str]) -> list[dict[str, str]]:
+    """Id, number in the array, state, elapsed time and reason of those jobs and their tasks that Slurm still has."""
+    names, rows = ("job_id", "task", "state", "elapsed", "reason"), []
+    for line in call("squeue", "--noheader", "--all", "--array", "--format=%F|%K|%T|%M|%r").splitlines():
+        row = dict(zip(names, line.split("|", 4), strict=True))
+        rows += [row] if row["job_id"] in job_ids else []
+    return rows
 
 
-def show_status(plan: Plan) -> None:
-    """Print the state of every stage: what its marker says, how far it is, and its job."""
-    submitted = read_chain(plan)
+def show_status(run: StageRun) -> None:
+    """Print the state of every stage: what its marker says, how far it is, and its job; of each seed, where there are
+    several."""
+    submitted = read_chain(run.folder)
     try:
-        states = queued([job["job_id"] for job in submitted]) if submitted else {}
+        states = queued([job["job_id"] for job in submitted]) if submitted else []
     except SlurmError as e:
         print(f"Slurm cannot be asked, so that jobs in its queue are not shown: {e}", file=sys.stderr)
-        states = {}
+        states = []
+    for number, plan in enumerate(run.plans):
+        if plan.seed:
+            print(f"{plan.seed}:")
+        _show_status(plan, number, submitted, states)
+    logs = " and ".join(f"{plan.experiment}/log/stage-*.log" for plan in run.plans)
+    print(f"the stages' own logs: {logs}; the same ./run.sh command goes on where it ended")
+
+
+def _show_status(plan: Plan, number: int, submitted: list[dict[str, Any]], states: list[dict[str, str]]) -> None:
+    """The table of one experiment, the jobs of whose stages 3 to 8 may be the tasks of this number in arrays."""
     rows = [["stage", "", "job", "state", "time", ""]]
     for stage in range(len(TITLES)):
-        if not plan.has_nothing_to_do(stage):
-            jobs = [job for job in submitted if job["stage"] == stage] or [{"name": "", "job_id": "", "log": ""}]
-            rows += [_row(plan, stage, job, states.get(job["job_id"])) for job in jobs]
+        for job in [job for job in submitted if job["stage"] == stage] or [{"name": "", "job_id": "", "log": ""}]:
+            task = str(number) if stage in GPU_STAGES and "%a" in job["log"] else None
+            its = [row for row in states if row["job_id"] == job["job_id"] and task in (None, row["task"])]
+            its.sort(key=lambda row: row["state"] != "RUNNING")  # of several tasks one that runs
+            if not plan.has_nothing_to_do(stage):
+                log = job["log"].replace("%a", task or "*")
+                rows.append(_row(plan, stage, {**job, "log": log}, its[0] if its else None))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         print("  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + row[-1:]).rstrip())
-    print(f"the stages' own logs: {plan.experiment}/log/stage-*.log; the same ./run.sh command goes on where it ended")
 
 
 def _row(plan: Plan, stage: int, job: dict[str, Any], queued_as: dict[str, str] | None) -> list[str]:
@@ -236,7 +264,7 @@ def _row(plan: Plan, stage: int, job: dict[str, Any], queued_as: dict[str, str] 
     if done and not is_done(plan, stage):
         done += ", with other settings"
     far = ", ".join(filter(None, (_progress(plan.experiment / phase) for phase in plan.phases(stage))))
-    job_id, log = job["job_id"], job["log"].replace("%a", "*")
+    job_id, log = job["job_id"], job["log"]
     is_array = job["name"].startswith("features.")
     label = f"{TITLES[stage]}: array" if is_array else TITLES[stage]
     has_log = bool(log) and any(Path(log).parent.glob(Path(log).name))
