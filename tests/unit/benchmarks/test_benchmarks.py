@@ -173,6 +173,20 @@ def test_delay_scan_prints_error_rates_and_delays_of_each_arm(tmp_path: Path, ti
     assert [row[0] for row in rows] == names and all(len(row) == 6 and float(row[1]) >= 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_ablation_compares_arms_with_the_first_one_over_seeds(tmp_path: Path, tiny_data, tiny_experiment):
+    for seed in (1, 2):
+        (tmp_path / f"exp/tiny/seed-{seed}").mkdir(parents=True)
+        (tmp_path / f"exp/tiny/seed-{seed}/teacher").symlink_to(tiny_experiment.folder / "teacher")
+    folders = ["--data-dir", tiny_data.data_dir, "--exp-dir", tmp_path / "exp"]
+    arms = ["as the config", "best path", "encoder KD too", "the teacher's texts"]
+    text = run("ablation.py", tmp_path, "out", *folders, "--seeds", "1", "2", "--arms", *arms)
+    for part in ("dev-clean", "test-clean", "test-other"):
+        rows = [row.strip("| ").split(" | ") for row in text.split(f"| {part} |")[1].splitlines()[2:6]]
+        assert [row[0] for row in rows] == arms and all(len(row) == 6 for row in rows)
+        assert rows[0][2] == rows[0][4] == "+0.00; +0.00 +0.00"
+
+
 def test_resume_cost_stops_and_goes_on(tmp_path: Path, data_dir: Path):
     more = ["--steps", "3", "--repeats", "1", "phases.teacher/rnnt.num_epochs=40"]
     text = run("resume_cost.py", tmp_path, "--data-dir", data_dir, *more)

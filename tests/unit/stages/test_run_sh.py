@@ -102,6 +102,46 @@ def test_run_sh_without_baseline_leaves_it_out():
     assert lines[0].startswith("OMP_NUM_THREADS=") and "--phase student/rnnt_kd" in lines[0]
 
 
+def test_run_sh_of_several_seeds_makes_data_once_and_goes_to_the_device_once():
+    lines = dry("--seeds", 2, "--exp-dir", "x")
+    seeds = [line.split(" seed=")[1].split()[0] for line in lines if " seed=" in line]
+    assert lines[0].endswith("'seeds=[42, 43]' seed=42") and sum("get_corpus" in line for line in lines) == 1
+    trained = [line for line in lines if "bin.train" in line]
+    assert len(trained) == 18 and sum(line.endswith("seed=43") for line in trained) == 9
+    assert {line.split()[-1] for line in lines if "bin.export" in line or "benchmark_device" in line} == {"seed=42"}
+    assert "bin.report_seeds" in lines[-1] and " --finished 42 43 --command './run.sh " in lines[-1]
+    assert " seed=" not in lines[-1] and set(seeds) == {"42", "43"}
+
+
+def test_run_sh_of_one_seed_among_others_makes_no_report_on_all():
+    lines = dry("--seed", 7, "--stage", 3, "seeds=[5, 7]")
+    assert all(line.endswith("'seeds=[5, 7]' seed=7") or "seeds=[5, 7]' seed=7" in line for line in lines)
+    assert not [line for line in lines if "report_seeds" in line]
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--seeds", "0"], "`--seeds` (0) must be a whole number from 1"),
+        (["--seeds", "2", "--seed", "44"], "`--seed` (44) must be one of the seeds: 42, 43"),
+        (["--seed", "42"], "`--seed` (42) must be one of the seeds: there are none; say --seeds N"),
+        (["seeds=[1, 2, 1]"], "`seeds` (1) must be there once"),
+    ],
+)
+def test_run_sh_seeds_that_cannot_be(args, said):
+    assert said in error("--dry-run", "--conf", TINY, *args)
+
+
+def test_run_sh_submits_an_array_of_seeds_for_each_stage_that_trains_or_decodes():
+    text = ok("--dry-run", "--conf", TINY, "--launcher", "slurm", "--seeds", 3, "slurm.feature_jobs=1")
+    jobs = {re.search("--job-name=([^ ]*)", line)[1]: line for line in text.splitlines() if line.startswith("sbatch")}
+    arrays = [name for name, line in jobs.items() if "--array=0-2" in line]
+    assert arrays == [f"s{stage}.tiny" for stage in range(3, 9)]
+    assert "--dependency=afterok:" in jobs["s3.tiny"] and "--dependency=aftercorr:" in jobs["s4.tiny"]
+    assert "--dependency=afterany:" in jobs["s9.tiny"] and "--dependency=afterok:" in jobs["s10.tiny"]
+    assert text.count('--seed "${seeds[$SLURM_ARRAY_TASK_ID]}"') == 6 and text.count("\nseeds=(42 43 44)\n") == 6
+
+
 def test_run_sh_downloads_librispeech_into_its_usual_folders():
     lines = dry("--stop-stage", 2, "corpus.kind=librispeech")
     assert "local/get_corpus.py" in lines[0] and "--corpus-dir download/LibriSpeech" in lines[0]

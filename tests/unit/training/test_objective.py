@@ -18,7 +18,7 @@ def objective(model, teacher=None, scales=None, **kd):
 
 @pytest.mark.parametrize("band", ["student", "teacher"])
 @pytest.mark.parametrize("kind", ["full", "collapsed"])
-@pytest.mark.parametrize("node_weights", ["uniform", "occupation"])
+@pytest.mark.parametrize("node_weights", ["uniform", "occupation", "best_path"])
 def test_kd_terms_are_zero_when_the_student_is_the_teacher(band, kind, node_weights):
     teacher = tiny_model(seed=1).requires_grad_(False)
     losses = objective(tiny_model(seed=1), teacher, band=band, kind=kind, node_weights=node_weights)(random_batch())

@@ -28,7 +28,7 @@ from twopass_kd.config.types import (
     folder_beside,
 )
 
-LossTerm = Literal["simple", "pruned", "ctc", "transducer_kd", "attention", "attention_kd"]
+LossTerm = Literal["simple", "pruned", "ctc", "transducer_kd", "encoder_kd", "attention", "attention_kd"]
 PassName = Literal["greedy_search", "first_pass", "two_pass"]
 Search = Literal["fast_beam_search", "fast_beam_search_LG", "fast_beam_search_hotwords"]
 ModelPart = Literal["encoder", "decoder", "joiner", "attention_decoder", "simple_heads", "ctc_head"]
@@ -212,7 +212,7 @@ class KdConfig:
     """Settings of the distillation losses, shared by all phases."""
 
     kind: Literal["full", "collapsed"] = setting("full", "over all tokens, or over blank, the next symbol and the rest")
-    node_weights: Literal["uniform", "occupation"] = setting("uniform", "of the lattice's nodes")
+    node_weights: Literal["uniform", "occupation", "best_path"] = setting("uniform", "of the lattice's nodes")
     band: Literal["student", "teacher"] = setting("student", "whose simple loss chooses the pruned band")
     temperature: PositiveFloat = setting(1.0, "of the transducer's distributions")
     attention_temperature: PositiveFloat = setting(1.0, "of the attention decoder's")

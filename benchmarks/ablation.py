@@ -1,0 +1,164 @@
+"""What makes a better student: arms that differ from the config in one thing, over seeds, from one teacher a seed.
+
+    egs/librispeech/twopass_kd/run.sh --conf an4 --seeds 3 --stop-stage 4     # the teachers
+    python benchmarks/ablation.py exp/ablation --conf an4
+
+Trains student/rnnt_kd of each arm and seed and decodes it; with --whole all phases of the student. Prints a Markdown
+table of each set: WER as mean and range over seeds, the difference from the first arm as mean over seeds and for each
+of them, and the seconds of training. Arms are to be chosen on dev. What was trained stays in the folder, and is not
+trained again.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+
+from common import RECIPE, make_parser, read_config
+from lhotse import CutSet, load_manifest_lazy
+from tqdm import tqdm
+
+from twopass_kd.config.environment import describe_environment
+from twopass_kd.config.load import experiment_folder
+from twopass_kd.config.schema import Config
+from twopass_kd.data.asr_datamodule import AsrDataModule
+from twopass_kd.data.tokenizer import open_tokenizer
+from twopass_kd.files.decode_json import DecodeJson, Pass
+from twopass_kd.files.json_model import read_json
+from twopass_kd.files.layout import cuts_path, final_path
+from twopass_kd.models.checkpoint import load_model
+from twopass_kd.scoring.wer import corpus_wer, read_recogs
+from twopass_kd.search.decode_set import decode_set, first_pass_tokens, transcripts
+from twopass_kd.search.methods import own_searches
+
+PHASE = "phases.student/rnnt_kd"
+SEQUENCE = "the teacher's texts"
+ARMS: dict[str, list[str]] = {
+    "as the config": [],
+    "no distillation": [f"{PHASE}.loss_scales.transducer_kd=0"],
+    "scale 0.5": [f"{PHASE}.loss_scales.transducer_kd=0.5"],
+    "scale 2": [f"{PHASE}.loss_scales.transducer_kd=2"],
+    "scale 4": [f"{PHASE}.loss_scales.transducer_kd=4"],
+    "temperature 2": ["kd.temperature=2"],
+    "collapsed": ["kd.kind=collapsed"],
+    "occupation": ["kd.node_weights=occupation"],
+    "best path": ["kd.node_weights=best_path"],
+    "teacher's band": ["kd.band=teacher"],
+    "encoder KD too": [f"{PHASE}.loss_scales.encoder_kd=1"],
+    SEQUENCE: [],
+    "augmented from the first epoch": ["augment.after=0"],
+    "first epoch not sorted": [f"{PHASE}.sort_first_epoch=false"],
+}
+
+
+def first_pass_only(cfg: Config) -> list[str]:
+    """Settings with which stage 8 decodes student/rnnt_kd alone."""
+    return [f"phases.{name}.report_as={'student' if name == 'student/rnnt_kd' else 'null'}" for name in cfg.phases]
+
+
+def run_sh(args: argparse.Namespace, cfg: Config, arm: str, data_dir: Path, exp_dir: Path) -> None:
+    """Train and decode an arm of one seed, on one core."""
+    settings = [] if args.whole else first_pass_only(cfg)
+    settings += ["claims=[]", "export.systems=[]", "decode.searches=[]", "decode.condition_seconds=0"]
+    settings += [f"seeds=[{', '.join(map(str, args.seeds))}]", *ARMS[arm], *args.overrides]
+    command = ["bash", RECIPE / "run.sh", "--conf", args.conf.resolve(), "--data-dir", data_dir, "--exp-dir", exp_dir]
+    command += ["--seed", cfg.seed, "--baseline", "false", "--nj", 1, *settings]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for first, last in [(5, 8)] if args.whole else [(5, 5), (8, 8)]:
+        stages = [*map(str, command), "--stage", str(first), "--stop-stage", str(last)]
+        done = subprocess.run(stages, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{arm}, seed {cfg.seed}: {stages} failed:\n{done.stdout[-3000:]}")
+
+
+def with_teachers_texts(cfg: Config, data_dir: Path, teacher: Path, out: Path) -> Path:
+    """A data folder whose training cuts have the texts that the teacher's first pass finds: sequence-level distillation
+    (Kim and Rush 2016). A cut in which it finds nothing keeps its own."""
+    if (out / "done").is_file():
+        return out
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(data_dir, out, copy_function=os.symlink)
+    model, tokenizer = load_model(teacher)[0], open_tokenizer(cfg, data_dir)
+    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
+    for part in cfg.corpus.train_parts:
+        found = decode_set(model, data.decode_loader(part), part, own_searches(cfg), tokenizer)
+        rows = transcripts(found, first_pass_tokens(found, "first_pass"), tokenizer)
+        print(f"seed {cfg.seed}: the teacher's WER on {part} is {corpus_wer(rows).wer:.2f}%")
+        texts = {cut_id: " ".join(hypothesis) for cut_id, _, hypothesis in rows}
+        path = cuts_path(out, part)
+        cuts = list(load_manifest_lazy(cuts_path(data_dir, part)))
+        for cut in cuts:
+            cut.supervisions[0].text = texts.get(cut.id) or cut.supervisions[0].text
+        path.unlink()
+        CutSet.from_cuts(cuts).to_file(path)
+    (out / "done").touch()
+    return out
+
+
+def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
+    cfg = read_config(args.conf, [*args.overrides, f"seeds=[{', '.join(map(str, args.seeds))}]", f"seed={seed}"])
+    exp_dir, data_dir = (args.out / arm.replace(" ", "_").replace("'", "")).resolve(), args.data_dir.resolve()
+    teacher = experiment_folder(cfg, args.exp_dir).resolve() / "teacher"
+    link = experiment_folder(cfg, exp_dir) / "teacher"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.symlink_to(teacher)
+    if arm == SEQUENCE:
+        out = args.out.resolve() / "data" / f"seed-{seed}"
+        data_dir = with_teachers_texts(cfg, data_dir, final_path(teacher.parent, "teacher/deep"), out)
+    run_sh(args, cfg, arm, data_dir, exp_dir)
+
+
+def table(args: argparse.Namespace, cfg: Config, part: str, passes: Sequence[Pass]) -> None:
+    """Print the table of one set."""
+    heads = [f"{name.title}, mean (range) | difference: mean; each seed" for name in passes]
+    print(f"\n| {part} | {' | '.join(heads)} | training, s |\n|---|{'---:|' * (2 * len(passes) + 1)}")
+    found: dict[str, dict[Pass, list[float]]] = {}
+    for arm in args.arms:
+        folders = [
+            args.out / arm.replace(" ", "_").replace("'", "") / cfg.name / f"seed-{seed}" / "decode" / "student"
+            for seed in args.seeds
+        ]
+        found[arm] = {
+            name: [corpus_wer(read_recogs(folder / f"recogs-{part}-{name}.txt")).wer for folder in folders]
+            for name in passes
+        }
+        cells = []
+        for name, wers in found[arm].items():
+            deltas = [wer - first for wer, first in zip(wers, found[args.arms[0]][name], strict=True)]
+            cells.append(f"{fmean(wers):.2f} ({min(wers):.2f}-{max(wers):.2f})")
+            cells.append(f"{fmean(deltas):+.2f}; {' '.join(f'{delta:+.2f}' for delta in deltas)}")
+        seconds = [read_json(folder / "decode.json", DecodeJson, "decode again").train_seconds for folder in folders]
+        print(f"| {arm} | {' | '.join(cells)} | {fmean(seconds):.0f} |")
+
+
+def main() -> None:
+    parser = make_parser(__doc__, conf="an4")
+    parser.add_argument("out", type=Path, help="folder for what is trained")
+    parser.add_argument("--data-dir", type=Path, help="of the experiment (the recipe's data/<conf> if not given)")
+    parser.add_argument("--exp-dir", type=Path, default=RECIPE / "exp", help="of the experiment, with its teachers")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="whose teachers are there")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--whole", action="store_true", help="all phases of the student, not the first one alone")
+    parser.add_argument("--jobs", type=int, default=2, help="side by side, on a core each")
+    parser.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help="of all arms")
+    args = parser.parse_args()
+    cfg = read_config(args.conf, args.overrides)
+    args.data_dir = args.data_dir or RECIPE / "data" / cfg.name
+    jobs = [(arm, seed) for arm in args.arms for seed in args.seeds]
+    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(jobs), unit="training") as bar:
+        for _ in pool.map(lambda job: run_arm(args, *job), jobs):
+            bar.update()
+    print(f"{describe_environment()}; seeds {' '.join(map(str, args.seeds))}")
+    passes = [Pass.GREEDY_SEARCH, Pass.FIRST_PASS] + [Pass.TWO_PASS] * args.whole
+    for part in (*cfg.corpus.dev_parts, *cfg.corpus.test_parts):
+        table(args, cfg, part, passes)
+
+
+if __name__ == "__main__":
+    main()
