@@ -41,6 +41,28 @@ def test_run_sh_ctrl_c_saves_and_goes_on(tiny_experiment):
     assert epochs == list(range(1, 13))  # none lost, none twice
 
 
+def test_run_sh_of_several_seeds_trains_what_is_new_and_reports_on_all(tiny_experiment, tmp_path):
+    folder = tmp_path / "exp" / "tiny"
+    shutil.copytree(tiny_experiment.folder, folder / "seed-42", symlinks=True)  # as the docs say
+    args = [*tiny_experiment.args, "--exp-dir", tmp_path / "exp", "--seeds", 2]
+    said = ok(*args, "--stage", 9, "--stop-stage", 9)
+    assert "seed-43 is left out of the report (stage 8 is not done)" in said and "lowest - highest) of seeds 42" in said
+    assert json.loads((folder / "seeds.json").read_text())["unfinished"] == [43]
+
+    said = ok(*args, "--stop-stage", 9, timeout=900)
+    assert all(f"seed-42: Stage {stage}: done already" in said for stage in range(3, 10))
+    assert "seed-42/" not in said.replace(str(folder), "") and "  seed-43/teacher/rnnt: " in said
+    digests = [load_checkpoint(folder / f"seed-{n}" / "teacher/rnnt/final.pt")["weights_digest"] for n in (42, 43)]
+    assert digests[0] != digests[1]
+    results = json.loads((folder / "seeds.json").read_text())
+    assert results["seeds"] == [42, 43] and results["unfinished"] == [] and len(results["systems"]) == 5
+    assert all(claim["seeds"] == 2 and claim["verdict"] == "undecided" for claim in results["claims"])
+    assert (folder / "seed-43" / "report.html").is_file() and (folder / "seeds.html").is_file()
+
+    said = ok(*args, "--stage", 3, "--stop-stage", 9)
+    assert said.count(": done already") == 14 and "lowest - highest) of seeds 42, 43" in said
+
+
 def test_run_sh_training_leaves_checkpoints_config_and_metrics(tiny_experiment):
     experiment = tiny_experiment.folder
     for phase in PHASES:
