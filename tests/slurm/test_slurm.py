@@ -53,7 +53,7 @@ class Recipe:
         """The ids of the jobs: of stage-0, stage-1, features, stage-2, ..."""
         self.ok("--launcher", "slurm", *args)
         jobs = json.loads((self.experiment / ".stages/slurm.json").read_text())
-        names = {job["job_id"]: "features" if "%a" in job["log"] else f"stage-{job['stage']}" for job in jobs}
+        names = {job["job_id"]: "features" if "features" in job["name"] else f"stage-{job['stage']}" for job in jobs}
         return {name: job_id for job_id, name in names.items()}
 
     def wait(self, seconds=300):
@@ -215,6 +215,29 @@ def test_slurm_failing_stage_stops_the_chain_and_names_its_log(finished, root):
     log = recipe.experiment / "log" / f"slurm-stage-3-{job}.out"
     assert str(log) in table["3"] and "not finite" in log.read_text()
     assert not (recipe.experiment / "teacher/las").exists()
+
+
+def test_slurm_seeds_are_tasks_of_arrays_and_a_missing_one_is_named(finished, root):
+    recipe = Recipe(finished[0].cluster, root, root / "seeds")
+    args = ["--seeds", 2, "--stage", 3, "--stop-stage", 9, "--baseline", "false"]
+    recipe.ok("--launcher", "slurm", *args)
+    jobs = {job["stage"]: job["job_id"] for job in json.loads((recipe.experiment / ".stages/slurm.json").read_text())}
+    recipe.cluster.call("scancel", f"{jobs[6]}_1")
+    recipe.wait(600)
+    logs = recipe.logs()
+    assert "seed-43 is left out of the report (stage 8 is not done)" in logs, logs
+    results = json.loads((recipe.experiment / "seeds.json").read_text())
+    assert results["seeds"] == [42] and results["unfinished"] == [43]
+    tables = recipe.ok("--status", *args).split("seed-43:\n")
+    rows = [{line.split()[0]: line for line in table.splitlines()} for table in tables]
+    assert all("done" in rows[0][str(stage)] for stage in range(3, 10)), tables
+    assert "done" in rows[1]["5"] and "never started" in rows[1]["7"], tables
+
+    recipe.ok("--launcher", "slurm", *args)
+    recipe.wait(600)
+    assert json.loads((recipe.experiment / "seeds.json").read_text())["seeds"] == [42, 43], recipe.logs()
+    trained = (recipe.experiment / "seed-42/log/stage-6.log").read_text()
+    assert trained.count("bin.train") == 1, "trained again"
 
 
 def test_slurm_trains_over_two_nodes(finished, root):
