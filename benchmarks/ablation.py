@@ -31,7 +31,7 @@ from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.files.decode_json import DecodeJson, Pass
 from twopass_kd.files.json_model import read_json
 from twopass_kd.files.layout import cuts_path, final_path
-from twopass_kd.models.checkpoint import load_model
+from twopass_kd.models.checkpoint import load_checkpoint, load_model, weights_digest
 from twopass_kd.scoring.wer import corpus_wer, read_recogs
 from twopass_kd.search.decode_set import decode_set, first_pass_tokens, transcripts
 from twopass_kd.search.methods import own_searches
@@ -76,10 +76,11 @@ def run_sh(args: argparse.Namespace, cfg: Config, arm: str, data_dir: Path, exp_
             raise RuntimeError(f"{arm}, seed {cfg.seed}: {stages} failed:\n{done.stdout[-3000:]}")
 
 
-def with_teachers_texts(cfg: Config, data_dir: Path, teacher: Path, out: Path) -> Path:
+def with_teachers_texts(cfg: Config, data_dir: Path, teacher: Path, out: Path, overrides: Sequence[str]) -> Path:
     """A data folder whose training cuts have the texts that the teacher's first pass finds: sequence-level distillation
     (Kim and Rush 2016). A cut in which it finds nothing keeps its own."""
-    if (out / "done").is_file():
+    made_from = f"{weights_digest(load_checkpoint(teacher)['model'])} {cfg.name} {' '.join(overrides)}\n"
+    if (out / "done").is_file() and (out / "done").read_text() == made_from:
         return out
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(data_dir, out, copy_function=os.symlink)
@@ -96,7 +97,7 @@ def with_teachers_texts(cfg: Config, data_dir: Path, teacher: Path, out: Path) -
             cut.supervisions[0].text = texts.get(cut.id) or cut.supervisions[0].text
         path.unlink()
         CutSet.from_cuts(cuts).to_file(path)
-    (out / "done").touch()
+    (out / "done").write_text(made_from)
     return out
 
 
@@ -106,11 +107,11 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
     teacher = experiment_folder(cfg, args.exp_dir).resolve() / "teacher"
     link = experiment_folder(cfg, exp_dir) / "teacher"
     link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.exists():
-        link.symlink_to(teacher)
+    link.unlink(missing_ok=True)
+    link.symlink_to(teacher)
     if arm == SEQUENCE:
         out = args.out.resolve() / "data" / f"seed-{seed}"
-        data_dir = with_teachers_texts(cfg, data_dir, final_path(teacher.parent, "teacher/deep"), out)
+        data_dir = with_teachers_texts(cfg, data_dir, final_path(teacher.parent, "teacher/deep"), out, args.overrides)
     run_sh(args, cfg, arm, data_dir, exp_dir)
 
 

@@ -30,10 +30,10 @@ import sys
 from pathlib import Path
 from twopass_kd.stages.locks import LockError, Locks
 
-locks = Locks(Path(sys.argv[1]), Path(sys.argv[2]))
+locks = Locks(Path(sys.argv[2]))
 try:
     for stage in sys.argv[3:]:
-        locks.take(int(stage))
+        locks.take(Path(sys.argv[1]), int(stage))
 except LockError as e:
     sys.exit(f"error: {e}")
 """
@@ -96,7 +96,7 @@ def test_lock_folders_where_the_file_system_cannot_says_so_and_goes_on(tmp_path,
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    Locks(tmp_path / "e", tmp_path / "d").take(3)
+    Locks(tmp_path / "d").take(tmp_path / "e", 3)
     assert capsys.readouterr().out.startswith(f"{tmp_path}/e cannot be locked: see to it")
 
 

@@ -241,3 +241,18 @@ def test_searched_systems_are_those_of_stage_10_with_a_stateless_decoder():
 
 def test_ranges_may_be_given_either_way_round():
     assert load_config(MINI, ["augment.snr=[20, 0]"]).augment.snr == [0.0, 20.0]
+
+
+def test_encoder_kd_needs_joiners_of_one_size():
+    with_it = "phases.student/rnnt_kd.loss_scales.encoder_kd=1"
+    load_config(MINI, [with_it])
+    with pytest.raises(
+        ConfigError, match=r"`models.student.joiner_dim` \(96\) must be that of teacher \(128\) for enc"
+    ):
+        load_config(MINI, [with_it, "models.student.joiner_dim=96"])
+
+
+def test_an_external_teacher_must_have_something_to_teach():
+    by_another_name = [f"phases.{name}.model=student" for name in ("teacher/rnnt", "teacher/las", "teacher/deep")]
+    with pytest.raises(ConfigError, match=r"`external_teacher.path` \(t.pt\) must have something to teach"):
+        load_config(MINI, [*by_another_name, "external_teacher.path=t.pt"])

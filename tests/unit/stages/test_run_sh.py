@@ -109,8 +109,10 @@ def test_run_sh_of_several_seeds_makes_data_once_and_goes_to_the_device_once():
     trained = [line for line in lines if "bin.train" in line]
     assert len(trained) == 18 and sum(line.endswith("seed=43") for line in trained) == 9
     assert {line.split()[-1] for line in lines if "bin.export" in line or "benchmark_device" in line} == {"seed=42"}
-    assert "bin.report_seeds" in lines[-1] and " --finished 42 43 --command './run.sh " in lines[-1]
-    assert " seed=" not in lines[-1] and set(seeds) == {"42", "43"}
+    (report,) = (line for line in lines if "bin.report_seeds" in line)
+    assert " --finished 42 43 --command './run.sh " in report and " seed=" not in report
+    assert lines.index(report) < min(i for i, line in enumerate(lines) if "bin.export" in line)
+    assert set(seeds) == {"42", "43"}
 
 
 def test_run_sh_of_one_seed_among_others_makes_no_report_on_all():
@@ -126,6 +128,8 @@ def test_run_sh_of_one_seed_among_others_makes_no_report_on_all():
         (["--seeds", "2", "--seed", "44"], "`--seed` (44) must be one of the seeds: 42, 43"),
         (["--seed", "42"], "`--seed` (42) must be one of the seeds: there are none; say --seeds N"),
         (["seeds=[1, 2, 1]"], "`seeds` (1) must be there once"),
+        (["seeds=[1, 2]", "seed=2"], "`seed=2` must not be given beside several seeds; for one of them say --seed 2"),
+        (["seeds=[1, 2]", "--seeds", "3"], "`--seeds` (3) must not be given beside `seeds` (1, 2)"),
     ],
 )
 def test_run_sh_seeds_that_cannot_be(args, said):
@@ -135,11 +139,24 @@ def test_run_sh_seeds_that_cannot_be(args, said):
 def test_run_sh_submits_an_array_of_seeds_for_each_stage_that_trains_or_decodes():
     text = ok("--dry-run", "--conf", TINY, "--launcher", "slurm", "--seeds", 3, "slurm.feature_jobs=1")
     jobs = {re.search("--job-name=([^ ]*)", line)[1]: line for line in text.splitlines() if line.startswith("sbatch")}
-    arrays = [name for name, line in jobs.items() if "--array=0-2" in line]
+    arrays = [name for name, line in jobs.items() if "--array=0,1,2" in line]
     assert arrays == [f"s{stage}.tiny" for stage in range(3, 9)]
     assert "--dependency=afterok:" in jobs["s3.tiny"] and "--dependency=aftercorr:" in jobs["s4.tiny"]
     assert "--dependency=afterany:" in jobs["s9.tiny"] and "--dependency=afterok:" in jobs["s10.tiny"]
     assert text.count('--seed "${seeds[$SLURM_ARRAY_TASK_ID]}"') == 6 and text.count("\nseeds=(42 43 44)\n") == 6
+
+
+def test_run_sh_submits_one_seed_alone_and_any_seed():
+    text = ok("--dry-run", "--conf", TINY, "--launcher", "slurm", "--seed", 20240, "--stage", 3, "seeds=[20240, 7]")
+    assert "--array" not in text and " --seed 20240 " in text and "seed-20240/log" in text
+
+
+def test_run_sh_external_teacher_of_two_generations(tmp_path):
+    (tmp_path / "t.pt").touch()
+    text = ok("--dry-run", "--conf", "mini_progressive", "--teacher", tmp_path / "t.pt", "--stage", 3)
+    assert "teacher/rnnt" not in text and "--phase tiny/rnnt_kd" in text
+    exported = {line.split("--system ")[1].split()[0] for line in text.splitlines() if "bin.export" in line}
+    assert exported == {"student", "tiny"}
 
 
 def test_run_sh_downloads_librispeech_into_its_usual_folders():

@@ -6,6 +6,7 @@ import torch
 from tiny import random_batch, tiny_model
 from twopass_kd.config.schema import LOSS_TERMS, KdConfig, LossConfig
 from twopass_kd.losses.attention import make_attention_targets
+from twopass_kd.losses.encoder_kd import encoder_kd_loss
 from twopass_kd.training.objective import Objective
 from twopass_kd.training.trainer import freeze_all_but
 
@@ -25,6 +26,32 @@ def test_kd_terms_are_zero_when_the_student_is_the_teacher(band, kind, node_weig
     for term in ("transducer_kd", "attention_kd"):
         torch.testing.assert_close(losses.terms[term], torch.zeros(3), atol=1e-5, rtol=0)
     assert set(losses.terms) == set(ALL) and all((losses.terms[t] > 1).all() for t in ("simple", "pruned", "attention"))
+
+
+def test_best_path_weights_are_those_of_the_most_probable_node_of_each_frame(monkeypatch):
+    given = []
+
+    def spy(logits, *_, node_weights, **__):
+        given.append(node_weights)
+        return 0 * logits.sum(dim=(1, 2, 3))
+
+    monkeypatch.setattr("twopass_kd.training.objective.transducer_kd_loss", spy)
+    student, teacher = tiny_model(seed=1), tiny_model(seed=2).requires_grad_(False)
+    for node_weights in ("occupation", "best_path"):
+        objective(student, teacher, {"simple": 1.0, "transducer_kd": 1.0}, node_weights=node_weights)(random_batch())
+    occupation, best = given
+    assert (best.sum(dim=2) == (occupation.sum(dim=2) > 0)).all() and best.sum() == 14 + 12 + 9
+    assert (occupation[best] == occupation.amax(dim=2)[best.any(dim=2)]).all()
+
+
+def test_encoder_kd_compares_frames_as_the_joiners_project_them():
+    student, teacher = tiny_model(seed=1), tiny_model(seed=2, dim=20).requires_grad_(False)
+    batch = random_batch()
+    found = objective(student, teacher, {"encoder_kd": 1.0})(batch).terms["encoder_kd"]
+    outs = [model.encoder(batch.feature, batch.feature_lens) for model in (student, teacher)]
+    frames = [m.joiner.encoder_proj(out[0]) for m, out in zip((student, teacher), outs, strict=True)]
+    torch.testing.assert_close(found, encoder_kd_loss(*frames, outs[0][1]))
+    assert (found > 0.01).all()
 
 
 @pytest.mark.parametrize("band", ["student", "teacher"])

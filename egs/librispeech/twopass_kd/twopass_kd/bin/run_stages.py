@@ -38,7 +38,7 @@ PATHS = ("decode.arpa", "external_teacher.path", "external_teacher.recipe", "ext
 
 def integer(option: str, low: int, high: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        if not re.fullmatch("0|[1-9][0-9]{0,3}", text) or not low <= int(text) <= high:
+        if not re.fullmatch("0|[1-9][0-9]{0,17}", text) or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"`{option}` ({text}) must be a whole number from {low} to {high}")
         return int(text)
 
@@ -64,7 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", type=one_of("--baseline", "true", "false"))
     for option in ("--seeds", "--nj", "--threads", "--world-size", "--nnodes"):
         parser.add_argument(option, type=integer(option, 1, 9999))
-    parser.add_argument("--seed", type=integer("--seed", 0, 9999))
+    parser.add_argument("--seed", type=integer("--seed", 0, 10**18 - 1))
     parser.add_argument("--launcher", type=one_of("--launcher", "local", "slurm"), default="local")
     for option in ("--status", "--dry-run", "--force", "--help"):
         parser.add_argument(option, action="store_true")
@@ -150,9 +150,16 @@ def make_plans(args: argparse.Namespace) -> tuple[list[Plan], Plan | None]:
       ConfigError, RunError: what is wrong with the config or the options.
     """
     cfg = load_config(Path(args.conf), args.overrides)
+    if args.seeds and cfg.seeds:
+        raise RunError(f"`--seeds` ({args.seeds}) must not be given beside `seeds` ({', '.join(map(str, cfg.seeds))})")
     if args.seeds:
         args.overrides.append(f"seeds=[{', '.join(str(cfg.seed + i) for i in range(args.seeds))}]")
         cfg = load_config(Path(args.conf), args.overrides)
+    chosen = next((word for word in args.overrides if word.startswith("seed=")), None)
+    if cfg.seeds and chosen and not args.seeds:
+        raise RunError(
+            f"`{chosen}` must not be given beside several seeds; for one of them say --{chosen.replace('=', ' ')}"
+        )
     if args.seed is not None and args.seed not in cfg.seeds:
         known = ", ".join(map(str, cfg.seeds)) or "there are none; say --seeds N"
         raise RunError(f"`--seed` ({args.seed}) must be one of the seeds: {known}")
@@ -219,6 +226,7 @@ def run_stages(args: argparse.Namespace, commands: str) -> None:
         command = ["./run.sh", "--conf", args.conf, "--data-dir", str(plan.data_dir), "--exp-dir", args.exp_dir,
                    "--baseline", str(plan.baseline).lower()]  # fmt: skip
         command += ["--corpus-dir", str(plan.corpus_dir)] if plan.corpus_dir else []
+        command += ["--seed", str(args.seed)] if args.seed is not None else []
         submit(run, args, command)
         if args.dry_run:
             run.show_cost()

@@ -86,12 +86,20 @@ def _build(files: Sequence[Layer], overrides: Sequence[Layer]) -> Config:
 
 def _replace_teacher(cfg: Config) -> None:
     """Leave out the phases that train a teacher; those that learn from one learn from the external one."""
-    own = [name for name, phase in cfg.phases.items() if phase.model == "teacher"]
+    own = {name: phase for name, phase in cfg.phases.items() if phase.model == "teacher"}
+    if not any(phase.teacher in own for phase in cfg.phases.values()):
+        raise ConfigError(
+            f"`external_teacher.path` ({cfg.external_teacher.path}) must have something to teach: it stands for the"
+            " model that is called `teacher`, from which no phase learns"
+        )
     for name in own:
         del cfg.phases[name]
     for phase in cfg.phases.values():
         if phase.teacher in own:
             phase.teacher = EXTERNAL_TEACHER
+    if cfg.export.systems is not None:  # nothing of it is exported here
+        gone = {phase.report_as for phase in own.values()}
+        cfg.export.systems = [system for system in cfg.export.systems if system not in gone]
 
 
 def _check(cfg: Config) -> None:
@@ -190,6 +198,11 @@ def _check_weights(cfg: Config, where: str, phase: PhaseConfig) -> None:
             raise ConfigError(
                 f"`models.{names[1]}.encoder.subsampling_factor` ({factors[1]}) must be that of {names[0]}"
                 f" ({factors[0]}), from which {where} distils"
+            )
+        joined = [cfg.models[name].joiner_dim for name in names]
+        if phase.loss_scales.get("encoder_kd", 0) > 0 and joined[0] != joined[1]:
+            raise ConfigError(
+                f"`models.{names[1]}.joiner_dim` ({joined[1]}) must be that of {names[0]} ({joined[0]}) for encoder_kd"
             )
         trained = _trained_parts(cfg, phase.teacher)
         untrained = [part for part in distilled if part not in trained]

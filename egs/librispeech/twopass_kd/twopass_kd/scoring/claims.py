@@ -25,6 +25,7 @@ from twopass_kd.scoring.wer import (
 LEVEL = 0.05
 POWER = 0.8
 MIN_SEEDS = 3  # with two the test below calls up to 10% instead of 5%
+MOST_SEEDS = 100  # that anybody would train
 _CHUNK = 2**22  # signs held in memory at a time
 
 Passes = Mapping[Pass, Sequence[Transcript] | None]  # transcripts of one system and set; None: it has no such pass
@@ -85,8 +86,9 @@ class Spread:
         what cannot. Seeds come first, since anybody can have more of them."""
         if self.seeds > 1:
             left = error**2 - self.by_speaker
-            if left > 0:
-                return None, max(self.seeds + 1, math.ceil(self.seeds * (self.by_seed + self.rest) / left))
+            seeds = math.ceil(self.seeds * (self.by_seed + self.rest) / left) if left > 0 else math.inf
+            if seeds <= MOST_SEEDS:
+                return None, max(self.seeds + 1, seeds)
         left = error**2 - self.by_seed
         return (
             ((self.by_speaker + self.rest) / left, None) if left > 0 and self.by_speaker + self.rest else (None, None)
@@ -109,8 +111,11 @@ def _measure(
     if any(passes[pass_name] is None for pair in both for passes in pair):
         pass_name = found.pass_name = Pass.FIRST_PASS
     sums = []
+    first = None
     for pair in both:
         a, b = paired(*(passes[pass_name] for passes in pair))
+        first = first or a
+        paired(first, a)  # all seeds on the same utterances
         counts = [error_counts(rows) for rows in (a, b)]
         columns = np.stack([*(rows[:, :3].sum(axis=1) for rows in counts), counts[0][:, 3]])
         numbers, found.by_speaker = clusters(a, speakers)
@@ -132,6 +137,9 @@ def _measure(
             return found, Spread()
         found.p = wild_cluster_p(shares[:, 0], cfg.decode.bootstrap_samples, cfg.seed)
         return found, Spread(1, (100.0 / words.sum()) ** 2 * len(words) * float(shares.var(ddof=1)))
+    if len(words) < 2:
+        found.ci95 = (found.delta_wer, found.delta_wer)
+        return found, Spread()
     scale = 100.0 * len(words) / words[:, 0].sum()
     low, high = crossed(errors_b - errors_a).interval()
     found.ci95 = (scale * low, scale * high)

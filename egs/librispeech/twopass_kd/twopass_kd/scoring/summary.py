@@ -11,7 +11,7 @@ from twopass_kd.scoring.on_device import sentences, summary_rows
 from twopass_kd.scoring.verdicts import verdict
 
 
-def dev_set_mark(results: ResultsJson, set_name: str) -> str:
+def dev_set_mark(results: ResultsJson | SeedsJson, set_name: str) -> str:
     """What is said after the name of a test set that is a dev set as well; empty for the others."""
     both = set_name in results.corpus.test_parts and set_name in results.corpus.dev_parts
     return " (dev set: the rescoring weight was chosen on it)" if both else ""
@@ -56,7 +56,7 @@ def seeds_text(results: SeedsJson) -> str:
             fewer = "-" if teacher in (None, system) else f"{100 * (1 - params / teacher.params.total):.1f}%"
             wers = [format_over_seeds(system.wer[part][name]) for name in Pass]
             rows.append((system.name, f"{params / 1e6:.3f} M", fewer, *wers, " ".join(f"{w:.2f}" for w in last.each)))
-        lines += ["", f"{part} ({results.words[part]} words)", *_columns(rows)]
+        lines += ["", f"{part} ({results.words[part]} words){dev_set_mark(results, part)}", *_columns(rows)]
         lines += [verdict(claim) for claim in results.claims if claim.set == part]
     for what, left_out in (("seeds that are not finished", results.unfinished), ("not in all", results.not_in_all)):
         lines += ["", f"{what}: {', '.join(map(str, left_out))}"] if left_out else []

@@ -56,7 +56,7 @@ def _what_would_decide(claim: Claim) -> str:
         return ""
     if claim.p is None:
         return "; two seeds show nothing" if claim.seeds == 2 else "; fewer than five speakers show nothing"
-    if claim.seeds_needed is not None and claim.seeds_needed <= 1000:
+    if claim.seeds_needed is not None:
         return f"; {claim.seeds_needed} seeds would decide it in four of five cases, if the difference stays"
     if claim.seeds > 1 and claim.times is None and claim.seeds_needed is None:
         return "; neither more seeds nor more speakers alone would decide it, if the difference stays"
@@ -64,4 +64,5 @@ def _what_would_decide(claim: Claim) -> str:
         return "; at this difference more than 1000 times as many would be needed"
     times = max(claim.times, 1.1)
     many = f"{times:.1f}" if times < 10 else f"{times:.0f}"
-    return f"; {many} times as many would decide it in four of five cases, if the difference stays"
+    what = f" {'speakers' if claim.by_speaker else 'utterances'}" if claim.seeds > 1 else ""
+    return f"; {many} times as many{what} would decide it in four of five cases, if the difference stays"

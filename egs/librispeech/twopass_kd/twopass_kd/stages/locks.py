@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -25,26 +25,25 @@ class Locks:
     they have stopped.
     """
 
-    def __init__(self, experiments: Sequence[Path], data_dir: Path) -> None:
-        self.experiments = experiments
+    def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self._experiment_locks: list[int] = []
+        self._experiment_locks: dict[Path, int] = {}
         self._data_lock: int | None = None
 
     @property
     def descriptors(self) -> list[int]:
-        return [lock for lock in (*self._experiment_locks, self._data_lock) if lock is not None]
+        return [lock for lock in (*self._experiment_locks.values(), self._data_lock) if lock is not None]
 
-    def take(self, stage: int) -> None:
-        """Keep others out of the experiments' folders and, where `stage` writes there, the data's; later stages share
+    def take(self, experiment: Path, stage: int) -> None:
+        """Keep others out of an experiment's folder and, where `stage` writes there, the data's; later stages share
         the data with other experiments.
 
         Raises:
           LockError: another one works there, or the folder cannot be written to.
         """
-        for folder in () if self._experiment_locks else self.experiments:
-            self._experiment_locks.append(open_lock(folder, "--exp-dir"))
-            lock(self._experiment_locks[-1], fcntl.LOCK_EX, folder, "--exp-dir")
+        if experiment not in self._experiment_locks:
+            self._experiment_locks[experiment] = open_lock(experiment, "--exp-dir")
+            lock(self._experiment_locks[experiment], fcntl.LOCK_EX, experiment, "--exp-dir")
         if stage <= 2:
             if self._data_lock is None:
                 self._data_lock = open_lock(self.data_dir, "--data-dir")

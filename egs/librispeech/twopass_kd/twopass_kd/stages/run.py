@@ -62,7 +62,7 @@ class StageRun:
         self.commands = commands
         # Where Slurm runs a job again, it goes on.
         self.force = args.force and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
-        self.locks = Locks([plan.experiment for plan in plans], plans[0].data_dir)
+        self.locks = Locks(plans[0].data_dir)
         self._data_checked = False
         self._settings_noted = False
         self._gpus_checked = False
@@ -85,14 +85,14 @@ class StageRun:
             self._run_group(self.plans, [stage for stage in group if first <= stage <= last])
         if first <= 9 <= last:
             self._run_group(self._decoded(), [9])
+        if self.over_seeds and last >= 9:
+            self._run_group([replace(self.over_seeds, finished=[plan.cfg.seed for plan in self._decoded()])], [9])
         if last == 10:
             device = self._decoded()[0]
             self._run_group([device], [10])
             self.force = False
             if not device.has_nothing_to_do(10) and (self.args.dry_run or why_again(device, 9)):
                 self._run_group([device], [9])  # its report tells of stage 10 too
-        if self.over_seeds and last >= 9:
-            self._run_group([replace(self.over_seeds, finished=[plan.cfg.seed for plan in self._decoded()])], [9])
         if self.args.dry_run:
             self.show_cost()
         elif last >= 9:
@@ -181,7 +181,7 @@ class StageRun:
         """Check a stage's inputs, lock its folders and say what it does."""
         self.check_data(stage, pending)
         self.check_inputs(plan, stage, pending)
-        self.locks.take(stage)
+        self.locks.take(plan.experiment, stage)
         phases = f" ({', '.join(plan.phases(stage))})" if plan.phases(stage) else ""
         needs = summary([path for _, path in plan.inputs(stage)])
         title = TITLES[stage] if plan.finished is None else f"report on seeds {', '.join(map(str, plan.finished))}"
@@ -300,10 +300,13 @@ class StageRun:
         if runner.signals:
             without = ", without --force," if self.force else ""
             raise Stopped(f"Stage {stage} stopped; the same command{without} goes on from here")
+        others = ""
+        if self.over_seeds and stage > 2:
+            others = "; --seed N goes on with another seed alone, and --stage 9 reports on those that are decoded"
         if len(unfinished) > 1:
             stages = dict.fromkeys(stage for _, stage in unfinished)
-            raise RunError(f"stages {' '.join(map(str, stages))} are not done, since the command above failed")
-        raise RunError(f"stage {stage} ({TITLES[stage]}) failed; its log: {log_of(plan, stage)}")
+            raise RunError(f"stages {' '.join(map(str, stages))} are not done, since the command above failed{others}")
+        raise RunError(f"stage {stage} ({TITLES[stage]}) failed; its log: {log_of(plan, stage)}{others}")
 
     def show_cost(self) -> None:
         """Print what the trainings of LibriSpeech cost, after what --dry-run has printed."""

@@ -119,6 +119,8 @@ def features_script(plan: Plan, args: argparse.Namespace) -> str:
 def chain(stage_run: StageRun, args: argparse.Namespace, command: Sequence[str], first: int) -> Iterator[BatchJob]:
     """The jobs of stages `first` to the last one that is asked for; `command` is run.sh with what every stage gets."""
     plan, seeds = stage_run.plans[0], [str(plan.cfg.seed) for plan in stage_run.plans]
+    # The same tasks in all stages, so that they follow each other.
+    tasks = [i for i, p in enumerate(stage_run.plans) if args.force or args.dry_run or not _is_over(p, first, args)]
     log_dir, previous = stage_run.folder.resolve() / "log", None
     for stage in range(first, args.stop_stage + 1):
         if plan.has_nothing_to_do(stage):
@@ -133,7 +135,7 @@ def chain(stage_run: StageRun, args: argparse.Namespace, command: Sequence[str],
         job = BatchJob(f"s{stage}.{plan.cfg.name}", stage, log_dir / f"slurm-stage-{stage}-%j.out", needs,
                        f"exec {shlex.join(run)}\n")  # fmt: skip
         if stage_run.over_seeds and stage in GPU_STAGES:
-            job.options = [*needs, f"--array=0-{len(seeds) - 1}"]
+            job.options = [*needs, f"--array={','.join(map(str, tasks))}"]
             job.log = log_dir / f"slurm-stage-{stage}-%A_%a.out"
             job.script = (
                 f'seeds=({" ".join(seeds)})\nexec {shlex.join(run)} --seed "${{seeds[$SLURM_ARRAY_TASK_ID]}}"\n'
@@ -145,6 +147,23 @@ def chain(stage_run: StageRun, args: argparse.Namespace, command: Sequence[str],
         previous = stage
 
 
+def _is_over(plan: Plan, first: int, args: argparse.Namespace) -> bool:
+    """Whether a seed has nothing left to train or decode."""
+    last = min(args.stop_stage, max(GPU_STAGES))
+    return all(is_done(plan, s) for s in range(first, last + 1) if s in GPU_STAGES and not plan.has_nothing_to_do(s))
+
+
+def _is_stage_done(run: StageRun, stage: int) -> bool:
+    """Whether a stage is done in all experiments; stage 10 in one, and stage 9 of several seeds has reported on all."""
+    plans = run.plans[:1] if stage == 10 else run.plans
+    if not all(is_done(plan, stage) for plan in plans):
+        return False
+    if stage != 9 or run.over_seeds is None:
+        return True
+    report, markers = run.folder / "seeds.json", [marker_path(plan, 9) for plan in plans]
+    return report.is_file() and report.stat().st_mtime >= max(path.stat().st_mtime for path in markers)
+
+
 def submit(run: StageRun, args: argparse.Namespace, command: Sequence[str]) -> None:
     """Submit the stages, without those that have nothing to train and the first ones if they are done; or print them.
 
@@ -154,7 +173,7 @@ def submit(run: StageRun, args: argparse.Namespace, command: Sequence[str]) -> N
     while first <= args.stop_stage:
         if plan.has_nothing_to_do(first):
             print(f"Stage {first}: {plan.why_nothing(first)}")
-        elif not args.force and not args.dry_run and all(is_done(p, first) for p in run.plans):
+        elif not args.force and not args.dry_run and _is_stage_done(run, first):
             print(f"Stage {first}: done already")
         else:
             break
@@ -167,7 +186,7 @@ def submit(run: StageRun, args: argparse.Namespace, command: Sequence[str]) -> N
             print(f"{shlex.join(job.command('PREVIOUS_JOB' if i else None))} <<'END'\n{job.whole_script()}END")
         return
     run.check_data(first)
-    for plan in run.plans:
+    for plan in run.plans if first < 9 or run.over_seeds is None else ():  # stage 9 names the seeds that are not there
         run.check_inputs(plan, first)
     show_status = shlex.join([command[0], "--status", *command[1:], *args.running, *args.overrides])
     in_queue = {row["job_id"] for row in queued([job["job_id"] for job in read_chain(run.folder)])}
@@ -237,15 +256,17 @@ def show_status(run: StageRun) -> None:
     for number, plan in enumerate(run.plans):
         if plan.seed:
             print(f"{plan.seed}:")
-        _show_status(plan, number, submitted, states)
+        _show_status(plan, number, submitted, states, range(11) if plan is run.plans[0] else range(10))
     logs = " and ".join(f"{plan.experiment}/log/stage-*.log" for plan in run.plans)
     print(f"the stages' own logs: {logs}; the same ./run.sh command goes on where it ended")
 
 
-def _show_status(plan: Plan, number: int, submitted: list[dict[str, Any]], states: list[dict[str, str]]) -> None:
+def _show_status(
+    plan: Plan, number: int, submitted: list[dict[str, Any]], states: list[dict[str, str]], stages: Sequence[int]
+) -> None:
     """The table of one experiment, the jobs of whose stages 3 to 8 may be the tasks of this number in arrays."""
     rows = [["stage", "", "job", "state", "time", ""]]
-    for stage in range(len(TITLES)):
+    for stage in stages:
         for job in [job for job in submitted if job["stage"] == stage] or [{"name": "", "job_id": "", "log": ""}]:
             task = str(number) if stage in GPU_STAGES and "%a" in job["log"] else None
             its = [row for row in states if row["job_id"] == job["job_id"] and task in (None, row["task"])]

@@ -27,10 +27,12 @@ def check_sizes(cfg: Config, vocab_size: int) -> None:
                 f"`models.{name}` ({sizes[name]:,} deployed parameters) must be smaller than {teacher}"
                 f" ({sizes[teacher]:,}), from which it learns; shrink it"
             )
+    # An external teacher's size is known, and compared, when it is opened.
+    elsewhere = {phase.model for phase in cfg.phases.values() if phase.teacher == EXTERNAL_TEACHER}
     first = {name: name for name in sizes}
     for name in sorted(sizes, key=sizes.get, reverse=True):  # teachers before those that they teach
         first[name] = max((first[teacher] for model, teacher in taught if model == name), key=sizes.get, default=name)
-        if first[name] != name:
+        if first[name] != name and first[name] not in elsewhere:
             _check_reduction(cfg, name, sizes[first[name]], sizes[name])
 
 
