@@ -12,8 +12,9 @@ import pytest
 from fake_experiment import write_fake_experiment
 from twopass_kd.config.load import load_config
 from twopass_kd.report.collect import collect
-from twopass_kd.report.render import write_reports
+from twopass_kd.report.render import write_reports, write_seeds_reports
 from twopass_kd.scoring.results import build_results, write_results
+from twopass_kd.scoring.seeds import build_seeds
 
 CONF = Path(__file__).parents[2] / "egs/librispeech/twopass_kd/conf/mini.yaml"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
@@ -53,6 +54,17 @@ def page(tmp_path_factory) -> Path:
     return experiment / "report.html"
 
 
+@pytest.fixture(scope="module")
+def page_of_seeds(tmp_path_factory) -> Path:
+    folder, seeds = tmp_path_factory.mktemp("exp"), "seeds=[1, 2, 3]"
+    for seed in (1, 2, 3):
+        cfg = load_config(CONF, [seeds, f"seed={seed}"])
+        write_fake_experiment(folder, cfg, num_utts=30, listened=["teacher", "student"])
+    results = build_seeds(load_config(CONF, [seeds]), folder, [1, 2, 3], progress=False)
+    write_seeds_reports(results, folder, "./run.sh --seeds 3")
+    return folder / "seeds.html"
+
+
 def browse(page: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess:
     """The page's DOM after loading on stdout; its console on stderr."""
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", *flags]
@@ -79,6 +91,18 @@ def test_report_in_a_browser_is_silent_and_asks_for_nothing(page: Path, tmp_path
     assert re.findall(r'<section id="([a-z]+)"', done.stdout) == SECTIONS
 
 
+def test_report_of_seeds_in_a_browser(page_of_seeds: Path, tmp_path: Path):
+    log = tmp_path / "net.json"
+    assert console(browse(page_of_seeds, tmp_path, f"--log-net-log={log}")) == [] == requested_by_pages(log)
+    for width in (1280, 390):
+        found = lay_out(page_of_seeds, tmp_path, width)
+        assert found["scroll"] == found["client"] <= width, "the page must not scroll sideways"
+        assert [s["id"] for s in found["sections"]] == ["wer", "claims", "size", "conditions", "environment"]
+        assert all(0 <= section["left"] and section["right"] <= width for section in found["sections"])
+        assert len(found["figures"]) == 2 and all(180 < w < width and h > 90 for w, h in found["figures"])
+        assert found["smallest"] > 8
+
+
 def test_browser_check_notices_a_request_and_an_error(page: Path, tmp_path: Path):
     """The test above can fail: a page that does what the report must not do is noticed."""
     bad = tmp_path / "bad.html"
@@ -90,12 +114,17 @@ def test_browser_check_notices_a_request_and_an_error(page: Path, tmp_path: Path
     assert "http://localhost:9/x.png" in requested_by_pages(log)
 
 
+def lay_out(page: Path, folder: Path, width: int) -> dict:
+    """What `PROBE` finds of a page in a window of this width."""
+    probe = folder / "probe.html"
+    probe.write_text(PROBE % (width, escape(page.read_text(encoding="utf-8"))), encoding="utf-8")
+    dom = browse(probe, folder, "--virtual-time-budget=5000", f"--window-size={max(width, 600)},1000").stdout
+    return json.loads(unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, flags=re.S).group(1)))
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_report_is_laid_out(page: Path, tmp_path: Path, width: int):
-    probe = tmp_path / "probe.html"
-    probe.write_text(PROBE % (width, escape(page.read_text(encoding="utf-8"))), encoding="utf-8")
-    dom = browse(probe, tmp_path, "--virtual-time-budget=5000", f"--window-size={max(width, 600)},1000").stdout
-    found: dict = json.loads(unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, flags=re.S).group(1)))
+    found = lay_out(page, tmp_path, width)
     assert found["scroll"] == found["client"] <= width, "the page must not scroll sideways"
     assert [s["id"] for s in found["sections"]] == SECTIONS
     for above, below in zip(found["sections"], found["sections"][1:], strict=False):

@@ -237,7 +237,7 @@ def test_slurm_seeds_are_tasks_of_arrays_and_a_missing_one_is_named(finished, ro
     recipe.wait(600)
     assert json.loads((recipe.experiment / "seeds.json").read_text())["seeds"] == [42, 43], recipe.logs()
     trained = (recipe.experiment / "seed-42/log/stage-6.log").read_text()
-    assert trained.count("bin.train") == 1, "trained again"
+    assert trained.count("seed-42/student/las_kd: python3") == 1, "trained again"
 
 
 def test_slurm_trains_over_two_nodes(finished, root):

@@ -118,7 +118,7 @@ def wer_of_seeds(results: SeedsJson, set_name: str) -> Markup:
         colour, marker = system_style(system.name)
         ax.plot([i - 0.25, i + 0.25], [wer.mean] * 2, color=colour, linewidth=2.0)
         ax.plot([i] * len(wer.each), wer.each, marker, color=colour, markersize=4.5)
-    ax.set_xticks(range(len(last)), [system.name for system in results.systems])
+    ax.set_xticks(range(len(last)), [system.name.replace("_", "\n") for system in results.systems])
     ax.grid(visible=False, axis="x")
     ax.set_ylim(bottom=0)
     return to_svg(ax.figure, f"{set_name}: WER of each seed and system")
