@@ -17,7 +17,7 @@ AUDIOS = [noise(0.1 + 0.43 * i, seed=i) for i in range(12)]
 @pytest.fixture(scope="module", params=[4, 6], ids=["factor 4", "factor 6"])
 def folder(request, tmp_path_factory):
     """An export of an untrained model that talks."""
-    overrides = [f"{which}.encoder.subsampling_factor={request.param}" for which in ("teacher", "student")]
+    overrides = [f"models.{which}.encoder.subsampling_factor={request.param}" for which in ("teacher", "student")]
     cfg, data_dir, exp_dir = exportable_experiment(tmp_path_factory.mktemp("sherpa"), [*overrides, "decode.beam=4"])
     return export(cfg, SYSTEM, data_dir, exp_dir)
 

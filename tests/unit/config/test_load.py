@@ -253,6 +253,8 @@ def test_encoder_kd_needs_joiners_of_one_size():
 
 
 def test_an_external_teacher_must_have_something_to_teach():
+    saved = config_to_dict(load_config(MINI, ["external_teacher.path=t.pt"]))
+    assert config_to_dict(config_from_dict(saved)) == saved
     by_another_name = [f"phases.{name}.model=student" for name in ("teacher/rnnt", "teacher/las", "teacher/deep")]
     with pytest.raises(ConfigError, match=r"`external_teacher.path` \(t.pt\) must have something to teach"):
         load_config(MINI, [*by_another_name, "external_teacher.path=t.pt"])

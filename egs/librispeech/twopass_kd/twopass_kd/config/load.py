@@ -87,7 +87,7 @@ def _build(files: Sequence[Layer], overrides: Sequence[Layer]) -> Config:
 def _replace_teacher(cfg: Config) -> None:
     """Leave out the phases that train a teacher; those that learn from one learn from the external one."""
     own = {name: phase for name, phase in cfg.phases.items() if phase.model == "teacher"}
-    if not any(phase.teacher in own for phase in cfg.phases.values()):
+    if not any(phase.teacher in (*own, EXTERNAL_TEACHER) for phase in cfg.phases.values()):  # a saved config has it
         raise ConfigError(
             f"`external_teacher.path` ({cfg.external_teacher.path}) must have something to teach: it stands for the"
             " model that is called `teacher`, from which no phase learns"
