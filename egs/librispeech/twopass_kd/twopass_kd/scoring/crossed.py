@@ -23,12 +23,12 @@ class Crossed:
     @property
     def _error(self) -> tuple[float, float]:
         rows, columns = self.shape
-        both = self.a + self.b - self.e
-        if both <= max(self.a, self.b):  # an effect that is estimated below zero is none
-            square, freedom = max((self.a, rows - 1), (self.b, columns - 1))
-        else:
-            parts = self.a**2 / (rows - 1) + self.b**2 / (columns - 1) + self.e**2 / ((rows - 1) * (columns - 1))
-            square, freedom = both, both**2 / parts
+        rest = (rows - 1) * (columns - 1)
+        if self.a > self.e < self.b:
+            square = self.a + self.b - self.e
+            freedom = square**2 / (self.a**2 / (rows - 1) + self.b**2 / (columns - 1) + self.e**2 / rest)
+        else:  # an effect that is estimated below zero is none
+            square, freedom = max((self.e, rest), (self.a, rows - 1), (self.b, columns - 1))
         return math.sqrt(square / (rows * columns)), max(freedom, min(self.shape) - 1)
 
     def p(self) -> float:
