@@ -1,9 +1,9 @@
 """Stage 9 of several seeds: score them together, write `seeds.json` and its report."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from twopass_kd.config.cli import errors_on_one_line, scoring_parser
 from twopass_kd.config.load import load_config
 from twopass_kd.files.json_model import write_json
 from twopass_kd.report.render import write_seeds_reports
@@ -12,13 +12,11 @@ from twopass_kd.scoring.summary import seeds_text
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m twopass_kd.bin.report_seeds",
-        description="Mean and range of the WERs over seeds, verdicts on claims over all of them. Reads "
+    parser = scoring_parser(
+        "report_seeds",
+        "Mean and range of the WERs over seeds, verdicts on claims over all of them. Reads "
         "<exp-dir>/<conf name>/seed-<n>/decode/, writes seeds.json, seeds.html and seeds.md in <exp-dir>/<conf name>/.",
     )
-    parser.add_argument("--conf", type=Path, required=True, help="YAML file of the experiment")
-    parser.add_argument("--exp-dir", type=Path, default=Path("exp"), help="where experiments are kept (default: exp)")
     parser.add_argument(
         "--finished", type=int, nargs="+", metavar="SEED", help="of `seeds` those decoded (default: all)"
     )
@@ -26,13 +24,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--results-md", type=Path, metavar="FILE", help="also put it into the recipe's RESULTS.md there"
     )
     parser.add_argument("--command", default="./run.sh", help="the command that made the runs, to be shown")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as given to the other stages")
     return parser
 
 
 def main() -> None:
     args = get_parser().parse_args()
-    try:
+    with errors_on_one_line("report_seeds"):
         cfg = load_config(args.conf, args.overrides)
         if not cfg.seeds:
             raise ValueError("`seeds` ([]) must list the seeds, e.g. seeds=[42, 43, 44]")
@@ -40,10 +37,6 @@ def main() -> None:
         results = build_seeds(cfg, args.exp_dir, args.finished or cfg.seeds)
         write_json(folder / "seeds.json", results, ensure_ascii=False)
         paths = write_seeds_reports(results, folder, args.command, args.results_md)
-    except ValueError as e:
-        sys.exit(f"report_seeds: error: {e}")
-    except OSError as e:
-        sys.exit(f"report_seeds: error: {e}; check that path or free disk space, run the same command again")
     print(seeds_text(results))
     for path in paths:
         print(f"wrote {path}")

@@ -22,15 +22,8 @@ from twopass_kd.stages.plan import Plan
 from twopass_kd.stages.run import RunError, StageRun, Stopped
 from twopass_kd.stages.slurm import show_status, submit
 
-GIVEN = (
-    "conf",
-    "corpus_dir",
-    "data_dir",
-    "exp_dir",
-    "baseline",
-    "seeds",
-    "seed",
-)  # which experiment this is; the report shows them
+# Which experiment this is; the report shows them.
+GIVEN = ("conf", "corpus_dir", "data_dir", "exp_dir", "baseline", "seeds", "seed")
 RUNNING = ("nj", "threads", "world_size", "nnodes")  # how it runs
 OTHER_RANKS = re.compile(r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 PATHS = ("decode.arpa", "external_teacher.path", "external_teacher.recipe", "external_teacher.tokens")

@@ -3,7 +3,9 @@
 import argparse
 import logging
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,6 +19,26 @@ def experiment_parser(description: str, example: str) -> argparse.ArgumentParser
     parser.add_argument("--exp-dir", type=Path, default=Path("exp"), help="has <conf>/<system>/<phase>/ (default: exp)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"e.g. {example}")
     return parser
+
+
+def scoring_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser of a program of stage 9, with --conf, --exp-dir and overrides, to which options are added."""
+    parser = argparse.ArgumentParser(prog=f"python -m twopass_kd.bin.{name}", description=description)
+    parser.add_argument("--conf", type=Path, required=True, help="YAML file of the experiment")
+    parser.add_argument("--exp-dir", type=Path, default=Path("exp"), help="where experiments are kept (default: exp)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as given to the other stages")
+    return parser
+
+
+@contextmanager
+def errors_on_one_line(name: str) -> Iterator[None]:
+    """End the program with what the user must put right (ValueError, OSError)."""
+    try:
+        yield
+    except ValueError as e:
+        sys.exit(f"{name}: error: {e}")
+    except OSError as e:
+        sys.exit(f"{name}: error: {e}; check that path or free disk space, run the same command again")
 
 
 def exit_status(job: Callable[[], object]) -> int:
