@@ -43,6 +43,15 @@ class TinyExperiment(NamedTuple):
     output: str  # of the second
 
 
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """As they were: a training that was stopped leaves its own."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Iterator[TinyData]:
     def make(root: Path) -> None:

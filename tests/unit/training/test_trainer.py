@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -44,6 +46,14 @@ def test_stopped_anywhere_and_resumed_ends_bit_for_bit_the_same(tmp_path):
             assert torch.equal(value, resumed[name]), (stop, name)
         steps = [json.loads(line)["step"] for line in (exp_dir / "metrics.jsonl").read_text().splitlines()]
         assert steps == sorted(steps) and not list(exp_dir.glob("checkpoint-*.pt"))
+
+
+def test_a_signal_that_comes_again_after_the_state_is_saved_hides_nothing(tmp_path):
+    """Slurm signals every process, and those that wait for others pass it on."""
+    with pytest.raises(Interrupted, match="state saved at step 4"):
+        make_trainer(tmp_path).run(make_data(on_batch=stop_after(4)))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
 
 
 def test_killed_between_checkpoints_and_resumed_ends_bit_for_bit_the_same(tmp_path):

@@ -254,7 +254,7 @@ def main() -> int:
         train(cfg, args.phase, args.data_dir, args.exp_dir, ranks)
         ranks.leave()
     except (Interrupted, KeyboardInterrupt) as e:
-        logging.warning("%s; the same command goes on from there", e or "stopped")
+        logging.warning("%s; the same command goes on from there", str(e) or "stopped")
         return STOPPED
     except (ValueError, FileNotFoundError, FloatingPointError, OutOfMemory) as e:
         logging.error("%s", without_traceback(e))

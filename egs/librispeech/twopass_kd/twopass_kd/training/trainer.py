@@ -137,7 +137,7 @@ class Trainer:
         Returns:
           The path of `final.pt`: the last parameters or their running mean, without optimizer state.
         Raises:
-          Interrupted: after SIGINT or SIGTERM to any rank, once the state is saved.
+          Interrupted: after SIGINT or SIGTERM to any rank, once the state is saved; from then on both are ignored.
           FloatingPointError: if losses are not finite in too many steps one after the other; names the utterances.
           OutOfMemory: if a batch does not fit, with its utterances.
           CheckpointError: if a checkpoint cannot be written.
@@ -165,8 +165,9 @@ class Trainer:
                 self._remove_old(self.cfg.keep_last_k)
         finally:
             self.log.close()
-            for s, handler in handlers.items():
-                signal.signal(s, handler)
+            if self._stop_signal is None:  # else the process ends: a signal passed on twice must not hide what it says
+                for s, handler in handlers.items():
+                    signal.signal(s, handler)
         return self._finish()
 
     def _train_epoch(self, data: Data) -> None:
@@ -268,6 +269,7 @@ class Trainer:
         self._save(self.exp_dir / f"checkpoint-{self.progress.step}.pt")
         self.ranks.wait()  # the launcher stops all ranks as soon as one has ended: not before rank 0 has saved
         name = "a signal to another rank" if self._stop_signal is None else signal.Signals(self._stop_signal).name
+        self._stop_signal, self._stopped_at = self._stop_signal or signal.SIGTERM, math.inf  # nothing to wait for
         raise Interrupted(f"stopped by {name}; state saved at step {self.progress.step}")
 
     def _save(self, path: Path) -> None:
