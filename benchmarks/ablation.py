@@ -6,7 +6,7 @@
 Trains student/rnnt_kd of each arm and seed and decodes it; with --whole all phases of the student. Prints a Markdown
 table of each set: WER as mean and range over seeds, the difference from the first arm as mean over seeds and for each
 of them, and the seconds of training. Arms are to be chosen on dev. What was trained stays in the folder, and is not
-trained again.
+trained again; the first arm is the experiment's own student, where it has one.
 """
 
 import argparse
@@ -109,6 +109,9 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(teacher)
+    trained, own = teacher.parent / "student", link.parent / "student"
+    if not ARMS[arm] and arm != SEQUENCE and trained.is_dir() and not own.exists():  # stage 5 trains what differs
+        shutil.copytree(trained, own)
     if arm == SEQUENCE:
         out = args.out.resolve() / "data" / f"seed-{seed}"
         data_dir = with_teachers_texts(cfg, data_dir, final_path(teacher.parent, "teacher/deep"), out, args.overrides)
