@@ -1,5 +1,6 @@
 """Verdicts on claims: what is shown, what is refuted, and what takes more speakers."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_so_many_times_the_speakers_decide_it():
     (few,) = judge([claim()], rows(0.08, 1, 60), rows(0.13, 2, 60))
     assert few.verdict == "undecided"
     many = [
-        [(f"{n}-{cut_id}", ref, hyp) for n in range(round(few.times)) for cut_id, ref, hyp in rows(rate, seed, 60)]
+        [(f"{n}-{cut_id}", ref, hyp) for n in range(math.ceil(few.times)) for cut_id, ref, hyp in rows(rate, seed, 60)]
         for rate, seed in ((0.08, 1), (0.13, 2))
     ]
     (found,) = judge([claim()], *many)
@@ -148,9 +149,9 @@ def test_more_claims_take_more_speakers():
     assert "; 277 times as many would decide it" in verdict(together)
 
 
-def judge_seeds(asked, pairs, speakers=None):
+def judge_seeds(asked, pairs, *settings, speakers=None):
     """Of each seed the transcripts of student and teacher."""
-    cfg = replace(small_config("decode.bootstrap_samples=2000", "claims=[]"), claims=[asked])
+    cfg = replace(small_config("decode.bootstrap_samples=2000", "claims=[]", *settings), claims=[asked])
     seeds = [
         {name: {PART: dict.fromkeys(Pass, of)} for name, of in zip(("student", "teacher"), pair, strict=True)}
         for pair in pairs
@@ -177,10 +178,13 @@ def test_verdicts_over_seeds(asked, student, expected):
     assert verdict(found).endswith(alone) == (expected == "undecided")
 
 
-def test_two_seeds_show_nothing_and_one_is_as_before():
+def test_two_seeds_show_nothing_and_one_of_several_does_not_either():
     pairs = [(rows(0.0, n), rows(0.3, 10 + n)) for n in range(2)]
+    nothing = "; fewer than three seeds show nothing"
     found = judge_seeds(claim(), pairs)
-    assert found.verdict == "undecided" and found.p is None and verdict(found).endswith("; two seeds show nothing")
+    assert found.verdict == "undecided" and found.p is None and verdict(found).endswith(nothing)
+    one = judge_seeds(claim(), pairs[:1], "seeds=[1, 2, 3]")
+    assert one.verdict == "undecided" and one.p is None and one.seeds == 1 and verdict(one).endswith(nothing)
     (alone,) = judge([claim()], *pairs[0])
     assert judge_seeds(claim(), pairs[:1]) == alone and alone.seeds == 1
 
@@ -196,7 +200,7 @@ def test_where_speakers_differ_and_seeds_do_not_more_seeds_do_not_help():
     student = rows(0.0, 1)
     speakers = {cut_id: f"speaker-{n // 20}" for n, (cut_id, _, _) in enumerate(student)}
     teacher = [(i, ref, ["X"] * len(ref) if n < 20 else ref) for n, (i, ref, _) in enumerate(student)]
-    found = judge_seeds(claim(), [(student, teacher)] * 3, speakers)
+    found = judge_seeds(claim(), [(student, teacher)] * 3, speakers=speakers)
     assert found.verdict == "undecided" and found.seeds_needed is None and found.times > 1
     assert 0.2 < found.p < 0.5  # one speaker of ten differs: t is 1
 

@@ -29,12 +29,19 @@ def test_interval_is_around_the_mean_and_holds_zero_as_p_says():
         assert low < found.mean < high and (low > 0 or high < 0) == (found.p() < 0.05)
 
 
-def test_what_the_error_is_made_of():
-    speakers, seeds = np.arange(10.0)[:, None], np.zeros((1, 4))
-    by_speaker, by_seed, rest = crossed(speakers + seeds).variances()
-    assert by_speaker == pytest.approx(speakers.var(ddof=1) / 10) and by_seed == pytest.approx(0) == rest
-    by_speaker, by_seed, rest = crossed(0 * speakers + np.arange(4.0)).variances()
-    assert by_seed == pytest.approx(np.arange(4.0).var(ddof=1) / 4) and by_speaker == pytest.approx(0) == rest
+@pytest.mark.parametrize("by_speaker, by_seed", [(0.0, 0.0), (0.3, 0.0), (0.0, 0.3), (0.3, 0.3)])
+def test_so_many_seeds_have_the_power_that_is_said(by_speaker, by_seed):
+    """Variances are known here: of many speakers and seeds."""
+    rng = np.random.default_rng(0)
+
+    def draw(speakers, seeds):
+        parts = (speakers, 1, by_speaker), (1, seeds, by_seed), (speakers, seeds, 1.0)
+        return 0.5 + sum(size * rng.normal(size=(n, m)) for n, m, size in parts)
+
+    planned = crossed(draw(1000, 300))
+    needed = next(n for n in range(2, 100) if planned.expected(10, n).power(0.025) >= 0.8)
+    called = [crossed(draw(10, needed)).p() < 0.025 for _ in range(2000)]
+    assert np.mean(called) == pytest.approx(planned.expected(10, needed).power(0.025), abs=0.04)
 
 
 def test_values_without_any_spread():

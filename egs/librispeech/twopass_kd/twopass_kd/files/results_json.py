@@ -127,7 +127,7 @@ class Claim(JsonModel):
     margin: Number | None = None
     """The margin in points: for a relative one, of the other's WER; 0 for `superior`."""
     p: Number | None = None
-    """Two-sided, of the difference from the margin; null with fewer than five speakers, or with two seeds."""
+    """Two-sided, of the difference from the margin; null where there is too little to show anything."""
     p_holm: Number | None = None
     """The same, corrected for the number of claims of the config on all sets (Holm)."""
     clusters: int | None = None
@@ -142,6 +142,8 @@ class Claim(JsonModel):
     """The difference of each of them."""
     seeds_needed: int | None = None
     """How many seeds would decide it, if the difference stays; null where decided, or where they would not."""
+    too_few: Literal["speakers", "seeds"] | None = None
+    """What there is too little of to show anything: five speakers, or of several seeds three."""
 
 
 class StageTime(JsonModel):

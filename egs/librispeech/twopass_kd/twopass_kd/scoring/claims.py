@@ -1,16 +1,14 @@
 """Verdicts on the claims of a config: is a student as good as its teacher, within the margin that was declared?"""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+import bisect
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from twopass_kd.config.schema import ClaimConfig, Config
 from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.results_json import Claim
-from twopass_kd.scoring.crossed import crossed
+from twopass_kd.scoring.crossed import Crossed, crossed
 from twopass_kd.scoring.wer import (
     MIN_SPEAKERS,
     Transcript,
@@ -26,6 +24,7 @@ LEVEL = 0.05
 POWER = 0.8
 MIN_SEEDS = 3  # with two the test below calls up to 10% instead of 5%
 MOST_SEEDS = 100  # that anybody would train
+MOST_TIMES = 1000  # as many speakers
 _CHUNK = 2**22  # signs held in memory at a time
 
 Passes = Mapping[Pass, Sequence[Transcript] | None]  # transcripts of one system and set; None: it has no such pass
@@ -38,67 +37,61 @@ def judge_claims(cfg: Config, seeds: Sequence[Systems], speakers: Speakers) -> l
 
     A claim is of a distance from zero: of the difference of two WERs, less the margin. With one seed its p-value is
     that of a wild cluster bootstrap over speakers, which stays honest with few of them; with several it is `crossed`'s.
-    Both are corrected by Holm's method for the number of claims.
+    Of a config with several seeds fewer than three show nothing. Both are corrected by Holm's method for the number of
+    claims.
 
     Args:
       seeds: of each seed the transcripts of the systems that were decoded.
     Raises:
       ValueError: two systems were decoded on different utterances.
     """
-    judged, spreads = [], {}
+    judged, effects = [], {}
     for claim in cfg.claims:
         for set_name in claim.sets or cfg.corpus.test_parts:
-            found, spread = _measure(cfg, claim, set_name, seeds, speakers.get(set_name, {}))
+            found, of_distance = _measure(cfg, claim, set_name, seeds, speakers.get(set_name, {}))
             judged.append(found)
-            spreads[id(found)] = spread
+            effects[id(found)] = of_distance
     measured = sorted((claim for claim in judged if claim.p is not None), key=lambda claim: claim.p)
     corrected = 0.0
     for rank, claim in enumerate(measured):
         left = len(measured) - rank
-        distance, spread = claim.delta_wer - claim.margin, spreads[id(claim)]
+        distance = claim.delta_wer - claim.margin
         corrected = claim.p_holm = max(corrected, min(1.0, left * claim.p))
         if claim.p_holm < LEVEL:
             claim.verdict = "shown" if distance < 0 else "refuted"
-        elif distance:
-            normal = NormalDist()
-            needed = normal.inv_cdf(1 - LEVEL / (2 * left)) + normal.inv_cdf(POWER)
-            claim.times, claim.seeds_needed = spread.what_decides(abs(distance) / needed)
+        else:
+            claim.times, claim.seeds_needed = what_decides(effects[id(claim)], LEVEL / left)
     return judged
 
 
-@dataclass
-class Spread:
-    """What the standard error of a distance is made of, in points of WER: variances of its mean over so many seeds.
+def what_decides(effects: Crossed, level: float) -> tuple[float | None, int | None]:
+    """How many times the speakers, or how many seeds instead, give a test at `level` a power of `POWER`, if mean and
+    variances stay; None for what cannot. Seeds come first, since anybody can have more of them."""
+    speakers, seeds = effects.shape
 
-    Attributes:
-      by_speaker: how speakers differ, whatever the seed.
-      by_seed: how seeds differ, whatever the speaker.
-      rest: how they differ otherwise; of one seed it is in `by_speaker`.
-    """
+    def is_enough(speakers: int, seeds: int) -> bool:
+        if seeds == 1 and 2.0 ** (1 - speakers) >= level:  # see wild_cluster_p
+            return False
+        return effects.expected(speakers, seeds).power(level) >= POWER
 
-    seeds: int = 1
-    by_speaker: float = 0.0
-    by_seed: float = 0.0
-    rest: float = 0.0
+    if seeds > 1:
+        needed = _smallest(range(seeds + 1, MOST_SEEDS + 1), lambda number: is_enough(speakers, number))
+        if needed is not None:
+            return None, needed
+    needed = _smallest(range(speakers + 1, MOST_TIMES * speakers + 1), lambda number: is_enough(number, seeds))
+    return None if needed is None else needed / speakers, None
 
-    def what_decides(self, error: float) -> tuple[float | None, int | None]:
-        """How many times the speakers, or how many seeds instead, bring the standard error down to `error`; None for
-        what cannot. Seeds come first, since anybody can have more of them."""
-        if self.seeds > 1:
-            left = error**2 - self.by_speaker
-            seeds = math.ceil(self.seeds * (self.by_seed + self.rest) / left) if left > 0 else math.inf
-            if seeds <= MOST_SEEDS:
-                return None, max(self.seeds + 1, seeds)
-        left = error**2 - self.by_seed
-        return (
-            ((self.by_speaker + self.rest) / left, None) if left > 0 and self.by_speaker + self.rest else (None, None)
-        )
+
+def _smallest(numbers: range, is_enough: Callable[[int], bool]) -> int | None:
+    """The first of `numbers` that is enough; None where the last is not."""
+    found = bisect.bisect_left(numbers, True, key=is_enough)
+    return numbers[found] if found < len(numbers) else None
 
 
 def _measure(
     cfg: Config, claim: ClaimConfig, set_name: str, seeds: Sequence[Systems], speakers: Mapping[str, str]
-) -> tuple[Claim, Spread]:
-    """A claim on one set, undecided as yet, and the spread of its distance."""
+) -> tuple[Claim, Crossed | None]:
+    """A claim on one set, undecided as yet, and what its distance is made of."""
     pass_name = Pass(claim.pass_)
     found = Claim(
         system=claim.system, against=claim.against, kind=claim.kind, margin_relative=claim.margin_relative,
@@ -106,7 +99,7 @@ def _measure(
     )  # fmt: skip
     seeds = [systems for systems in seeds if claim.system in systems and claim.against in systems]
     if not seeds:
-        return found, Spread()
+        return found, None
     both = [[systems[name][set_name] for name in (claim.against, claim.system)] for systems in seeds]
     if any(passes[pass_name] is None for pair in both for passes in pair):
         pass_name = found.pass_name = Pass.FIRST_PASS
@@ -130,25 +123,28 @@ def _measure(
     names = {speakers.get(cut_id) for cut_id, _, _ in a}
     enough = min(len(words), len(names) if None not in names else len(words)) >= MIN_SPEAKERS
     shares = errors_b - (1 + relative) * errors_a - points / 100 * words  # of the distance; their sum is all of it
+    of_several = len(seeds) > 1 or bool(cfg.seeds)
+    if not enough:
+        found.too_few = "speakers"
+    elif of_several and len(seeds) < MIN_SEEDS:
+        found.too_few = "seeds"
     if len(seeds) == 1:
         drawn = resample(sums[0], cfg.decode.bootstrap_samples, cfg.seed)
         found.ci95 = interval(100.0 * (drawn[1] - drawn[0]) / drawn[2], found.delta_wer, len(words))
-        if not enough:
-            return found, Spread()
+        if found.too_few:
+            return found, None
         found.p = wild_cluster_p(shares[:, 0], cfg.decode.bootstrap_samples, cfg.seed)
-        return found, Spread(1, (100.0 / words.sum()) ** 2 * len(words) * float(shares.var(ddof=1)))
+        return found, Crossed(float(shares.mean()), float(shares.var(ddof=1)), 0.0, 0.0, shares.shape)
     if len(words) < 2:
         found.ci95 = (found.delta_wer, found.delta_wer)
-        return found, Spread()
+        return found, None
     scale = 100.0 * len(words) / words[:, 0].sum()
     low, high = crossed(errors_b - errors_a).interval()
     found.ci95 = (scale * low, scale * high)
-    if not enough or len(seeds) < MIN_SEEDS:
-        return found, Spread()
     effects = crossed(shares)
-    found.p = effects.p()
-    by_speaker, by_seed, rest = (scale**2 * variance for variance in effects.variances())
-    return found, Spread(len(seeds), by_speaker, by_seed, rest)
+    if not found.too_few:
+        found.p = effects.p()
+    return found, effects
 
 
 def wild_cluster_p(shares: np.ndarray, num_samples: int, seed: int) -> float:

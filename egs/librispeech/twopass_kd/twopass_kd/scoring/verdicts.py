@@ -54,13 +54,13 @@ def verdict(claim: Claim) -> str:
 def _what_would_decide(claim: Claim) -> str:
     if claim.verdict != "undecided":
         return ""
-    if claim.p is None:
-        return "; two seeds show nothing" if claim.seeds == 2 else "; fewer than five speakers show nothing"
+    if claim.too_few:
+        return f"; fewer than {'five speakers' if claim.too_few == 'speakers' else 'three seeds'} show nothing"
     if claim.seeds_needed is not None:
         return f"; {claim.seeds_needed} seeds would decide it in four of five cases, if the difference stays"
-    if claim.seeds > 1 and claim.times is None and claim.seeds_needed is None:
+    if claim.seeds > 1 and claim.times is None:
         return "; neither more seeds nor more speakers alone would decide it, if the difference stays"
-    if claim.times is None or claim.times > 1000:
+    if claim.times is None:
         return "; at this difference more than 1000 times as many would be needed"
     times = max(claim.times, 1.1)
     many = f"{times:.1f}" if times < 10 else f"{times:.0f}"
