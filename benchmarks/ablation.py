@@ -105,13 +105,17 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
     cfg = read_config(args.conf, [*args.overrides, f"seeds=[{', '.join(map(str, args.seeds))}]", f"seed={seed}"])
     exp_dir, data_dir = (args.out / arm.replace(" ", "_").replace("'", "")).resolve(), args.data_dir.resolve()
     teacher = experiment_folder(cfg, args.exp_dir).resolve() / "teacher"
-    link = experiment_folder(cfg, exp_dir) / "teacher"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(teacher)
-    trained, own = teacher.parent / "student", link.parent / "student"
-    if not ARMS[arm] and arm != SEQUENCE and trained.is_dir() and not own.exists():  # stage 5 trains what differs
-        shutil.copytree(trained, own)
+    folder = experiment_folder(cfg, exp_dir)
+    digest = weights_digest(load_checkpoint(final_path(teacher.parent, "teacher/deep"))["model"])
+    taught_by = folder / "taught_by"
+    if not taught_by.is_file() or taught_by.read_text() != digest:  # stages do not see that behind a link
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "teacher").symlink_to(teacher)
+        trained = teacher.parent / "student"
+        if not ARMS[arm] and arm != SEQUENCE and trained.is_dir():  # stage 5 trains what differs
+            shutil.copytree(trained, folder / "student")
+        taught_by.write_text(digest)
     if arm == SEQUENCE:
         out = args.out.resolve() / "data" / f"seed-{seed}"
         data_dir = with_teachers_texts(cfg, data_dir, final_path(teacher.parent, "teacher/deep"), out, args.overrides)
@@ -153,6 +157,9 @@ def main() -> None:
     parser.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help="of all arms")
     args = parser.parse_args()
     cfg = read_config(args.conf, args.overrides)
+    others = {name.partition("/")[0] for name in cfg.phases} - {"teacher", "student", "student_copy"}
+    if others:
+        sys.exit(f"error: {args.conf} trains {', '.join(sorted(others))} too; take a config that does not")
     args.data_dir = args.data_dir or RECIPE / "data" / cfg.name
     jobs = [(arm, seed) for arm in args.arms for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(jobs), unit="training") as bar:

@@ -35,8 +35,15 @@ def make_parser(description: str, conf: str | None = "mini") -> argparse.Argumen
     """A parser with `--conf`; None: without. A benchmark adds its own options."""
     parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
     if conf is not None:
-        parser.add_argument("--conf", type=Path, default=RECIPE / f"conf/{conf}.yaml", help="YAML of the experiment")
+        help_text = "experiment: a name in conf/ or a YAML file"
+        parser.add_argument("--conf", type=_conf, default=RECIPE / f"conf/{conf}.yaml", help=help_text)
     return parser
+
+
+def _conf(name: str) -> Path:
+    """As run.sh takes it."""
+    shipped = RECIPE / f"conf/{name}.yaml"
+    return shipped if shipped.is_file() else Path(name)
 
 
 def in_new_process(function: Callable[..., Found], *args: object) -> Found:

@@ -81,7 +81,23 @@ def test_build_results_claims_are_of_the_student_minus_the_other(scored):
 
 def test_build_results_compression(scored):
     expected = 1 - sum(SIZES["student"]) / sum(SIZES["teacher"])
-    assert scored[1].compression.model_dump() == pytest.approx({"params": expected, "bytes": expected})
+    assert scored[1].compression.model_dump() == {
+        "system": "student",
+        "params": pytest.approx(expected),
+        "bytes": pytest.approx(expected),
+    }
+
+
+def test_compression_is_of_the_smallest_system_that_is_exported(tmp_path: Path):
+    cfg = load_config(CONF, ["decode.bootstrap_samples=20", "export.systems=[teacher, student, student_copy]"])
+    experiment = write_fake_experiment(tmp_path, cfg)
+    for name, share in (("student_copy", 0.2), ("student_stage1", 0.1)):  # the second is not exported
+        path = experiment / f"decode/{name}/decode.json"
+        content = json.loads(path.read_text())
+        content["params"] = {part: int(share * size) for part, size in content["params"].items()}
+        path.write_text(json.dumps(content))
+    results = build_results(cfg, experiment, progress=False)
+    assert results.smallest == results.compression.system == "student_copy" and results.compression.params > 0.8
 
 
 def test_build_results_stage1_has_no_second_pass(scored):

@@ -23,7 +23,7 @@ from twopass_kd.device_benchmark.jobs import Job, decode_all, find_jobs, measure
 from twopass_kd.device_benchmark.utterances import Utterance, write_utterances
 from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.json_model import write_json
-from twopass_kd.files.ondevice_json import Agreement, DeviceRow, Int8Comparison, LongAudio, OnDeviceJson
+from twopass_kd.files.ondevice_json import Agreement, DeviceRow, Int8Comparison, LongAudio, OnDeviceJson, RuntimeName
 from twopass_kd.scoring.wer import Transcript, paired_bootstrap, write_decoding_results
 
 
@@ -82,10 +82,8 @@ def measure(cfg: Config, data_dir: Path, exp_dir: Path) -> Path:
     first_set = [u for u in utterances if u.set == sets[0]]
     measured = measure_all(jobs, path, min(cfg.export.timed_utterances, len(first_set)), out_dir)
     by_name = {job.name: job for job in jobs}
-    smallest = "student" if "student" in exports else list(exports)[-1]
-    texts, long_audio = decode_all(
-        jobs, path, cfg.corpus.test_parts, by_name[f"{smallest}-onnx-int8"], cfg.export.long_minutes, out_dir
-    )
+    smallest = min((job for job in jobs if job.runtime == RuntimeName.ONNX_INT8), key=Job.bytes)
+    texts, long_audio = decode_all(jobs, path, cfg.corpus.test_parts, smallest, cfg.export.long_minutes, out_dir)
 
     transcripts = {name: _transcripts(utterances, found["texts"]) for name, found in texts.items()}
     rows = [_row(job, measured[job.name], transcripts[job.name], out_dir / job.name) for job in jobs]

@@ -6,6 +6,7 @@ from pathlib import Path
 from twopass_kd.config.cli import errors_on_one_line, scoring_parser
 from twopass_kd.config.load import load_config
 from twopass_kd.files.json_model import write_json
+from twopass_kd.report.collect import run_command
 from twopass_kd.report.render import write_seeds_reports
 from twopass_kd.scoring.seeds import build_seeds
 from twopass_kd.scoring.summary import seeds_text
@@ -23,7 +24,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results-md", type=Path, metavar="FILE", help="also put it into the recipe's RESULTS.md there"
     )
-    parser.add_argument("--command", default="./run.sh", help="the command that made the runs, to be shown")
+    parser.add_argument(
+        "--command", help="the command that made the runs, to be shown (default: run.sh with this conf)"
+    )
     return parser
 
 
@@ -36,7 +39,8 @@ def main() -> None:
         folder = args.exp_dir / cfg.name
         results = build_seeds(cfg, args.exp_dir, args.finished or cfg.seeds)
         write_json(folder / "seeds.json", results, ensure_ascii=False)
-        paths = write_seeds_reports(results, folder, args.command, args.results_md)
+        command = args.command or run_command(args.conf, args.overrides)
+        paths = write_seeds_reports(results, folder, command, args.results_md)
     print(seeds_text(results))
     for path in paths:
         print(f"wrote {path}")

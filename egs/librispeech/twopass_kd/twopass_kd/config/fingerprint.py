@@ -16,6 +16,7 @@ NEVER = {
     "seeds": "as the name",
     "loss.backend": "all give the same values",
     "train.num_workers": "for speed",
+    "phases.*.cpu_ranks": "for speed",
     "train.save_every_n": "for resuming",
     "train.keep_last_k": "for resuming",
     "train.keep_last_epochs": "for looking back",
@@ -27,6 +28,7 @@ NOT_BEFORE = {  # the first stage that reads it
     **dict.fromkeys(("seed", "augment", "loss", "train", "models", "phases"), 3),
     **dict.fromkeys(("external_teacher", "kd", "min_reduction"), 5),
     "decode": 8,
+    "decode.bootstrap_samples": 9,
     "claims": 9,
     "export": 10,
 }
@@ -44,8 +46,9 @@ def _counted(cfg: Config, stage: int) -> dict[str, Any]:
     late = [key for key, first in NOT_BEFORE.items() if stage < first]
     for key in (*NEVER, *late, *(NOT_AFTER_STAGE_2 if stage > 2 else ())):
         section, _, name = key.rpartition(".")
-        inside = full.get(section, {}) if section else full
-        inside.pop(name, None)
+        insides = full["phases"].values() if section == "phases.*" else [full.get(section, {}) if section else full]
+        for inside in insides:
+            inside.pop(name, None)
     return full
 
 
@@ -75,8 +78,8 @@ def fingerprint(cfg: Config, stage: int) -> str:
         keep["models"] = {name: model for name, model in keep["models"].items() if name in trained}
     if stage >= 5:
         keep["external_teacher_file"] = _state(cfg.external_teacher.path)
-    if stage > 9:
-        del keep["claims"]  # which only stage 9 reads
+    if stage > 9:  # only stage 9 reads these
+        del keep["claims"], keep["decode"]["bootstrap_samples"]
     if stage >= 8:
         keep["arpa_file"] = _state(cfg.decode.arpa)
         keep["sets"] = [cfg.corpus.dev_parts, cfg.corpus.test_parts]

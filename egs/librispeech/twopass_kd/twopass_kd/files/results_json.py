@@ -93,8 +93,10 @@ class Corpus(JsonModel):
 
 
 class Compression(JsonModel):
-    """What the student does without."""
+    """What the smallest of the student and the systems that stage 10 exports does without."""
 
+    system: str = "student"
+    """Its `report_as`."""
     params: Number
     """Share of the teacher's deployed parameters, from 0 to 1."""
     bytes: Number
@@ -177,7 +179,7 @@ class ResultsJson(JsonModel):
     not_decoded: list[str]
     """Systems of the config that were not decoded."""
     compression: Compression | None
-    """Student against teacher; null without both."""
+    """The smallest system against the teacher; null without both."""
     claims: list[Claim]
     """The config's claims on each test set, with verdicts."""
     on_device: OnDeviceJson | None = None
@@ -188,3 +190,8 @@ class ResultsJson(JsonModel):
     def system(self, name: str) -> System | None:
         """The entry of a system; None where it was not decoded."""
         return next((s for s in self.systems if s.name == name), None)
+
+    @property
+    def smallest(self) -> str:
+        """The system that headlines are about."""
+        return self.compression.system if self.compression else "student"

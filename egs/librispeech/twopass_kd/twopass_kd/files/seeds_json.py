@@ -58,3 +58,7 @@ class SeedsJson(JsonModel):
     """The config's claims on each test set over all seeds, with verdicts."""
     environment: dict[str, Any]
     """Machine and software of the scoring; null where one is unknown."""
+
+    def system(self, name: str) -> SeedsSystem | None:
+        """The entry of a system; None where not every seed has it."""
+        return next((s for s in self.systems if s.name == name), None)

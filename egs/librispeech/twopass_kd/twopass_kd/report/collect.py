@@ -78,7 +78,7 @@ class Report:
 def collect(
     cfg: Config, experiment: Path, conf_path: Path, overrides: Sequence[str] = (), command: str | None = None
 ) -> Report:
-    """Gather a report from `results.json`, the phases' `metrics.jsonl` and the student's recogs.
+    """Gather a report from `results.json`, the phases' `metrics.jsonl` and the smallest system's recogs.
 
     Args:
       cfg: the experiment's config.
@@ -137,8 +137,8 @@ def read_metrics(path: Path, name: str) -> Phase:
 
 
 def _find_worst(results: ResultsJson, experiment: Path) -> Worst:
-    """Of the student, or of the last system that was decoded where there is none."""
-    system, set_name = results.system("student") or results.systems[-1], results.corpus.test_parts[0]
+    """Of the smallest system, or of the last system that was decoded where there is none."""
+    system, set_name = results.system(results.smallest) or results.systems[-1], results.corpus.test_parts[0]
     pass_name = Pass.TWO_PASS if system.wer[set_name].two_pass else Pass.FIRST_PASS
     path = experiment / "decode" / system.name / f"recogs-{set_name}-{pass_name}.txt"
     if not path.is_file():
@@ -157,11 +157,20 @@ def _align(cut_id: str, ref: Sequence[str], hyp: Sequence[str]) -> Utterance:
     return Utterance(cut_id, pairs, subs, ins, dels, len(ref))
 
 
-def _commands(conf_path: Path, overrides: Sequence[str], command: str | None) -> list[tuple[str, str]]:
+def run_command(conf_path: Path, overrides: Sequence[str] = ()) -> str:
+    """The command of run.sh that makes an experiment, or those of several seeds."""
     shipped = conf_path.resolve().parent == Path(__file__).resolve().parents[2] / "conf"
-    conf = conf_path.stem if shipped else conf_path.name  # run.sh finds the shipped ones by name
-    command = command or shlex.join(["./run.sh", "--conf", conf, *overrides])
-    run = command if command.startswith("./run.sh") else f"./run.sh --conf {conf}"
+    command = ["./run.sh", "--conf", conf_path.stem if shipped else conf_path.name]  # the shipped ones have names there
+    of_several = any(override.startswith("seeds=") for override in overrides)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        command += ["--seed", value] if of_several and key == "seed" else [override]
+    return shlex.join(command)
+
+
+def _commands(conf_path: Path, overrides: Sequence[str], command: str | None) -> list[tuple[str, str]]:
+    command = command or run_command(conf_path, overrides)
+    run = command if command.startswith("./run.sh") else run_command(conf_path)
     return [
         ("everything, from the corpus to this report", command),
         ("only decoding, scoring, the on-device benchmark and this report", f"{run} --stage 8"),

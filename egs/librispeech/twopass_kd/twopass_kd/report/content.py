@@ -21,7 +21,7 @@ from twopass_kd.scoring.listening import (
     delay_rows,
     latency_rows,
 )
-from twopass_kd.scoring.summary import dev_set_mark
+from twopass_kd.scoring.summary import dev_set_mark, fewer
 from twopass_kd.scoring.verdicts import CLAIMS_NOTE, claimed, format_p, verdict
 
 
@@ -127,9 +127,9 @@ def aligned_lines(utterance: Utterance) -> list[str]:
 
 
 def _facts(results: ResultsJson) -> list[tuple[str, str]]:
-    """(figure, what it is) of what one looks for first: compression, and the WER of teacher and student."""
+    """(figure, what it is) of what one looks for first: compression, the WER of the teacher and of the smallest."""
     facts: list[tuple[str, str]] = []
-    teacher, student = (results.system(s) for s in ("teacher", "student"))
+    teacher, student = (results.system(s) for s in ("teacher", results.smallest))
     if results.compression is not None:
         sizes = " → ".join(f"{s.params.total / 1e6:.2f} M" for s in (teacher, student))
         facts.append((f"{100 * results.compression.params:.1f}%", f"fewer deployed parameters ({sizes})"))
@@ -137,11 +137,14 @@ def _facts(results: ResultsJson) -> list[tuple[str, str]]:
         found = [s.wer[set_name].two_pass if s else None for s in (teacher, student)]
         if all(found):
             wers = f"{found[0].wer:.2f} → {found[1].wer:.2f}%"
-            facts.append((wers, f"two-pass WER, teacher → student, {set_name}"))
-    int8 = results.on_device.int8.get("student") if results.on_device else None
+            facts.append((wers, f"two-pass WER, teacher → {results.smallest}, {set_name}"))
+    int8 = results.on_device.int8.get(results.smallest) if results.on_device else None
     if int8 and int8.size_ratio:
         facts.append(
-            (f"1/{1 / int8.size_ratio:.1f}", "of the teacher’s bytes on disk: student in int8, teacher in fp32")
+            (
+                f"1/{1 / int8.size_ratio:.1f}",
+                f"of the teacher’s bytes on disk: {results.smallest} in int8, teacher in fp32",
+            )
         )
     if results.stages:
         total = sum(seconds for _, seconds in stage_rows(results))
@@ -174,13 +177,11 @@ def _bare_p(p: float) -> str:
 
 def _size_row(results: ResultsJson, system: System) -> list[str]:
     """A system's parameters by part, share of the teacher's that it does without, MB, speed, training."""
-    teacher = results.system("teacher")
-    share = None if teacher is None or teacher is system else 1 - system.params.total / teacher.params.total
     rtf = system.rtf.get(results.corpus.test_parts[0], {})
     return [
         system.name,
         *(f"{getattr(system.params, part):,}" for part in PARTS),
-        "-" if share is None else f"{100 * share:.1f}%",
+        fewer(results, system),
         f"{system.bytes.total / 1e6:.2f}",
         *("-" if rtf.get(p) is None else f"{rtf[p]:.4f}" for p in Pass),
         "-" if system.updates is None else f"{system.updates:,}",

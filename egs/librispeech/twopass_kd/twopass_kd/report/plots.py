@@ -28,8 +28,12 @@ _STYLES = {
     "student_stage1": ("#b87700", "^"),
     "student_stage2": ("#008560", "D"),
     "student": ("#c85200", "o"),
+    "student_scratch": ("#b35c8d", "X"),
+    "student_kd": ("#2e8fc4", "P"),
+    "tiny_jump": ("#8f6210", "<"),
+    "tiny": ("#7a5fb0", ">"),
 }
-_OTHER_STYLES = (("#b35c8d", "X"), ("#2e8fc4", "P"), ("#8f6210", "<"), ("#7a5fb0", ">"))
+_OTHER_STYLES = list(_STYLES.values())[5:]
 _INK, _GRID, PAPER = "#010203", "#040506", "#070809"  # placeholders, replaced by the page's own colours
 RC = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font

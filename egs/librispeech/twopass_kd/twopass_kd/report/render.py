@@ -13,7 +13,8 @@ from twopass_kd.report.collect import Report
 from twopass_kd.report.content import aligned_lines, page_content
 from twopass_kd.report.seeds_content import seeds_content
 
-_SYNTHETIC = "The corpus is synthetic"  # in the template of RESULTS.md
+_SYNTHETIC = "The corpus is synthetic"  # in the templates of RESULTS.md
+_SEEDS = "mean and range over seeds"
 
 
 def write_reports(report: Report, experiment: Path, results_md: Path | None = None) -> list[Path]:
@@ -68,10 +69,21 @@ def render_results_md(report: Report, before: str = "") -> str:
 
 
 def _with_section(before: str, new: str) -> str:
-    """RESULTS.md with a new section, the one of its title left out."""
+    """RESULTS.md with a new section, the one of its title left out.
+
+    Raises:
+      ValueError: one seed would take the place of several.
+    """
     title, own = new.split("\n## ", 1)
-    others = before.split("\n## ")[1:]
-    sections = [section.strip() for section in others if section.partition("\n")[0] != own.partition("\n")[0]]
+    name, sections = own.partition("\n")[0], []
+    for section in before.split("\n## ")[1:]:
+        if section.partition("\n")[0] != name:
+            sections.append(section.strip())
+        elif _SEEDS in section and _SEEDS not in own:
+            raise ValueError(
+                f"the section {name} of RESULTS.md is of several seeds, of which this one would take the place; report"
+                " on them (python3 -m twopass_kd.bin.report_seeds), or remove it there first"
+            )
     sections = sorted([own.strip(), *sections], key=lambda section: _SYNTHETIC in section)
     return "\n\n## ".join([title.strip(), *sections]) + "\n"
 

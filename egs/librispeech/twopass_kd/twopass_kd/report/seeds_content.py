@@ -6,7 +6,7 @@ from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.seeds_json import SeedsJson, SeedsSystem
 from twopass_kd.report.content import claim_cells, format_duration
 from twopass_kd.scoring.listening import CONDITIONS_UNIT, condition_tables
-from twopass_kd.scoring.summary import dev_set_mark, format_over_seeds
+from twopass_kd.scoring.summary import dev_set_mark, fewer, format_over_seeds
 from twopass_kd.scoring.verdicts import CLAIMS_NOTE, CLAIMS_OVER_SEEDS_NOTE, claimed, verdict
 
 
@@ -54,12 +54,10 @@ def _each_row(system: SeedsSystem, part: str) -> list[str]:
 
 
 def _size_row(results: SeedsJson, system: SeedsSystem) -> list[str]:
-    teacher = next((other for other in results.systems if other.name == "teacher"), system)
-    share = 1 - system.params.total / teacher.params.total
     return [
         system.name,
         f"{system.params.total:,}",
-        "-" if system is teacher else f"{100 * share:.1f}%",
+        fewer(results, system),
         "-" if system.updates is None else f"{system.updates:,}",
         format_duration(system.train_seconds.mean),
     ]

@@ -2,6 +2,7 @@
 
 from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.results_json import ResultsJson
+from twopass_kd.files.seeds_json import SeedsJson
 
 CONDITIONS_UNIT = (
     "two-pass WER in %; noise and pauses are mixed into the audio, pauses are of noise at -70 to -50 dBFS, babble is of"
@@ -20,7 +21,7 @@ LATENCY_UNIT = (
 )
 
 
-def condition_tables(results: ResultsJson) -> list[tuple[str, list[str], list[list[str]]]]:
+def condition_tables(results: ResultsJson | SeedsJson) -> list[tuple[str, list[str], list[list[str]]]]:
     """(test set, systems, rows of a condition and a cell for each system) where they were decoded."""
     tables = []
     for part in results.corpus.test_parts:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twopass_kd.files.decode_json import DecodeJson, Decoding, Pass
 from twopass_kd.files.json_model import read_json
-from twopass_kd.files.ondevice_json import Agreement, DeviceRow, Difference, OnDeviceJson
+from twopass_kd.files.ondevice_json import Agreement, DeviceRow, Difference, OnDeviceJson, RuntimeName
 from twopass_kd.scoring.verdicts import describe
 
 _log = logging.getLogger(__name__)
@@ -96,13 +96,19 @@ def streaming_lines(on_device: OnDeviceJson) -> list[str]:
     return lines
 
 
+def smallest_system(on_device: OnDeviceJson) -> str | None:
+    """The one with the fewest bytes in int8; None where only the teacher was measured."""
+    bytes_in_int8 = {row.system: row.bytes for row in on_device.rows if row.runtime == RuntimeName.ONNX_INT8}
+    return min(bytes_in_int8.keys() - {"teacher"}, key=lambda name: (bytes_in_int8[name], name), default=None)
+
+
 def size_line(on_device: OnDeviceJson) -> str | None:
-    """The int8 student's bytes against the teacher's in fp32; None without both."""
-    student = on_device.int8.get("student")
-    if student is None or not student.size_ratio:
+    """The smallest system's bytes in int8 against the teacher's in fp32; None without both."""
+    system = smallest_system(on_device)
+    if system not in on_device.int8 or not on_device.int8[system].size_ratio:
         return None
-    ratio = student.size_ratio
-    return f"student int8 on disk: {ratio:.3f} of the teacher's fp32 bytes, 1/{1 / ratio:.1f} (aim: at most 1/6)"
+    ratio = on_device.int8[system].size_ratio
+    return f"{system} int8 on disk: {ratio:.3f} of the teacher's fp32 bytes, 1/{1 / ratio:.1f} (aim: at most 1/6)"
 
 
 def quantization_lines(on_device: OnDeviceJson) -> list[str]:
@@ -152,14 +158,15 @@ def int8_sentences(on_device: OnDeviceJson) -> list[tuple[str, str]]:
 
 
 def sentences(on_device: OnDeviceJson) -> list[str]:
-    """Size, int8 against fp32, and agreement with sherpa-onnx, one computed sentence each: of the student, for the
-    terminal."""
+    """Size, int8 against fp32, and agreement with sherpa-onnx, one computed sentence each: of the smallest
+    system, for the terminal."""
+    smallest = smallest_system(on_device)
     lines = [line for line in (size_line(on_device),) if line is not None]
-    lines += [sentence for system, sentence in int8_sentences(on_device) if system == "student"]
+    lines += [sentence for system, sentence in int8_sentences(on_device) if system == smallest]
     for system, precision, method, counts in agreements(on_device):
-        if system == "student":
+        if system == smallest:
             lines.append(
-                f"sherpa-onnx against our search on the same padded audio, student {precision}, "
+                f"sherpa-onnx against our search on the same padded audio, {system} {precision}, "
                 f"{METHOD_TITLES.get(method, method)}: same text for {percent_same(counts)} "
                 f"({counts.same} of {counts.of})"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from twopass_kd.config.environment import describe_environment
-from twopass_kd.config.load import reported_systems
+from twopass_kd.config.load import exported_systems, reported_systems
 from twopass_kd.config.schema import Config
 from twopass_kd.files.decode_json import DecodeJson, Pass
 from twopass_kd.files.json_model import read_json, write_json
@@ -56,7 +56,7 @@ def build_results(cfg: Config, experiment: Path, progress: bool = True) -> Resul
         environment=describe_environment(),
         systems=systems,
         not_decoded=[name for name in _in_order(list(reported_systems(cfg))) if name not in decoded],
-        compression=_compression(systems),
+        compression=_compression(cfg, systems),
         claims=judge_claims(cfg, [transcripts], speakers),
         on_device=on_device,
         stages=read_stages(experiment),
@@ -184,12 +184,15 @@ def describe_corpus(cfg: Config) -> Corpus:
     )
 
 
-def _compression(systems: Sequence[System]) -> Compression | None:
-    """Share of the teacher's deployed parameters and bytes that the student does without; None without both."""
+def _compression(cfg: Config, systems: Sequence[System]) -> Compression | None:
+    """Share of the teacher's deployed parameters and bytes that the smallest system does without; None without both."""
     by_name = {s.name: s for s in systems}
-    if "teacher" not in by_name or "student" not in by_name:
+    small = [by_name[name] for name in {"student", *exported_systems(cfg)} - {"teacher"} if name in by_name]
+    if "teacher" not in by_name or not small:
         return None
-    teacher, student = by_name["teacher"], by_name["student"]
+    teacher, smallest = by_name["teacher"], min(small, key=lambda system: (system.params.total, system.name))
     return Compression(
-        params=1 - student.params.total / teacher.params.total, bytes=1 - student.bytes.total / teacher.bytes.total
+        system=smallest.name,
+        params=1 - smallest.params.total / teacher.params.total,
+        bytes=1 - smallest.bytes.total / teacher.bytes.total,
     )

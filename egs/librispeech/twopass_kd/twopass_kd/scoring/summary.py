@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from twopass_kd.files.decode_json import Pass
 from twopass_kd.files.ondevice_json import OnDeviceJson
 from twopass_kd.files.results_json import ResultsJson, System, Wer
-from twopass_kd.files.seeds_json import OverSeeds, SeedsJson
+from twopass_kd.files.seeds_json import OverSeeds, SeedsJson, SeedsSystem
 from twopass_kd.scoring.further_searches import SEARCHES_UNIT, search_rows, searches_left_out
 from twopass_kd.scoring.on_device import sentences, summary_rows
 from twopass_kd.scoring.verdicts import verdict
@@ -15,6 +15,14 @@ def dev_set_mark(results: ResultsJson | SeedsJson, set_name: str) -> str:
     """What is said after the name of a test set that is a dev set as well; empty for the others."""
     both = set_name in results.corpus.test_parts and set_name in results.corpus.dev_parts
     return " (dev set: the rescoring weight was chosen on it)" if both else ""
+
+
+def fewer(results: ResultsJson | SeedsJson, system: System | SeedsSystem) -> str:
+    """`60.1%`: the share of the teacher's deployed parameters that a system does without; `-` for the teacher."""
+    teacher = results.system("teacher")
+    if teacher is None or teacher.name == system.name:
+        return "-"
+    return f"{100 * (1 - system.params.total / teacher.params.total):.1f}%"
 
 
 def format_wer(scored: Wer | None) -> str:
@@ -29,7 +37,7 @@ def summary_text(results: ResultsJson) -> str:
     for set_name in corpus.test_parts:
         words = results.systems[0].wer[set_name].ref_words
         rows = [("system", "params", "fewer", *(name.title for name in Pass), "RTF")]
-        rows += [_summary_row(system, results.system("teacher"), set_name) for system in results.systems]
+        rows += [_summary_row(results, system, set_name) for system in results.systems]
         lines += ["", f"{set_name} ({words} words){dev_set_mark(results, set_name)}", *_columns(rows)]
         lines += [verdict(claim) for claim in results.claims if claim.set == set_name]
     rows = search_rows(results)
@@ -48,14 +56,20 @@ def seeds_text(results: SeedsJson) -> str:
     names = ", ".join(map(str, results.seeds))
     speech = " on synthetic speech" if results.corpus.synthetic else ""
     lines = [f"{results.conf}: WER in %{speech}, mean (lowest - highest) of seeds {names}"]
-    teacher = next((system for system in results.systems if system.name == "teacher"), None)
     for part in results.corpus.test_parts:
         rows = [("system", "params", "fewer", *(name.title for name in Pass), "two-pass of each")]
         for system in results.systems:
             params, last = system.params.total, system.wer[part][Pass.TWO_PASS] or system.wer[part][Pass.FIRST_PASS]
-            fewer = "-" if teacher in (None, system) else f"{100 * (1 - params / teacher.params.total):.1f}%"
             wers = [format_over_seeds(system.wer[part][name]) for name in Pass]
-            rows.append((system.name, f"{params / 1e6:.3f} M", fewer, *wers, " ".join(f"{w:.2f}" for w in last.each)))
+            rows.append(
+                (
+                    system.name,
+                    f"{params / 1e6:.3f} M",
+                    fewer(results, system),
+                    *wers,
+                    " ".join(f"{w:.2f}" for w in last.each),
+                )
+            )
         lines += ["", f"{part} ({results.words[part]} words){dev_set_mark(results, part)}", *_columns(rows)]
         lines += [verdict(claim) for claim in results.claims if claim.set == part]
     for what, left_out in (("seeds that are not finished", results.unfinished), ("not in all", results.not_in_all)):
@@ -74,14 +88,11 @@ def _on_device_lines(on_device: OnDeviceJson, set_name: str) -> list[str]:
     return [title, *_columns(summary_rows(on_device, set_name)), *sentences(on_device)]
 
 
-def _summary_row(system: System, teacher: System | None, set_name: str) -> tuple[str, ...]:
+def _summary_row(results: ResultsJson, system: System, set_name: str) -> tuple[str, ...]:
     rtf, params = system.rtf.get(set_name, {}), system.params.total
-    fewer = "-"
-    if teacher is not None and system is not teacher:
-        fewer = f"{100 * (1 - params / teacher.params.total):.1f}%"
     last = rtf.get(Pass.TWO_PASS) or rtf.get(Pass.FIRST_PASS)
     wers = (format_wer(system.wer[set_name][name]) for name in Pass)
-    return (system.name, f"{params / 1e6:.3f} M", fewer, *wers, "-" if last is None else f"{last:.4f}")
+    return (system.name, f"{params / 1e6:.3f} M", fewer(results, system), *wers, "-" if last is None else f"{last:.4f}")
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

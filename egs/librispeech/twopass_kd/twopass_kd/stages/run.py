@@ -23,6 +23,7 @@ from twopass_kd.stages.locks import Locks
 from twopass_kd.stages.markers import (
     copy_data_marker,
     first_missing,
+    is_done,
     marker_path,
     read_marker,
     why_again,
@@ -73,6 +74,11 @@ class StageRun:
         """Of the experiment, or of all seeds'."""
         return (self.over_seeds or self.plans[0]).experiment
 
+    @property
+    def device(self) -> Plan:
+        """The experiment that stage 10 takes to the device: the first one that is decoded."""
+        return next((plan for plan in self.plans if is_done(plan, 8)), self.plans[0])
+
     def run(self) -> None:
         """Raises RunError and LockError, or Stopped."""
         first, last = self.args.stage, self.args.stop_stage
@@ -88,7 +94,7 @@ class StageRun:
         if self.over_seeds and last >= 9:
             self._run_group([replace(self.over_seeds, finished=[plan.cfg.seed for plan in self._decoded()])], [9])
         if last == 10:
-            device = self._decoded()[0]
+            device = self.device
             self._run_group([device], [10])
             self.force = False
             if not device.has_nothing_to_do(10) and (self.args.dry_run or why_again(device, 9)):

@@ -120,7 +120,8 @@ def chain(stage_run: StageRun, args: argparse.Namespace, command: Sequence[str],
     """The jobs of stages `first` to the last one that is asked for; `command` is run.sh with what every stage gets."""
     plan, seeds = stage_run.plans[0], [str(plan.cfg.seed) for plan in stage_run.plans]
     # The same tasks in all stages, so that they follow each other.
-    tasks = [i for i, p in enumerate(stage_run.plans) if args.force or args.dry_run or not _is_over(p, first, args)]
+    every = args.force or args.dry_run or first <= 2  # what has new data is not over
+    tasks = [i for i, p in enumerate(stage_run.plans) if every or not _is_over(p, first, args)]
     log_dir, previous = stage_run.folder.resolve() / "log", None
     for stage in range(first, args.stop_stage + 1):
         if plan.has_nothing_to_do(stage):
@@ -155,7 +156,7 @@ def _is_over(plan: Plan, first: int, args: argparse.Namespace) -> bool:
 
 def _is_stage_done(run: StageRun, stage: int) -> bool:
     """Whether a stage is done in all experiments; stage 10 in one, and stage 9 of several seeds has reported on all."""
-    plans = run.plans[:1] if stage == 10 else run.plans
+    plans = [run.device] if stage == 10 else run.plans
     if not all(is_done(plan, stage) for plan in plans):
         return False
     if stage != 9 or run.over_seeds is None:
@@ -256,7 +257,9 @@ def show_status(run: StageRun) -> None:
     for number, plan in enumerate(run.plans):
         if plan.seed:
             print(f"{plan.seed}:")
-        _show_status(plan, number, submitted, states, range(11) if plan is run.plans[0] else range(10))
+        _show_status(plan, number, submitted, states, range(11) if plan is run.device else range(10))
+    if run.over_seeds:
+        print(f"report on all seeds: {'done' if _is_stage_done(run, 9) else 'not done'}")
     logs = " and ".join(f"{plan.experiment}/log/stage-*.log" for plan in run.plans)
     print(f"the stages' own logs: {logs}; the same ./run.sh command goes on where it ended")
 
