@@ -1,3 +1,4 @@
+import argparse
 import importlib.util
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from run_sh import RECIPE, TINY
 from twopass_kd.config.fingerprint import fingerprint
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import ConfigError
+from twopass_kd.stages import slurm
 from twopass_kd.stages.check_plan import check_plan
 from twopass_kd.stages.plan import Plan
+from twopass_kd.stages.run import StageRun
 
 MINI = RECIPE / "conf" / "mini.yaml"
 
@@ -107,3 +110,15 @@ def test_plan_inputs_are_outputs_of_the_stages_that_they_name():
 def test_plan_does_not_import_torch():
     code = "import sys, twopass_kd.bin.run_stages; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=RECIPE, check=True)
+
+
+def test_where_data_are_new_all_seeds_are_tasks_of_slurms_arrays(monkeypatch):
+    settings = ["seeds=[1, 2]", "slurm.feature_jobs=1"]
+    plans = [plan_of(TINY, *settings, f"seed={seed}") for seed in (1, 2)]
+    args = argparse.Namespace(
+        force=False, dry_run=False, stop_stage=8, world_size=1, nnodes=1, conf="tiny", overrides=settings
+    )
+    monkeypatch.setattr(slurm, "is_done", lambda plan, stage: stage > 2)
+    jobs = slurm.chain(StageRun(plans, args, [], plans[0]), args, ["./run.sh"], 0)
+    arrays = [option for job in jobs for option in job.options if option.startswith("--array")]
+    assert arrays == ["--array=0,1"] * 6
