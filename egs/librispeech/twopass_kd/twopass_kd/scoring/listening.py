@@ -6,7 +6,7 @@ from twopass_kd.files.seeds_json import SeedsJson
 
 CONDITIONS_UNIT = (
     "two-pass WER in %; noise and pauses are mixed into the audio, pauses are of noise at -70 to -50 dBFS, babble is of"
-    " other utterances of the set; `clean` is of the same utterances as they are"
+    " other utterances of the set; the first row is of the same utterances as they are"
 )
 DELAY_HEADS = ("set", "system", "pass", "words", "50%", "90%", "99%")
 DELAYS_UNIT = (
