@@ -5,8 +5,9 @@
 
 Trains student/rnnt_kd of each arm and seed and decodes it; with --whole all phases of the student. Prints a Markdown
 table of each set: WER as mean and range over seeds, the difference from the first arm as mean over seeds and for each
-of them, and the seconds of training. Arms are to be chosen on dev. What was trained stays in the folder, and is not
-trained again; the first arm is the experiment's own student, where it has one.
+of them, and the seconds of training; and one of the dev loss on the texts, which varies less. Arms are to be chosen on
+dev. What was trained stays in the folder, and is not trained again; the first arm is the experiment's own student,
+where it has one.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from twopass_kd.files.decode_json import DecodeJson, Pass
 from twopass_kd.files.json_model import read_json
 from twopass_kd.files.layout import cuts_path, final_path
 from twopass_kd.models.checkpoint import load_checkpoint, load_model, weights_digest
+from twopass_kd.report.collect import read_metrics
 from twopass_kd.scoring.wer import corpus_wer, read_recogs
 from twopass_kd.search.decode_set import decode_set, first_pass_tokens, transcripts
 from twopass_kd.search.methods import own_searches
@@ -122,25 +124,43 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
     run_sh(args, cfg, arm, data_dir, exp_dir)
 
 
+def folders_of(args: argparse.Namespace, cfg: Config, arm: str) -> list[Path]:
+    """Of the seeds' experiments."""
+    return [args.out / arm.replace(" ", "_").replace("'", "") / cfg.name / f"seed-{seed}" for seed in args.seeds]
+
+
+def cells_of(values: Sequence[float], first: Sequence[float], digits: int) -> str:
+    deltas = [value - other for value, other in zip(values, first, strict=True)]
+    each = " ".join(f"{delta:+.{digits}f}" for delta in deltas)
+    low, high = min(values), max(values)
+    return f"{fmean(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f}) | {fmean(deltas):+.{digits}f}; {each}"
+
+
+def table_of_losses(args: argparse.Namespace, cfg: Config) -> None:
+    """Print the losses on the texts of the dev sets at the end of student/rnnt_kd, with its scales."""
+    print("\n| dev loss on the texts, nats per frame | mean (range) | difference: mean; each seed |\n|---|---:|---:|")
+    scales, first = cfg.phases["student/rnnt_kd"].loss_scales, None
+    for arm in args.arms:
+        losses = []
+        for folder in folders_of(args, cfg, arm):
+            curves = {c.term: c for c in read_metrics(folder / "student/rnnt_kd/metrics.jsonl", arm).curves}
+            losses.append(sum(scales[term] * curves[term].valid[-1][1] for term in ("simple", "pruned", "ctc")))
+        first = first or losses
+        print(f"| {arm} | {cells_of(losses, first, 4)} |")
+
+
 def table(args: argparse.Namespace, cfg: Config, part: str, passes: Sequence[Pass]) -> None:
     """Print the table of one set."""
     heads = [f"{name.title}, mean (range) | difference: mean; each seed" for name in passes]
     print(f"\n| {part} | {' | '.join(heads)} | training, s |\n|---|{'---:|' * (2 * len(passes) + 1)}")
     found: dict[str, dict[Pass, list[float]]] = {}
     for arm in args.arms:
-        folders = [
-            args.out / arm.replace(" ", "_").replace("'", "") / cfg.name / f"seed-{seed}" / "decode" / "student"
-            for seed in args.seeds
-        ]
+        folders = [folder / "decode/student" for folder in folders_of(args, cfg, arm)]
         found[arm] = {
             name: [corpus_wer(read_recogs(folder / f"recogs-{part}-{name}.txt")).wer for folder in folders]
             for name in passes
         }
-        cells = []
-        for name, wers in found[arm].items():
-            deltas = [wer - first for wer, first in zip(wers, found[args.arms[0]][name], strict=True)]
-            cells.append(f"{fmean(wers):.2f} ({min(wers):.2f}-{max(wers):.2f})")
-            cells.append(f"{fmean(deltas):+.2f}; {' '.join(f'{delta:+.2f}' for delta in deltas)}")
+        cells = [cells_of(wers, found[args.arms[0]][name], 2) for name, wers in found[arm].items()]
         seconds = [read_json(folder / "decode.json", DecodeJson, "decode again").train_seconds for folder in folders]
         print(f"| {arm} | {' | '.join(cells)} | {fmean(seconds):.0f} |")
 
@@ -169,6 +189,7 @@ def main() -> None:
     passes = [Pass.GREEDY_SEARCH, Pass.FIRST_PASS] + [Pass.TWO_PASS] * args.whole
     for part in (*cfg.corpus.dev_parts, *cfg.corpus.test_parts):
         table(args, cfg, part, passes)
+    table_of_losses(args, cfg)
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ def test_ablation_compares_arms_with_the_first_one_over_seeds(tmp_path: Path, ti
         rows = [row.strip("| ").split(" | ") for row in text.split(f"| {part} |")[1].splitlines()[2:6]]
         assert [row[0] for row in rows] == arms and all(len(row) == 6 for row in rows)
         assert rows[0][2] == rows[0][4] == "+0.00; +0.00 +0.00"
+    assert "| best path | " in text.split("| dev loss on the texts, nats per frame |")[1]
 
 
 def test_resume_cost_stops_and_goes_on(tmp_path: Path, data_dir: Path):
