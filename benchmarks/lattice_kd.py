@@ -41,7 +41,7 @@ class Heads:
     def __init__(self, args: argparse.Namespace, rnnt_type: str) -> None:
         torch.manual_seed(args.seed)
         B, T, S, V, J = args.batch_size, args.num_frames, args.num_positions - 1, args.vocab_size, args.joiner_dim
-        self.prune_range, self.kind, self.rnnt_type = args.prune_range, args.kind, rnnt_type
+        self.prune_range, self.rnnt_type = args.prune_range, rnnt_type
         self.symbols = torch.randint(1, V, (B, S))
         self.boundary = make_boundary(torch.full((B,), T), torch.full((B,), S))
         self.whole = torch.arange(S + 1).expand(B, T, -1).contiguous()
@@ -82,10 +82,10 @@ class Heads:
         (loss.sum() + simple.sum() + kd(logits, teacher, ranges).sum()).backward()
 
     def _kd(self, student: Tensor, teacher: Tensor, ranges: Tensor) -> Tensor:
-        return transducer_kd_loss(student, teacher, self.symbols, ranges, self.boundary, kind=self.kind)
+        return transducer_kd_loss(student, teacher, ranges, self.boundary)
 
     def _plain_kd(self, student: Tensor, teacher: Tensor, ranges: Tensor) -> Tensor:
-        """The `full` loss in a few lines of torch."""
+        """The loss in a few lines of torch."""
         kl = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True).sum(-1)
         valid = valid_nodes(ranges, self.boundary)
         arcs = self.boundary[:, 2] + self.boundary[:, 3]
@@ -152,7 +152,6 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--vocab-size", type=int, default=500, help="heads: tokens V")
     p.add_argument("--joiner-dim", type=int, default=512, help="heads: joiner size J")
     p.add_argument("--prune-range", type=int, default=5, help="heads: positions per frame")
-    p.add_argument("--kind", choices=["full", "collapsed"], default="full", help="heads: KD loss")
     p.add_argument("--repeats", type=int, default=3, help="heads: timed rounds")
     p.add_argument("--utterances", type=int, default=16, help="training step: that ref_duration is shared out to")
     p.add_argument("--step-repeats", type=int, default=15, help="training step: timed rounds")
@@ -176,7 +175,7 @@ def main() -> None:
     memory = {name: in_new_process(memory_of, name, args, cfg.loss.rnnt_type) for name in heads.variants()}
     print(
         f"Heads: B={args.batch_size} T={args.num_frames} U={args.num_positions} V={args.vocab_size} "
-        f"J={args.joiner_dim} s_range={args.prune_range} kind={args.kind} rnnt_type={heads.rnnt_type}, float32\n"
+        f"J={args.joiner_dim} s_range={args.prune_range} rnnt_type={heads.rnnt_type}, float32\n"
     )
     print("| KD step | seconds | peak extra memory, MB |\n|---|---|---|")
     for name in seconds:

@@ -44,7 +44,7 @@ PHASE = "stage: 3, model: teacher, train: [encoder], loss_scales: {ctc: 1}, num_
         ("min_reduction=-0.1", "must not be negative"),
         ("loss.label_smoothing=2", "must be below 1"),
         ("loss.prune_range=1", "must be at least 2"),
-        ("kd.kind=partial", "must be one of full, collapsed"),
+        ("loss.rnnt_type=partial", "must be one of modified, regular"),
         ("features.num_mel_bins=6", "must be at least 7"),
         ("models.student.encoder.subsampling_factor=5", "must be one of 4, 6"),
         ("models.student.encoder.dim=0", "must be positive"),
@@ -133,13 +133,13 @@ def test_an_external_teacher_is_reported_as_teacher():
 
 
 def test_an_error_names_the_file_or_the_override_that_has_the_value(tmp_path):
-    (tmp_path / "base.yaml").write_text(f"base: {MINI}\nkd: {{kind: partial}}\nseed: -1\n")
+    (tmp_path / "base.yaml").write_text(f"base: {MINI}\nloss: {{rnnt_type: partial}}\nseed: -1\n")
     (tmp_path / "x.yaml").write_text("base: base.yaml\nseed: 3\n")
-    with pytest.raises(ConfigError, match=r"base.yaml: `kd.kind` \(partial\) must be one of"):
-        load_config(tmp_path / "x.yaml", ["kd.band=teacher"])
-    with pytest.raises(ConfigError, match=r"^override \(kd.kind=half\): `kd.kind` \(half\) must be one of"):
-        load_config(tmp_path / "x.yaml", ["kd.kind=half"])
-    assert load_config(tmp_path / "x.yaml", ["kd.kind=full"]).seed == 3
+    with pytest.raises(ConfigError, match=r"base.yaml: `loss.rnnt_type` \(partial\) must be one of"):
+        load_config(tmp_path / "x.yaml", ["kd.temperature=2"])
+    with pytest.raises(ConfigError, match=r"^override \(loss.rnnt_type=half\): `loss.rnnt_type` \(half\) must"):
+        load_config(tmp_path / "x.yaml", ["loss.rnnt_type=half"])
+    assert load_config(tmp_path / "x.yaml", ["loss.rnnt_type=regular"]).seed == 3
 
 
 def test_scales_of_an_override_replace_those_of_the_file_and_those_of_a_file_add_to_its_bases(tmp_path):

@@ -50,24 +50,17 @@ def modified_paths(num_frames: int, num_symbols: int) -> list[list[tuple[int, in
     return found
 
 
-def occupations(
+def loss_on_band(
     log_probs: Tensor, y: list[int], band: set[tuple[int, int]], rnnt_type: str = "regular", blank_id: int = 0
-) -> dict:
-    """{(t, u): probability that a path visits it} and, under "loss", minus log of their sum; paths inside the band."""
+) -> Tensor:
+    """Minus log of the sum over the paths inside the band, {(t, u)}."""
     num_frames, num_positions, _ = log_probs.shape
-    total = 0.0
-    visits: dict = {}
-    for path in (paths if rnnt_type == "regular" else modified_paths)(num_frames, num_positions - 1):
-        if any((t, u) not in band for t, u, _ in path):
-            continue
-        log_prob = sum(log_probs[t, u, y[u] if is_label else blank_id] for t, u, is_label in path)
-        prob = float(log_prob.exp())
-        total += prob
-        for t, u, _ in path:
-            visits[t, u] = visits.get((t, u), 0.0) + prob
-    result = {node: p / total for node, p in visits.items()}
-    result["loss"] = -float(torch.tensor(total, dtype=torch.float64).log())
-    return result
+    scores = [
+        sum(log_probs[t, u, y[u] if is_label else blank_id] for t, u, is_label in path)
+        for path in (paths if rnnt_type == "regular" else modified_paths)(num_frames, num_positions - 1)
+        if all((t, u) in band for t, u, _ in path)
+    ]
+    return -torch.logsumexp(torch.stack(scores), 0)
 
 
 def smoothed_log_probs(am: Tensor, lm: Tensor, lm_only_scale: float) -> Tensor:
@@ -83,31 +76,16 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0)
     return (q * (q.log() - p.log())).sum()
 
 
-def collapse(logits: Tensor, label: int | None, temperature: float, blank_id: int = 0) -> Tensor:
-    """Log-probs of label, blank, rest (blank, rest if there is no label): logits again, for `kl` at temperature 1."""
-    p = torch.exp(logits / temperature) / torch.exp(logits / temperature).sum()
-    kept = [blank_id] if label is None else [label, blank_id]
-    rest = sum(p[v] for v in range(len(p)) if v not in kept)
-    return torch.stack([p[v] for v in kept] + [rest]).log()
-
-
-def transducer_kd(
-    student: Tensor, teacher: Tensor, y: list[int], kind: str, temperature: float, weights: Tensor | None
-) -> Tensor:
-    """The KD loss of one utterance over the whole lattice; logits (T, S + 1, V), weights (T, S + 1)."""
+def transducer_kd(student: Tensor, teacher: Tensor, temperature: float, nodes: Tensor | None = None) -> Tensor:
+    """The KD loss of one utterance; logits (T, S + 1, V), `nodes` (T, S + 1) 0 or 1, None for the whole lattice."""
     num_frames, num_positions, _ = student.shape
-    total = weight_sum = student.new_zeros(())
-    for t in range(num_frames):
-        for u in range(num_positions):
-            if kind == "full":
-                node = kl(student[t, u], teacher[t, u], temperature)
-            else:
-                label = y[u] if u < num_positions - 1 else None
-                node = kl(collapse(student[t, u], label, temperature), collapse(teacher[t, u], label, temperature))
-            w = student.new_ones(()) if weights is None else weights[t, u]
-            total = total + w * node * temperature**2
-            weight_sum = weight_sum + w
-    return total / weight_sum * (num_frames + num_positions - 1)
+    values = [
+        kl(student[t, u], teacher[t, u], temperature) * temperature**2
+        for t in range(num_frames)
+        for u in range(num_positions)
+        if nodes is None or nodes[t, u]
+    ]
+    return sum(values) / len(values) * (num_frames + num_positions - 1)
 
 
 def ctc(log_probs: Tensor, y: list[int], blank_id: int = 0) -> Tensor:

@@ -211,8 +211,6 @@ class LossConfig:
 class KdConfig:
     """Settings of the distillation losses, shared by all phases."""
 
-    kind: Literal["full", "collapsed"] = setting("full", "over all tokens, or over blank, the next symbol and the rest")
-    node_weights: Literal["uniform", "occupation", "best_path"] = setting("uniform", "of the lattice's nodes")
     band: Literal["student", "teacher"] = setting("student", "whose simple loss chooses the pruned band")
     temperature: PositiveFloat = setting(1.0, "of the transducer's distributions")
     attention_temperature: PositiveFloat = setting(1.0, "of the attention decoder's")

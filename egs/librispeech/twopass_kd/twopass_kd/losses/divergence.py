@@ -24,14 +24,10 @@ def weighted_kl(
     weights: Tensor,
     lens: Tensor,
     temperature: float,
-    labels: Tensor | None = None,
-    blank_id: int = 0,
 ) -> Tensor:
     """Per utterance, the sum over nodes of weight * temperature**2 * KL(teacher || student), in nats.
 
     Both are softmaxed at `temperature` (Hinton et al. 2015, arXiv 1503.02531, whence the factor temperature**2).
-    With `labels`, a node's distribution is first collapsed to three classes (Panchapagesan et al. 2020,
-    arXiv 2011.06110): its label, blank, and all other tokens together.
 
     Args:
       student_logits: (B, N, V) logits. Computed in float32 (float64 stays float64).
@@ -39,13 +35,10 @@ def weighted_kl(
       weights: (B, N) weight of each node; nodes of weight 0 have no influence, whatever their logits. No gradient.
       lens: (B,) int64; only the first `lens[b]` nodes of utterance b are looked at.
       temperature: softmax temperature, positive.
-      labels: (B, N) int64 label of each node; `blank_id` where there is no label (two classes remain). None: all
-        V tokens are kept apart.
-      blank_id: id of the blank; only used with `labels`.
     Returns:
       (B,) float32 (or float64), differentiable once with respect to `student_logits`.
     Raises:
-      ValueError: if the logits differ in shape, the temperature is not positive, or three classes do not exist.
+      ValueError: if the logits differ in shape, or the temperature is not positive.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -54,11 +47,6 @@ def weighted_kl(
         )
     if not temperature > 0:
         raise ValueError(f"`temperature` ({temperature}) must be positive")
-    if labels is not None and student_logits.shape[-1] < 3:
-        raise ValueError(
-            f"`student_logits` (V={student_logits.shape[-1]}) must have at least 3 tokens to collapse them to "
-            "label, blank and rest; use kind=full"
-        )
     with autocast_off(student_logits):
         student = at_least_float32(student_logits)
         return _WeightedKL.apply(
@@ -67,14 +55,12 @@ def weighted_kl(
             weights.detach().to(student.dtype) * temperature**2,
             lens,
             float(temperature),
-            labels,
-            blank_id,
         )
 
 
 class _WeightedKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student, teacher, weights, lens, temperature, labels, blank_id):  # type: ignore[override]
+    def forward(ctx, student, teacher, weights, lens, temperature):  # type: ignore[override]
         B, N, V = student.shape
         need_grad = ctx.needs_input_grad[0]
         grad = torch.empty_like(student, memory_format=torch.contiguous_format) if need_grad else None
@@ -86,13 +72,9 @@ class _WeightedKL(torch.autograd.Function):
             at_once = max(1, LOGITS_AT_ONCE[student.device.type] // V)
             return repeat(None) if x is None else x.reshape(B * N, *shape).split(at_once)
 
-        parts = (chunks(student, V), chunks(teacher, V), chunks(weights), chunks(labels), chunks(grad, V))
-        for kl_sum, p, q, w, label, d in zip(total.view(-1).split(parts[0][0].shape[0]), *parts):
-            q = q.to(p.dtype)
-            if labels is None:
-                kl, by_logit = _full(p, q, temperature, need_grad)
-            else:
-                kl, by_logit = _collapsed(p, q, temperature, label, blank_id, need_grad)
+        parts = (chunks(student, V), chunks(teacher, V), chunks(weights), chunks(grad, V))
+        for kl_sum, p, q, w, d in zip(total.view(-1).split(parts[0][0].shape[0]), *parts):
+            kl, by_logit = _kl(p, q.to(p.dtype), temperature, need_grad)
             unused = w == 0  # their logits may be anything, so 0 * kl is not safe
             torch.mul(kl, w, out=kl_sum).masked_fill_(unused, 0)
             if need_grad:
@@ -105,10 +87,10 @@ class _WeightedKL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[override]
         (grad,) = ctx.saved_tensors
-        return grad * grad_output.reshape(-1, 1, 1), None, None, None, None, None, None
+        return grad * grad_output.reshape(-1, 1, 1), None, None, None, None
 
 
-def _full(student: Tensor, teacher: Tensor, tau: float, need_grad: bool) -> tuple[Tensor, Tensor | None]:
+def _kl(student: Tensor, teacher: Tensor, tau: float, need_grad: bool) -> tuple[Tensor, Tensor | None]:
     """KL (N,) and its derivative (N, V) by the scaled logits, out of (N, V) logits."""
     log_p = _scaled(student, tau).log_softmax(-1)
     log_q = _scaled(teacher, tau).log_softmax(-1)
@@ -117,38 +99,6 @@ def _full(student: Tensor, teacher: Tensor, tau: float, need_grad: bool) -> tupl
     difference = log_q.sub_(log_p).masked_fill_(q == 0, 0)
     kl = difference.mul_(q).sum(-1)
     return kl, log_p.exp_().sub_(q) if need_grad else None
-
-
-def _collapsed(
-    student: Tensor, teacher: Tensor, tau: float, labels: Tensor, blank_id: int, need_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The same over the classes label, blank, rest; `labels` (N,) is `blank_id` where there is no label."""
-    index = torch.stack((labels, torch.full_like(labels, blank_id)), dim=-1)  # (N, 2)
-    no_label = (labels == blank_id).unsqueeze(-1)
-    log_p, rest, log_rest = _three_classes(_scaled(student, tau), index, no_label)
-    log_q, _, _ = _three_classes(_scaled(teacher, tau), index, no_label)
-    p, q = log_p.exp(), log_q.exp()
-    kl = (q * (log_q - log_p)).masked_fill_(q == 0, 0).sum(-1)
-    if not need_grad:
-        return kl, None
-    # d KL / d logit = p_class - q_class, shared out inside the class `rest` by the student's softmax over it.
-    d_class = p - q
-    d = rest.sub_(log_rest).exp_().mul_(d_class[:, 2:])
-    d.scatter_(-1, index[:, :1], d_class[:, :1])
-    d.scatter_(-1, index[:, 1:], d_class[:, 1:2])
-    return kl, d
-
-
-def _three_classes(logits: Tensor, index: Tensor, no_label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs (N, 3) of label, blank, rest; the logits with label and blank at -inf; their logsumexp (N, 1).
-
-    The mass of `rest` is summed up, not taken as 1 - p(label) - p(blank), which cancels where the rest is tiny.
-    """
-    picked = logits.gather(-1, index)
-    rest = logits.scatter(-1, index, float("-inf"))
-    log_rest = rest.logsumexp(-1, keepdim=True)
-    label = picked[:, :1].masked_fill(no_label, float("-inf"))
-    return torch.cat((label, picked[:, 1:], log_rest), dim=-1).log_softmax(-1), rest, log_rest
 
 
 def _scaled(logits: Tensor, tau: float) -> Tensor:

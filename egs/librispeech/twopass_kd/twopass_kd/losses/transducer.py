@@ -7,7 +7,7 @@ lattice it is, rnnt_backend.py says; all values are per utterance and in nats.
 import torch
 from torch import Tensor
 
-from twopass_kd.losses.band import band_arcs, end_labels, valid_nodes
+from twopass_kd.losses.band import band_arcs, end_labels
 from twopass_kd.losses.precision import at_least_float32, autocast_off
 from twopass_kd.losses.rnnt_backend import transducer_recursion
 
@@ -155,38 +155,6 @@ def penalise_delay(px: Tensor, boundary: Tensor, delay_penalty: float) -> Tensor
     middle = (boundary[:, 3].to(px.dtype) - 1) / 2
     frames = torch.arange(px.shape[2], device=px.device, dtype=px.dtype)
     return px + delay_penalty * (middle.view(-1, 1, 1) - frames)
-
-
-@torch.no_grad()
-def occupation(
-    logits: Tensor,
-    symbols: Tensor,
-    ranges: Tensor,
-    boundary: Tensor,
-    blank_id: int = 0,
-    rnnt_type: str = "regular",
-) -> Tensor:
-    """How probable it is that a path, drawn by the model out of all that give `symbols` inside the band, visits a node.
-
-    From `transducer_recursion`: the occupations of the two arcs that leave the node. Over
-    all nodes of an utterance they sum to the arcs of a path: T_b + S_b, or T_b for "modified".
-
-    Args:
-      logits: (B, T, s_range, V) logits of the joiner on the band (the teacher's, for distillation).
-      symbols, ranges, boundary, blank_id, rnnt_type: as for `pruned_transducer_loss`.
-    Returns:
-      (B, T, s_range) float32 (or float64) in [0, 1], 0 at nodes outside the lattice, without gradient.
-    Raises:
-      ValueError: as `pruned_transducer_loss`.
-    """
-    _check_symbols(symbols, logits.shape[1])
-    with autocast_off(logits):
-        px, py = band_arcs(at_least_float32(logits), symbols, ranges, boundary, blank_id, rnnt_type)
-        _, (px_grad, py_grad) = transducer_recursion(px, py, boundary)
-    nodes = py_grad.clone()  # (B, S + 1, T)
-    nodes[:, :-1] += px_grad[:, :, : nodes.shape[2]]
-    on_band = nodes.transpose(1, 2).gather(2, ranges)
-    return on_band.masked_fill_(~valid_nodes(ranges, boundary), 0)
 
 
 def _check_symbols(symbols: Tensor, num_frames: int) -> None:

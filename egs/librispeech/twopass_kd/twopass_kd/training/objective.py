@@ -19,7 +19,6 @@ from twopass_kd.losses.precision import autocast
 from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import (
     make_boundary,
-    occupation,
     pruned_transducer_loss,
     simple_transducer_loss,
 )
@@ -152,20 +151,7 @@ class Objective:
         if teacher_decoder_out is not None:
             with self._teaching(batch):
                 teacher_logits = self._band_logits(self.teacher, teacher_encoder_out, teacher_decoder_out, ranges)
-                weights = None if self.kd.node_weights == "uniform" else occupation(teacher_logits, *lattice)
-                if self.kd.node_weights == "best_path":
-                    weights = (weights == weights.amax(dim=2, keepdim=True)) & (weights > 0)
-            terms["transducer_kd"] = transducer_kd_loss(
-                logits,
-                teacher_logits,
-                symbols,
-                ranges,
-                boundary,
-                kind=self.kd.kind,
-                temperature=self.kd.temperature,
-                node_weights=weights,
-                blank_id=model.blank_id,
-            )
+            terms["transducer_kd"] = transducer_kd_loss(logits, teacher_logits, ranges, boundary, self.kd.temperature)
         return terms
 
     def _simple_loss(
