@@ -48,7 +48,6 @@ ARMS: dict[str, list[str]] = {
     "scale 4": [f"{PHASE}.loss_scales.transducer_kd=4"],
     "temperature 2": ["kd.temperature=2"],
     "teacher's band": ["kd.band=teacher"],
-    "encoder KD too": [f"{PHASE}.loss_scales.encoder_kd=1"],
     SEQUENCE: [],
     "augmented from the first epoch": ["augment.after=0"],
     "first epoch not sorted": [f"{PHASE}.sort_first_epoch=false"],

@@ -31,7 +31,7 @@ _CONFIG = TypeAdapter(Config)
 _REACHED_BY = {
     "encoder": LOSS_TERMS,
     "decoder": ("simple", "pruned", "transducer_kd"),
-    "joiner": ("pruned", "transducer_kd", "encoder_kd"),
+    "joiner": ("pruned", "transducer_kd"),
     "simple_heads": ("simple",),
     "ctc_head": ("ctc",),
     "attention_decoder": ("attention", "attention_kd"),
@@ -169,7 +169,7 @@ def _check_phase(cfg: Config, where: str, phase: PhaseConfig) -> None:
                 f"`{where}.train` ({part}) must have one of {', '.join(_REACHED_BY[part])} in `loss_scales`, or it"
                 " learns nothing"
             )
-    distils = used & {"transducer_kd", "encoder_kd", "attention_kd"}
+    distils = used & {"transducer_kd", "attention_kd"}
     if phase.teacher is None and (distils or phase.copy_from_teacher):
         why = "its losses distil" if distils else "`copy_from_teacher` is true"
         raise ConfigError(f"`{where}.teacher` must name a phase, since {why}")
@@ -199,11 +199,6 @@ def _check_weights(cfg: Config, where: str, phase: PhaseConfig) -> None:
                 f"`models.{names[1]}.encoder.subsampling_factor` ({factors[1]}) must be that of {names[0]}"
                 f" ({factors[0]}), from which {where} distils"
             )
-        joined = [cfg.models[name].joiner_dim for name in names]
-        if phase.loss_scales.get("encoder_kd", 0) > 0 and joined[0] != joined[1]:
-            raise ConfigError(
-                f"`models.{names[1]}.joiner_dim` ({joined[1]}) must be that of {names[0]} ({joined[0]}) for encoder_kd"
-            )
         trained = _trained_parts(cfg, phase.teacher)
         untrained = [part for part in distilled if part not in trained]
         if untrained:
@@ -229,8 +224,6 @@ def distilled_parts(cfg: Config, phase: PhaseConfig) -> list[str]:
     parts: list[str] = []
     if phase.loss_scales.get("transducer_kd", 0) > 0:
         parts += ["encoder", "decoder", "joiner"] + (["simple_heads"] if cfg.kd.band == "teacher" else [])
-    if phase.loss_scales.get("encoder_kd", 0) > 0:
-        parts += ["encoder", "joiner"]
     if phase.loss_scales.get("attention_kd", 0) > 0:
         parts += ["encoder", "attention_decoder"]
     return list(dict.fromkeys(parts))

@@ -28,7 +28,7 @@ from twopass_kd.config.types import (
     folder_beside,
 )
 
-LossTerm = Literal["simple", "pruned", "ctc", "transducer_kd", "encoder_kd", "attention", "attention_kd"]
+LossTerm = Literal["simple", "pruned", "ctc", "transducer_kd", "attention", "attention_kd"]
 PassName = Literal["greedy_search", "first_pass", "two_pass"]
 Search = Literal["fast_beam_search", "fast_beam_search_LG", "fast_beam_search_hotwords"]
 ModelPart = Literal["encoder", "decoder", "joiner", "attention_decoder", "simple_heads", "ctc_head"]

@@ -14,7 +14,6 @@ from twopass_kd.losses.attention import attention_loss, make_attention_targets
 from twopass_kd.losses.attention_kd import attention_kd_loss
 from twopass_kd.losses.band import prune_ranges, select_band
 from twopass_kd.losses.ctc import ctc_loss
-from twopass_kd.losses.encoder_kd import encoder_kd_loss
 from twopass_kd.losses.precision import autocast
 from twopass_kd.losses.rnnt_backend import use_backend
 from twopass_kd.losses.transducer import (
@@ -109,12 +108,6 @@ class Objective:
         terms: dict[str, Tensor] = {}
         if any(term in self.scales for term in TRANSDUCER_TERMS):
             terms.update(self._transducer(batch, encoder_out, encoder_out_lens, teacher_out))
-        if "encoder_kd" in self.scales:
-            with self._teaching(batch):
-                teacher_frames = match_frames(*teacher_out, encoder_out.size(1), self.kd.frame_shift)
-                teacher_frames = self.teacher.joiner.encoder_proj(teacher_frames)
-            frames = self.model.joiner.encoder_proj(encoder_out)
-            terms["encoder_kd"] = encoder_kd_loss(frames, teacher_frames, encoder_out_lens)
         if "ctc" in self.scales:
             log_probs = self.model.ctc_head(encoder_out).log_softmax(-1)
             terms["ctc"] = ctc_loss(log_probs, encoder_out_lens, batch.y, batch.y_lens, self.model.blank_id)
