@@ -64,7 +64,7 @@ def parts(cfg: Config, model: TwoPassModel, teacher: TwoPassModel, batch: Batch)
 
     def kd() -> None:
         x = logits.clone().requires_grad_()
-        transducer_kd_loss(x, teacher_logits, batch.y, ranges, boundary, kind=cfg.kd.kind).sum().backward()
+        transducer_kd_loss(x, teacher_logits, ranges, boundary).sum().backward()
 
     def ctc() -> None:
         ctc_loss(model.ctc_head(encoder_out).log_softmax(-1), lens, batch.y, batch.y_lens).sum().backward()
