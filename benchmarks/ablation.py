@@ -21,25 +21,19 @@ from pathlib import Path
 from statistics import fmean
 
 from common import RECIPE, make_parser, read_config
-from lhotse import CutSet, load_manifest_lazy
 from tqdm import tqdm
 
 from twopass_kd.config.environment import describe_environment
 from twopass_kd.config.load import experiment_folder
 from twopass_kd.config.schema import Config
-from twopass_kd.data.asr_datamodule import AsrDataModule
-from twopass_kd.data.tokenizer import open_tokenizer
 from twopass_kd.files.decode_json import DecodeJson, Pass
 from twopass_kd.files.json_model import read_json
-from twopass_kd.files.layout import cuts_path, final_path
-from twopass_kd.models.checkpoint import load_checkpoint, load_model, weights_digest
+from twopass_kd.files.layout import final_path
+from twopass_kd.models.checkpoint import load_checkpoint, weights_digest
 from twopass_kd.report.collect import read_metrics
 from twopass_kd.scoring.wer import corpus_wer, read_recogs
-from twopass_kd.search.decode_set import decode_set, first_pass_tokens, transcripts
-from twopass_kd.search.methods import own_searches
 
 PHASE = "phases.student/rnnt_kd"
-SEQUENCE = "the teacher's texts"
 ARMS: dict[str, list[str]] = {
     "as the config": [],
     "no distillation": [f"{PHASE}.loss_scales.transducer_kd=0"],
@@ -48,7 +42,6 @@ ARMS: dict[str, list[str]] = {
     "scale 4": [f"{PHASE}.loss_scales.transducer_kd=4"],
     "temperature 2": ["kd.temperature=2"],
     "teacher's band": ["kd.band=teacher"],
-    SEQUENCE: [],
     "augmented from the first epoch": ["augment.after=0"],
     "first epoch not sorted": [f"{PHASE}.sort_first_epoch=false"],
 }
@@ -74,34 +67,13 @@ def run_sh(args: argparse.Namespace, cfg: Config, arm: str, data_dir: Path, exp_
             raise RuntimeError(f"{arm}, seed {cfg.seed}: {stages} failed:\n{done.stdout[-3000:]}")
 
 
-def with_teachers_texts(cfg: Config, data_dir: Path, teacher: Path, out: Path, overrides: Sequence[str]) -> Path:
-    """A data folder whose training cuts have the texts that the teacher's first pass finds: sequence-level distillation
-    (Kim and Rush 2016). A cut in which it finds nothing keeps its own."""
-    made_from = f"{weights_digest(load_checkpoint(teacher)['model'])} {cfg.name} {' '.join(overrides)}\n"
-    if (out / "done").is_file() and (out / "done").read_text() == made_from:
-        return out
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(data_dir, out, copy_function=os.symlink)
-    model, tokenizer = load_model(teacher)[0], open_tokenizer(cfg, data_dir)
-    data = AsrDataModule(cfg, data_dir, tokenizer, model.encoder.subsampling_factor)
-    for part in cfg.corpus.train_parts:
-        found = decode_set(model, data.decode_loader(part), part, own_searches(cfg), tokenizer)
-        rows = transcripts(found, first_pass_tokens(found, "first_pass"), tokenizer)
-        print(f"seed {cfg.seed}: the teacher's WER on {part} is {corpus_wer(rows).wer:.2f}%")
-        texts = {cut_id: " ".join(hypothesis) for cut_id, _, hypothesis in rows}
-        path = cuts_path(out, part)
-        cuts = list(load_manifest_lazy(cuts_path(data_dir, part)))
-        for cut in cuts:
-            cut.supervisions[0].text = texts.get(cut.id) or cut.supervisions[0].text
-        path.unlink()
-        CutSet.from_cuts(cuts).to_file(path)
-    (out / "done").write_text(made_from)
-    return out
+def exp_dir_of(args: argparse.Namespace, arm: str) -> Path:
+    return args.out / arm.replace(" ", "_").replace("'", "")
 
 
 def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
     cfg = read_config(args.conf, [*args.overrides, f"seeds=[{', '.join(map(str, args.seeds))}]", f"seed={seed}"])
-    exp_dir, data_dir = (args.out / arm.replace(" ", "_").replace("'", "")).resolve(), args.data_dir.resolve()
+    exp_dir, data_dir = exp_dir_of(args, arm).resolve(), args.data_dir.resolve()
     teacher = experiment_folder(cfg, args.exp_dir).resolve() / "teacher"
     folder = experiment_folder(cfg, exp_dir)
     digest = weights_digest(load_checkpoint(final_path(teacher.parent, "teacher/deep"))["model"])
@@ -111,18 +83,15 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
         folder.mkdir(parents=True)
         (folder / "teacher").symlink_to(teacher)
         trained = teacher.parent / "student"
-        if not ARMS[arm] and arm != SEQUENCE and trained.is_dir():  # stage 5 trains what differs
+        if not ARMS[arm] and trained.is_dir():  # stage 5 trains what differs
             shutil.copytree(trained, folder / "student")
         taught_by.write_text(digest)
-    if arm == SEQUENCE:
-        out = args.out.resolve() / "data" / f"seed-{seed}"
-        data_dir = with_teachers_texts(cfg, data_dir, final_path(teacher.parent, "teacher/deep"), out, args.overrides)
     run_sh(args, cfg, arm, data_dir, exp_dir)
 
 
 def folders_of(args: argparse.Namespace, cfg: Config, arm: str) -> list[Path]:
     """Of the seeds' experiments."""
-    return [args.out / arm.replace(" ", "_").replace("'", "") / cfg.name / f"seed-{seed}" for seed in args.seeds]
+    return [exp_dir_of(args, arm) / cfg.name / f"seed-{seed}" for seed in args.seeds]
 
 
 def cells_of(values: Sequence[float], first: Sequence[float], digits: int) -> str:
