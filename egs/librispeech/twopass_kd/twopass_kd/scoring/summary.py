@@ -60,16 +60,9 @@ def seeds_text(results: SeedsJson) -> str:
         rows = [("system", "params", "fewer", *(name.title for name in Pass), "two-pass of each")]
         for system in results.systems:
             params, last = system.params.total, system.wer[part][Pass.TWO_PASS] or system.wer[part][Pass.FIRST_PASS]
-            wers = [format_over_seeds(system.wer[part][name]) for name in Pass]
-            rows.append(
-                (
-                    system.name,
-                    f"{params / 1e6:.3f} M",
-                    fewer(results, system),
-                    *wers,
-                    " ".join(f"{w:.2f}" for w in last.each),
-                )
-            )
+            wers = (format_over_seeds(system.wer[part][name]) for name in Pass)
+            each = " ".join(f"{wer:.2f}" for wer in last.each)
+            rows.append((system.name, f"{params / 1e6:.3f} M", fewer(results, system), *wers, each))
         lines += ["", f"{part} ({results.words[part]} words){dev_set_mark(results, part)}", *_columns(rows)]
         lines += [verdict(claim) for claim in results.claims if claim.set == part]
     for what, left_out in (("seeds that are not finished", results.unfinished), ("not in all", results.not_in_all)):

@@ -16,11 +16,7 @@ from twopass_kd.losses.band import prune_ranges, select_band
 from twopass_kd.losses.ctc import ctc_loss
 from twopass_kd.losses.precision import autocast
 from twopass_kd.losses.rnnt_backend import use_backend
-from twopass_kd.losses.transducer import (
-    make_boundary,
-    pruned_transducer_loss,
-    simple_transducer_loss,
-)
+from twopass_kd.losses.transducer import make_boundary, pruned_transducer_loss, simple_transducer_loss
 from twopass_kd.losses.transducer_kd import transducer_kd_loss
 from twopass_kd.models.two_pass import TwoPassModel
 from twopass_kd.training.frozen_encoder import FrozenEncoder
