@@ -3,11 +3,11 @@
     egs/librispeech/twopass_kd/run.sh --conf an4 --seeds 3 --stop-stage 4     # the teachers
     python benchmarks/ablation.py exp/ablation --conf an4
 
-Trains student/rnnt_kd of each arm and seed and decodes it; with --whole all phases of the student. Prints a Markdown
-table of each set: WER as mean and range over seeds, the difference from the first arm as mean over seeds and for each
-of them, and the seconds of training; and one of the dev loss on the texts, which varies less. Arms are to be chosen on
-dev. What was trained stays in the folder, and is not trained again; the first arm is the experiment's own student,
-where it has one.
+Trains student/rnnt_kd of each arm and seed and decodes it; with --whole all phases of the student, which the arms of
+the second pass need. Prints a Markdown table of each set: WER as mean and range over seeds, the difference from the
+first arm as mean over seeds and for each of them, and the seconds of training; and one of the dev loss on the texts,
+which varies less. Arms are to be chosen on dev. What was trained stays in the folder, and is not trained again; nor is
+what an arm has in common with the experiment's own student, where there is one.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from twopass_kd.report.collect import read_metrics
 from twopass_kd.scoring.wer import corpus_wer, read_recogs
 
 PHASE = "phases.student/rnnt_kd"
+LAS_PHASES = ("phases.student/las_kd", "phases.student/deep")
 ARMS: dict[str, list[str]] = {
     "as the config": [],
     "no distillation": [f"{PHASE}.loss_scales.transducer_kd=0"],
@@ -45,6 +46,12 @@ ARMS: dict[str, list[str]] = {
     "augmented from the first epoch": ["augment.after=0"],
     "first epoch not sorted": [f"{PHASE}.sort_first_epoch=false"],
 }
+SECOND_PASS_ARMS: dict[str, list[str]] = {
+    "no LAS distillation": [f"{phase}.loss_scales.attention_kd=0" for phase in LAS_PHASES],
+    "LAS scale 0.5": [f"{phase}.loss_scales.attention_kd=0.5" for phase in LAS_PHASES],
+    "longer LAS stage": ["phases.student/las_kd.num_epochs=2"],
+}
+ALL_ARMS = ARMS | SECOND_PASS_ARMS
 
 
 def first_pass_only(cfg: Config) -> list[str]:
@@ -56,7 +63,7 @@ def run_sh(args: argparse.Namespace, cfg: Config, arm: str, data_dir: Path, exp_
     """Train and decode an arm of one seed, on one core."""
     settings = [] if args.whole else first_pass_only(cfg)
     settings += ["claims=[]", "export.systems=[]", "decode.searches=[]", "decode.condition_seconds=0"]
-    settings += [f"seeds=[{', '.join(map(str, args.seeds))}]", *ARMS[arm], *args.overrides]
+    settings += [f"seeds=[{', '.join(map(str, args.seeds))}]", *ALL_ARMS[arm], *args.overrides]
     command = ["bash", RECIPE / "run.sh", "--conf", args.conf.resolve(), "--data-dir", data_dir, "--exp-dir", exp_dir]
     command += ["--seed", cfg.seed, "--baseline", "false", "--nj", 1, *settings]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -83,7 +90,7 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
         folder.mkdir(parents=True)
         (folder / "teacher").symlink_to(teacher)
         trained = teacher.parent / "student"
-        if not ARMS[arm] and trained.is_dir():  # stage 5 trains what differs
+        if trained.is_dir():  # what differs is trained anew
             shutil.copytree(trained, folder / "student")
         taught_by.write_text(digest)
     run_sh(args, cfg, arm, data_dir, exp_dir)
@@ -136,7 +143,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="of the experiment (the recipe's data/<conf> if not given)")
     parser.add_argument("--exp-dir", type=Path, default=RECIPE / "exp", help="of the experiment, with its teachers")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="whose teachers are there")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ALL_ARMS, metavar="ARM", help=", ".join(ALL_ARMS))
     parser.add_argument("--whole", action="store_true", help="all phases of the student, not the first one alone")
     parser.add_argument("--jobs", type=int, default=2, help="side by side, on a core each")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help="of all arms")
@@ -145,6 +152,9 @@ def main() -> None:
     others = {name.partition("/")[0] for name in cfg.phases} - {"teacher", "student", "student_copy"}
     if others:
         sys.exit(f"error: {args.conf} trains {', '.join(sorted(others))} too; take a config that does not")
+    args.arms = args.arms or list(ALL_ARMS if args.whole else ARMS)
+    if not args.whole and (second := [arm for arm in args.arms if arm in SECOND_PASS_ARMS]):
+        sys.exit(f"error: `--arms` ({', '.join(second)}) differ in the second pass, which needs `--whole`")
     args.data_dir = args.data_dir or RECIPE / "data" / cfg.name
     jobs = [(arm, seed) for arm in args.arms for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(jobs), unit="training") as bar:
