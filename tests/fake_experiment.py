@@ -89,11 +89,16 @@ def write_fake_experiment(
     return experiment
 
 
+def identity_of(cfg: Config, phase: str) -> str:
+    """Of a training; that of another seed is another one."""
+    return f"identity of {phase}{f', seed {cfg.seed}' if cfg.seeds else ''}"
+
+
 def on_device_measurements(cfg: Config, systems: Sequence[str], phase_of: dict[str, str]) -> dict:
     """What stage 10 measures: int8 smaller, faster and a little worse, sherpa-onnx without a second pass."""
     sets = cfg.corpus.test_parts
     runtimes = ("pytorch", "onnx", "onnx-int8", "sherpa-onnx", "sherpa-onnx-int8")
-    rows = [_on_device_row(s, runtime, f"identity of {phase_of[s]}", sets) for s in systems for runtime in runtimes]
+    rows = [_on_device_row(s, runtime, identity_of(cfg, phase_of[s]), sets) for s in systems for runtime in runtimes]
     size = {(row["system"], row["runtime"]): row["bytes"] for row in rows}
     ratio = size["student", "onnx-int8"] / size["teacher", "onnx"] if len(systems) == 2 else None
     difference = {"delta_wer": 0.04, "ci95": [-0.21, 0.3], "p": 0.744}
@@ -191,7 +196,7 @@ def _write_decoded(experiment: Path, cfg: Config, system: str, phase: str, num_u
         "system": system,
         "phase": phase,
         "checkpoint": f"{phase}/final.pt",
-        "identity": f"identity of {phase}",
+        "identity": identity_of(cfg, phase),
         "params": params,
         "bytes": {part: 4 * n for part, n in params.items()},
         "train_seconds": 300.0 + seed,

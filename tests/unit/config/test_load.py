@@ -186,6 +186,7 @@ def test_broken_yaml_is_named(tmp_path):
 
 
 CLAIM = {"system": "student", "against": "teacher", "kind": "superior"}
+STAGE1 = CLAIM | {"system": "student_stage1"}
 
 
 @pytest.mark.parametrize(
@@ -193,25 +194,30 @@ CLAIM = {"system": "student", "against": "teacher", "kind": "superior"}
     [
         ([CLAIM | {"system": "stud"}], "`claims[0].system` (stud) must be a system: teacher, student_stage1,"),
         ([CLAIM, CLAIM | {"against": "x"}], "`claims[1].against` (x) must be a system: "),
-        ([CLAIM | {"against": "student"}], "`claims.against` (student) must be another system than `system`"),
+        ([CLAIM | {"against": "student"}], "`claims[0].against` (student) must be another system than `system`"),
         (
             [CLAIM | {"kind": "non_inferior"}],
-            "`claims.kind` (non_inferior) must have either margin_relative or",
+            "`claims[0].kind` (non_inferior) must have either margin_relative or",
         ),
         (
             [CLAIM | {"kind": "non_inferior", "margin_relative": 0.1, "margin_points": 0.5}],
             "margin_points, but margin_relative and margin_points are both there",
         ),
-        ([CLAIM | {"margin_points": 0.5}], "`claims.margin_points` must not be given for `kind: superior`"),
-        ([CLAIM | {"kind": "non_inferior", "margin_points": 0}], "`claims.margin_points` (0.0) must be positive"),
-        ([CLAIM | {"pass": "third"}], "`claims.pass` (third) must be one of greedy_search, first_pass, two_pass"),
+        ([CLAIM | {"margin_points": 0.5}], "`claims[0].margin_points` must not be given for `kind: superior`"),
+        ([CLAIM | {"kind": "non_inferior", "margin_points": 0}], "`claims[0].margin_points` (0.0) must be positive"),
+        ([CLAIM | {"pass": "third"}], "`claims[0].pass` (third) must be one of greedy_search, first_pass, two_pass"),
         ([CLAIM | {"sets": ["test"]}], "`claims[0].sets` (test) must be test sets: test-clean, test-other"),
-        ([CLAIM | {"sets": []}], "`claims.sets` ([]) must have 1 or more entries"),
-        ([CLAIM, CLAIM], "`claims[0]` must be there once"),
-        ([CLAIM, CLAIM | {"sets": ["test-clean"]}], "`claims[0]` must be there once"),
+        ([CLAIM | {"sets": []}], "`claims[0].sets` ([]) must have 1 or more entries"),
+        ([CLAIM, CLAIM], "`claims[0]` must not say of test-clean what `claims[1]` says; remove one of them"),
+        ([CLAIM, CLAIM | {"sets": ["test-other"]}], "`claims[0]` must not say of test-other what `claims[1]` says"),
+        (
+            [STAGE1 | {"pass": "first_pass"}, STAGE1],  # which has no second pass
+            "`claims[0]` must not say of test-clean what `claims[1]` says",
+        ),
+        ([CLAIM | {"kind": "non_inferior", "margin_relative": 10}], "`claims[0].margin_relative` (10.0) must be below 1"),
         ([CLAIM | {"margin": 1}], "`claims.margin` is not a key of this config; did you mean `margin_points`?"),
         (["student"], "`claims` (student) must hold keys and values"),
-        ([{"system": "student"}], "these keys must be given: claims.0.against, claims.0.kind"),
+        ([{"system": "student"}], "these keys must be given: claims[0].against, claims[0].kind"),
     ],
 )
 def test_claims_that_cannot_be_judged_are_errors(tmp_path, claims, says):
@@ -219,6 +225,15 @@ def test_claims_that_cannot_be_judged_are_errors(tmp_path, claims, says):
     path.write_text(yaml.safe_dump({"base": str(MINI), "claims": claims}))
     with pytest.raises(ConfigError, match=re.escape(says)):
         load_config(path)
+
+
+def test_models_and_phases_that_make_no_sense_are_errors(tmp_path):
+    models = {"huge": config_to_dict(load_config(MINI))["models"]["teacher"]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"base": str(MINI), "models": models}))
+    with pytest.raises(ConfigError, match="`models.huge` must be the `model` of a phase, or be left out"):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match=r"`phases.student/deep.teacher` \(student/deep\) must name another phase"):
+        load_config(MINI, ["phases.student/deep.teacher=student/deep"])
 
 
 def test_round_trip_through_dict_and_file(tmp_path):

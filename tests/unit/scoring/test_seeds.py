@@ -1,6 +1,7 @@
 """Several seeds: means, ranges and a report on all of them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_a_seed_that_is_none_of_the_configs_is_an_error(exp_dir):
         build_seeds(config(), exp_dir, [7], progress=False)
     with pytest.raises(ConfigError, match=r"`seed` \(1\) must be one of `seeds`: 42, 43, 44, 45; say which one"):
         write_fake_experiment(exp_dir, config("seed=1"))
+
+
+def test_a_training_does_not_count_as_two_seeds(exp_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"`--finished` \(42\) must be there once"):
+        build_seeds(config(), exp_dir, [42, 42, 43], progress=False)
+    copied = shutil.copytree(exp_dir, tmp_path / "exp")
+    shutil.rmtree(copied / "mini/seed-44")
+    shutil.copytree(copied / "mini/seed-43", copied / "mini/seed-44")
+    with pytest.raises(ValueError, match="seed-43 and seed-44 must not hold the same training of teacher; .*stage 3"):
+        build_seeds(config(), copied, [42, 43, 44], progress=False)
 
 
 def test_the_command_writes_all_pages_and_a_section_of_results_md(exp_dir, tmp_path, monkeypatch, capsys):

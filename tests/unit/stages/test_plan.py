@@ -2,6 +2,7 @@ import argparse
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import ConfigError
 from twopass_kd.stages import slurm
 from twopass_kd.stages.check_plan import check_plan
+from twopass_kd.stages.markers import is_done, why_again, write_marker
 from twopass_kd.stages.plan import Plan
 from twopass_kd.stages.run import StageRun
 
@@ -24,7 +26,10 @@ def plan_of(conf, *overrides, baseline=True):
 
 @pytest.mark.parametrize("override, said", [
     (["phases.student/deep.stage=9"], "must be from 3 to 7"),
-    (["phases.teacher/rnnt.init_from=teacher/las", "phases.teacher/rnnt.stage=4"], "or below it in the same"),
+    (["phases.student/rnnt_kd.stage=3"], "(stage 3) must be in a later stage than teacher/deep"),
+    (["phases.teacher/rnnt.init_from=teacher/las", "phases.teacher/rnnt.stage=4"],
+     "`phases.teacher/rnnt` and `phases.teacher/las` must not both need each other"),
+    (["models.student.encoder.dim=192"], "`models.student` (1,"),
     (["decode.arpa=/no/such.arpa"], "`decode.arpa` (/no/such.arpa) must exist"),
 ])  # fmt: skip
 def test_plan_says_what_cannot_be(override, said):
@@ -33,7 +38,26 @@ def test_plan_says_what_cannot_be(override, said):
     assert said in str(e.value)
 
 
+def test_generations_must_get_smaller_and_not_need_what_is_left_out():
+    conf = RECIPE / "conf" / "mini_progressive.yaml"
+    check_plan(plan_of(conf, baseline=False), range(11))
+    same_size = ["models.tiny.encoder.dim=128", "models.tiny.attention_decoder.dim=128"]
+    with pytest.raises(ConfigError, match=r"`models.tiny` \(\d+,\d+ .*\) must be smaller than student .*; shrink it"):
+        check_plan(plan_of(conf, *same_size), range(11))
+    check_plan(plan_of(conf, *same_size), range(3))
+    with pytest.raises(ConfigError, match="`phases.tiny/rnnt_kd` must not .*student_copy/deep.*--baseline true"):
+        check_plan(plan_of(conf, "phases.tiny/rnnt_kd.teacher=student_copy/deep", baseline=False), range(11))
+
+
+def test_marker_of_another_config_says_whose_it_is(tmp_path):
+    mini, other = (replace(plan_of(RECIPE / "conf" / name), experiment=tmp_path) for name in (MINI, "an4.yaml"))
+    write_marker(other, 8, seconds=1)
+    assert why_again(mini, 8) == "it is of another config, an4"
+    assert not is_done(mini, 8)
+
+
 LSTM = ["models.teacher.decoder.kind=lstm", "models.student.decoder.kind=lstm"]
+BIG_STUDENT = ["models.student.decoder.kind=lstm", "min_reduction=0.5"]
 NOTHING_REPORTED = [*(f"phases.{phase}.report_as=null" for phase in load_config(MINI).phases), "claims=[]"]
 
 
@@ -43,12 +67,12 @@ NOTHING_REPORTED = [*(f"phases.{phase}.report_as=null" for phase in load_config(
     (NOTHING_REPORTED, [9], "(--stop-stage 7)"),
     (LSTM, [8], "`decode.searches` (fast_beam_search, fast_beam_search_LG) must have systems to decode"),
     (["export.systems=[]"], [8], "say decode.searches=[], or name systems in `decode.search_systems`"),
-    (["models.student.decoder.kind=lstm", "decode.search_systems=[student]"], [8], "`models.student.decoder.kind`"
+    ([*BIG_STUDENT, "decode.search_systems=[student]"], [8], "`models.student.decoder.kind`"
      " (lstm) must be stateless for fast_beam_search, fast_beam_search_LG"),
     (["decode.search_systems=[student_copy]"], [8], "`decode.search_systems` (student_copy) must not be the"),
     # stage 10
     (LSTM, [10], "`models.teacher.decoder.kind` (lstm) must be stateless for stage 10, since"),
-    (["models.student.decoder.kind=lstm"], [10], "leave student out of `export.systems` (export.systems=[]: nothing is"
+    (BIG_STUDENT, [10], "leave student out of `export.systems` (export.systems=[]: nothing is"
      " exported), or stop before (--stop-stage 9)"),
     (NOTHING_REPORTED + ["phases.student_copy/deep.report_as=student_copy"], [10], "`export.systems` must name what"),
     (["export.systems=[student_copy]"], [10], "`export.systems` (student_copy) must not be the baseline's"),

@@ -26,7 +26,7 @@ def explain(e: ValidationError, files: Sequence[Layer], overrides: Sequence[Laye
     """An error that says on one line what is wrong first, and in which file or override."""
     problems = e.errors(include_url=False)
     missing = [problem["loc"] for problem in problems if problem["type"] == "missing"]
-    given = f"these keys must be given: {', '.join(sorted('.'.join(map(str, loc)) for loc in missing))}"
+    given = f"these keys must be given: {', '.join(sorted(map(_named, missing)))}"
     phases = merge(files).get("phases") or {}
     for section, name, *_ in (loc for loc in missing if len(loc) > 1):
         if section == "phases" and name not in phases:
@@ -37,28 +37,36 @@ def explain(e: ValidationError, files: Sequence[Layer], overrides: Sequence[Laye
     if wrong is None:
         return ConfigError(files[0].where + given)
     kind, loc, context = wrong["type"], wrong["loc"], wrong.get("ctx", {})
-    keys = [part for part in loc if isinstance(part, str) and part != "[key]"]
-    where, key = _where(keys, [*files, *overrides]), ".".join(keys)
+    if isinstance(loc[-1], int) and not isinstance(wrong["input"], dict):  # the value says which one it is
+        loc = loc[:-1]
+    where, key = _where(loc, [*files, *overrides]), _named(loc)
     if kind == "unexpected_keyword_argument":
-        kind_of(keys, where)  # which raises it
+        kind_of([part for part in loc if isinstance(part, str)], where)  # which raises it
     if context in ({"gt": 0}, {"ge": 0}):
         must = "must be positive" if "gt" in context else "must not be negative"
     else:
         must = _MUST[kind].format(**context) if kind in _MUST else f"must be right: {wrong['msg']}"
     if kind == "literal_error":
         must = must.replace("'", "").replace(" or ", ", ")
-    if must.startswith("`"):  # of several settings, which may be those of several layers
-        return ConfigError(f"`{key}.{must[1:]}")
+    if must.startswith("`"):  # of several settings, which may be those of several layers, but in an entry of a list
+        return ConfigError(f"{where if isinstance(loc[-1], int) else ''}`{key}.{must[1:]}")
     shown = "" if must.startswith("(") or loc[-1] == "[key]" else f"({_shown(wrong['input'])}) "
     return ConfigError(f"{where}`{key}` {shown}{must}")
 
 
-def _where(keys: Sequence[str], layers: Sequence[Layer]) -> str:
+def _named(loc: Sequence[str | int]) -> str:
+    """`phases.teacher/rnnt.base_lr`, `claims[1].kind`."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc if part != "[key]"]
+    return "".join(parts).removeprefix(".")
+
+
+def _where(loc: Sequence[str | int], layers: Sequence[Layer]) -> str:
     """How errors of the last layer begin that has this key."""
     for layer in reversed(layers):
         found: Any = layer.settings
-        for key in keys:
-            found = found.get(key, layer) if isinstance(found, dict) else layer
+        for key in (part for part in loc if part != "[key]"):
+            entries = dict(enumerate(found)) if isinstance(found, list) else found
+            found = entries.get(key, layer) if isinstance(entries, dict) else layer
         if found is not layer:
             return layer.where
     return ""

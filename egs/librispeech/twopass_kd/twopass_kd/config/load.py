@@ -121,6 +121,9 @@ def _check(cfg: Config) -> None:
         other = reported.setdefault(phase.report_as, name)
         if other != name:
             raise ConfigError(f"`phases.{name}.report_as` ({phase.report_as}) must be unique; {other} has it too")
+    used = {phase.model for phase in cfg.phases.values()} | ({"teacher"} if cfg.external_teacher.path else set())
+    for name in cfg.models.keys() - used if cfg.phases else ():
+        raise ConfigError(f"`models.{name}` must be the `model` of a phase, or be left out")
     for key, systems in (("export.systems", cfg.export.systems), ("decode.search_systems", cfg.decode.search_systems)):
         for system in systems or ():
             if system not in reported:
@@ -142,9 +145,20 @@ def _check_claim(cfg: Config, where: str, claim: ClaimConfig) -> None:
     for name in claim.sets or ():
         if name not in cfg.corpus.test_parts:
             raise ConfigError(f"`{where}.sets` ({name}) must be test sets: {', '.join(cfg.corpus.test_parts)}")
-    said = [{**asdict(other), "sets": None} for other in cfg.claims]
-    if said.count({**asdict(claim), "sets": None}) > 1:
-        raise ConfigError(f"`{where}` must be there once; remove the claim that says the same")
+    for number, other in enumerate(cfg.claims):
+        both = [name for name in claim.sets or cfg.corpus.test_parts if name in (other.sets or cfg.corpus.test_parts)]
+        if other is not claim and both and _said(cfg, other) == _said(cfg, claim):
+            raise ConfigError(f"`{where}` must not say of {both[0]} what `claims[{number}]` says; remove one of them")
+
+
+def _said(cfg: Config, claim: ClaimConfig) -> dict[str, Any]:
+    """What a claim says of a test set; the first pass stands for a second one that one of its systems does not have."""
+    reported = reported_systems(cfg)
+    phases = [reported.get(claim.system), reported.get(claim.against)]
+    said = {**asdict(claim), "sets": None}
+    if any(name in cfg.phases and "attention_decoder" not in _trained_parts(cfg, name) for name in phases):
+        said["pass_"] = said["pass_"].replace("two_pass", "first_pass")
+    return said
 
 
 def _check_phase(cfg: Config, where: str, phase: PhaseConfig) -> None:
@@ -152,6 +166,8 @@ def _check_phase(cfg: Config, where: str, phase: PhaseConfig) -> None:
     for key, ref in (("init_from", phase.init_from), ("teacher", phase.teacher)):
         if ref is not None and ref not in cfg.phases and not (external and ref == EXTERNAL_TEACHER):
             raise ConfigError(f"`{where}.{key}` ({ref}) must name a phase: {', '.join(cfg.phases)}")
+        if ref is not None and cfg.phases.get(ref) is phase:
+            raise ConfigError(f"`{where}.{key}` ({ref}) must name another phase, one that ends before this one begins")
     if phase.report_as == "teacher" and external:
         raise ConfigError(f"`{where}.report_as` (teacher) must be another: the external teacher is reported so")
     if phase.model not in cfg.models:

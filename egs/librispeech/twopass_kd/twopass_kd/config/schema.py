@@ -20,6 +20,7 @@ from twopass_kd.config.types import (
     PhaseName,
     PositiveFloat,
     PositiveInt,
+    PositiveShare,
     Range,
     Share,
     Text,
@@ -363,7 +364,9 @@ class ClaimConfig:
         alias="pass",
         description="whose WERs are compared; where one of the two has no second pass, the first stands for it",
     )
-    margin_relative: PositiveFloat | None = setting(None, "of `non_inferior`: a share of the other's WER")
+    margin_relative: PositiveShare | None = setting(
+        None, "of `non_inferior`: a share of the other's WER, e.g. 0.1 for 10%"
+    )
     margin_points: PositiveFloat | None = setting(None, "instead of it: points of WER")
     sets: Annotated[list[Text], Filled, EachOnce] | None = setting(None, "test sets; null: all")
 

@@ -56,6 +56,7 @@ Float = Annotated[float, Finite]
 PositiveFloat = Annotated[float, Field(gt=0), Finite]
 NonNegativeFloat = Annotated[float, Field(ge=0), Finite]
 Share = Annotated[float, Field(ge=0, lt=1), Finite]
+PositiveShare = Annotated[float, Field(gt=0, lt=1), Finite]
 Filled = Field(min_length=1)  # of lists
 
 

@@ -113,7 +113,7 @@ def loss_curve(curve: Curve, phase: str) -> Markup:
 
 @matplotlib.rc_context(RC)
 def wer_of_seeds(results: SeedsJson, set_name: str) -> Markup:
-    """WER after both passes of each seed and system; a line joins the systems of a seed, a bar is the mean."""
+    """WER after the last pass of each seed and system; a line joins the systems of a seed, a bar is the mean."""
     ax = new_axes(3.5, set_name, "", "WER (%)")
     last = [s.wer[set_name][Pass.TWO_PASS] or s.wer[set_name][Pass.FIRST_PASS] for s in results.systems]
     for of_seed in zip(*(wer.each for wer in last), strict=True):

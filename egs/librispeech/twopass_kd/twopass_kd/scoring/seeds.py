@@ -8,8 +8,8 @@ from statistics import fmean
 from tqdm import tqdm
 
 from twopass_kd.config.environment import describe_environment
-from twopass_kd.config.load import experiment_folder
-from twopass_kd.config.schema import Config
+from twopass_kd.config.load import experiment_folder, reported_systems
+from twopass_kd.config.schema import EXTERNAL_TEACHER, Config
 from twopass_kd.files.decode_json import DecodeJson, Pass
 from twopass_kd.files.json_model import read_json
 from twopass_kd.files.seeds_json import OverSeeds, SeedsJson, SeedsSystem
@@ -25,11 +25,14 @@ def build_seeds(cfg: Config, exp_dir: Path, finished: Sequence[int], progress: b
       cfg: its config, with all `seeds`.
       progress: show a progress bar where stderr is a terminal.
     Raises:
-      ValueError: as `build_results` does; if no system is in all, or a seed is none of the config's.
+      ValueError: as `build_results` does; if no system is in all; if a seed is none of the config's, or there twice, by
+        its number or as a copy.
     """
     for seed in finished:
         if seed not in cfg.seeds:
             raise ValueError(f"`--finished` ({seed}) must be one of `seeds`: {', '.join(map(str, cfg.seeds))}")
+        if finished.count(seed) > 1:
+            raise ValueError(f"`--finished` ({seed}) must be there once")
     decoded: list[dict[str, DecodeJson]] = []
     transcripts: list[Transcripts] = []
     speakers: dict[str, dict[str, str]] = {}
@@ -38,6 +41,7 @@ def build_seeds(cfg: Config, exp_dir: Path, finished: Sequence[int], progress: b
         decoded.append(found)
         transcripts.append(texts)
         speakers.update(names)
+    _check_no_copies(cfg, finished, decoded)
     everywhere = [name for name in decoded[0] if all(name in found for found in decoded)]
     if not everywhere:
         raise ValueError(f"seeds {', '.join(map(str, finished))} must have a system in common; decode them (stage 8)")
@@ -53,6 +57,20 @@ def build_seeds(cfg: Config, exp_dir: Path, finished: Sequence[int], progress: b
         claims=judge_claims(cfg, transcripts, speakers),
         environment=describe_environment(),
     )
+
+
+def _check_no_copies(cfg: Config, finished: Sequence[int], decoded: Sequence[dict[str, DecodeJson]]) -> None:
+    """One training that counts as two seeds would make differences look surer than they are."""
+    seen: dict[str, int] = {}
+    for seed, found in zip(finished, decoded, strict=True):
+        for name, phase in reported_systems(cfg).items():
+            if name in found and phase != EXTERNAL_TEACHER:
+                other = seen.setdefault(found[name].identity, seed)
+                if other != seed:
+                    raise ValueError(
+                        f"seed-{other} and seed-{seed} must not hold the same training of {name}; remove the folder"
+                        f" that is a copy and train that seed (--stage 3)"
+                    )
 
 
 def load_seeds(folder: Path) -> SeedsJson:

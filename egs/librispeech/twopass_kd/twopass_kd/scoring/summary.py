@@ -57,7 +57,7 @@ def seeds_text(results: SeedsJson) -> str:
     speech = " on synthetic speech" if results.corpus.synthetic else ""
     lines = [f"{results.conf}: WER in %{speech}, mean (lowest - highest) of seeds {names}"]
     for part in results.corpus.test_parts:
-        rows = [("system", "params", "fewer", *(name.title for name in Pass), "two-pass of each")]
+        rows = [("system", "params", "fewer", *(name.title for name in Pass), "last pass of each")]
         for system in results.systems:
             params, last = system.params.total, system.wer[part][Pass.TWO_PASS] or system.wer[part][Pass.FIRST_PASS]
             wers = (format_over_seeds(system.wer[part][name]) for name in Pass)

@@ -23,6 +23,10 @@ def check_plan(plan: Plan, stages: Container[int]) -> None:
     """
     _check_files(plan)
     _check_phases(plan)
+    if any(stage in stages and not plan.has_nothing_to_do(stage) for stage in TRAINING_STAGES):
+        from twopass_kd.teachers.check_teacher import check_sizes  # imports torch
+
+        check_sizes(plan.cfg, plan.cfg.tokens.vocab_size)
     if (8 in stages or 9 in stages) and not plan.systems():
         raise ConfigError(
             "`phases.*.report_as` must name at least one system for stages 8 and 9 to decode and report; give a phase"
@@ -47,11 +51,19 @@ def _check_files(plan: Plan) -> None:
 
 
 def _check_phases(plan: Plan) -> None:
-    """A phase comes after those that it needs, in a stage that trains."""
+    """A phase comes after those that it needs, in a stage that trains; none that is trained needs one that is not."""
     phases = plan.cfg.phases
     names = list(phases)
+    trained = {name for stage in TRAINING_STAGES for name in plan.phases(stage)}
     for name, phase in phases.items():
         for ref in plan.needs(name):
+            if name in trained and ref not in trained and phases[ref].stage in TRAINING_STAGES:
+                raise ConfigError(
+                    f"`phases.{name}` must not start from or learn from {ref}, the baseline's, which is left out; name"
+                    " another phase, or say --baseline true"
+                )
+            if name in _needed_in_turn(plan, ref):
+                raise ConfigError(f"`phases.{name}` and `phases.{ref}` must not both need each other; see `teacher`")
             if (phases[ref].stage, names.index(ref)) >= (phase.stage, names.index(name)):
                 raise ConfigError(
                     f"`phases.{name}` (stage {phase.stage}) must be in a later stage than {ref} (stage "
@@ -59,6 +71,17 @@ def _check_phases(plan: Plan) -> None:
                 )
         if phase.stage not in TRAINING_STAGES:
             raise ConfigError(f"`phases.{name}.stage` ({phase.stage}) must be from 3 to 7, the training stages")
+
+
+def _needed_in_turn(plan: Plan, name: str) -> set[str]:
+    """All phases that must end before this one starts."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        new = set(plan.needs(waiting.pop())) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def _check_searches(plan: Plan) -> None:
@@ -73,7 +96,7 @@ def _check_searches(plan: Plan) -> None:
             " stateless decoder where `decode.search_systems` is null, and there are none; say decode.searches=[], or"
             " name systems in `decode.search_systems`"
         )
-    _check_not_left_out(plan, "decode.search_systems", systems)
+    _check_not_left_out(plan, "export.systems" if decode.search_systems is None else "decode.search_systems", systems)
     tokens_alone = f"{searches}, which keep nothing but the last tokens"
     _check_stateless(plan, systems, tokens_alone, "or leave {system} out of `decode.search_systems`")
     if importlib.util.find_spec("k2") is None:

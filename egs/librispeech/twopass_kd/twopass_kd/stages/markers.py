@@ -32,6 +32,7 @@ def write_marker(plan: Plan, stage: int, seconds: int) -> None:
     content = {
         "stage": stage,
         "title": TITLES[stage],
+        "conf": plan.cfg.name,
         "settings": plan.settings(stage),
         "fingerprint": stage_fingerprint(plan, stage),
         "seconds": seconds,
@@ -69,6 +70,8 @@ def stage_fingerprint(plan: Plan, stage: int) -> str:
 def why_again(plan: Plan, stage: int) -> str | None:
     """Why a stage has to run again although it has a marker; None where it does not have to."""
     own = read_marker(marker_path(plan, stage))
+    if stage > 2 and own.get("conf", plan.cfg.name) != plan.cfg.name:
+        return f"it is of another config, {own['conf']}"
     if own.get("fingerprint") != stage_fingerprint(plan, stage):
         return "its settings or folders changed"
     for other in range(len(TITLES)):

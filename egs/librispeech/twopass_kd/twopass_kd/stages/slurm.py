@@ -22,7 +22,7 @@ from typing import Any
 
 from twopass_kd.files.json_model import JsonModel, read_json
 from twopass_kd.files.write import write_text_atomically
-from twopass_kd.stages.markers import is_done, marker_path, read_marker
+from twopass_kd.stages.markers import is_done, marker_path, read_marker, why_again
 from twopass_kd.stages.plan import TITLES, TRAINING_STAGES, Plan
 from twopass_kd.stages.run import StageRun
 
@@ -285,8 +285,8 @@ def _show_status(
 def _row(plan: Plan, stage: int, job: dict[str, Any], queued_as: dict[str, str] | None) -> list[str]:
     """A line of the table: number and title of the stage, its job, how that is, since when, and a note."""
     done = read_marker(marker_path(plan, stage)).get("finished", "")
-    if done and not is_done(plan, stage):
-        done += ", with other settings"
+    why = why_again(plan, stage) if done else None
+    done += f", but runs again: {why}" if why else ""
     far = ", ".join(filter(None, (_progress(plan.experiment / phase) for phase in plan.phases(stage))))
     job_id, log = job["job_id"], job["log"]
     is_array = job["name"].startswith("features.")

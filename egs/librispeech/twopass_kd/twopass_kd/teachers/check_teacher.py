@@ -11,8 +11,8 @@ from twopass_kd.teachers.load_teacher import Teacher
 
 
 def check_sizes(cfg: Config, vocab_size: int) -> None:
-    """The models of a config that learn from another must be smaller than that one, and smaller by `min_reduction` than
-    the one that nobody taught; known before anything is trained.
+    """The models of a config that learn from another one must be smaller than that one, and by `min_reduction` smaller
+    than the one that nobody taught; known before anything is trained.
 
     Raises:
       ConfigError: with both sizes.

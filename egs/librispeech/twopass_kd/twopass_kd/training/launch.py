@@ -76,7 +76,8 @@ def launch_ranks(
             if any(f.exitcode == STOPPED for f in e.failures.values()):
                 return STOPPED
             log = rank_log(phase_dir, rank)
-            logging.error("rank %d %s, so all ranks were stopped; its log: %s", rank, _how_it_ended(failure), log)
+            its_log = f"; its log: {log}" if log.is_file() else ""
+            logging.error("rank %d %s, so all ranks were stopped%s", rank, _how_it_ended(failure), its_log)
             return 1
     return 0
 
