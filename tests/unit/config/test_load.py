@@ -214,7 +214,7 @@ STAGE1 = CLAIM | {"system": "student_stage1"}
             [STAGE1 | {"pass": "first_pass"}, STAGE1],  # which has no second pass
             "`claims[0]` must not say of test-clean what `claims[1]` says",
         ),
-        ([CLAIM | {"kind": "non_inferior", "margin_relative": 10}], "`claims[0].margin_relative` (10.0) must be below 1"),
+        ([CLAIM | {"kind": "non_inferior", "margin_relative": 10}], "`claims[0].margin_relative` (10.0) must be below"),
         ([CLAIM | {"margin": 1}], "`claims.margin` is not a key of this config; did you mean `margin_points`?"),
         (["student"], "`claims` (student) must hold keys and values"),
         ([{"system": "student"}], "these keys must be given: claims[0].against, claims[0].kind"),

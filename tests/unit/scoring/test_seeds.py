@@ -11,6 +11,7 @@ import pytest
 from fake_experiment import write_fake_experiment
 from run_sh import RECIPE
 from twopass_kd.bin.report_seeds import main
+from twopass_kd.bin.score import main as score
 from twopass_kd.config.load import load_config
 from twopass_kd.config.schema import ConfigError
 from twopass_kd.files.decode_json import Pass
@@ -95,6 +96,19 @@ def test_the_command_writes_all_pages_and_a_section_of_results_md(exp_dir, tmp_p
     for text in (page, markdown):
         assert "Not finished, so left out" in text and "With pauses and in noise" in text and "3 seeds" in text
     assert "{{" not in page and "None" not in markdown
+
+
+def test_results_md_shows_the_seed_that_is_measured_on_the_device(exp_dir, tmp_path, monkeypatch):
+    experiment = write_fake_experiment(tmp_path / "exp", config("seed=43"), on_device=True, listened=["teacher"])
+    shutil.copytree(exp_dir / "mini/seed-42", tmp_path / "exp/mini/seed-42")
+    folders = ["--conf", str(CONF), "--exp-dir", str(tmp_path / "exp")]
+    for bin_main, args in ((score, []), (main, ["--finished", "42", "43", "--results-md", str(tmp_path / "R.md")])):
+        settings = [*SETTINGS, "seed=43"] if bin_main is score else SETTINGS
+        monkeypatch.setattr(sys, "argv", ["x", *folders, *args, *settings])
+        bin_main()
+    assert (experiment / "results.json").is_file()
+    section = (tmp_path / "R.md").read_text()
+    assert "### When words appear, seed 43" in section and "### On the device, seed 43" in section
 
 
 def test_without_seeds_the_command_says_what_to_do():

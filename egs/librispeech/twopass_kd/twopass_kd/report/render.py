@@ -28,12 +28,15 @@ def write_reports(report: Report, experiment: Path, results_md: Path | None = No
     return list(pages)
 
 
-def write_seeds_reports(results: SeedsJson, folder: Path, command: str, results_md: Path | None = None) -> list[Path]:
+def write_seeds_reports(
+    results: SeedsJson, folder: Path, command: str, results_md: Path | None = None, device: Report | None = None
+) -> list[Path]:
     """Write `seeds.html`, `seeds.md` and, where asked for, RESULTS.md. Returns their paths.
 
     Args:
       folder: that of the experiments of all seeds.
       command: what made them, to be shown.
+      device: of the seed that RESULTS.md shows on the device.
     """
     content = seeds_content(results, command)
     pages = {
@@ -43,7 +46,9 @@ def write_seeds_reports(results: SeedsJson, folder: Path, command: str, results_
     if results_md is not None:
         path = Path(results_md)
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        pages[path] = _with_section(before, _render(_MARKDOWN, "results_seeds.md.j2", content))
+        one = dict.fromkeys(("delays", "searches", "on_device")) if device is None else page_content(device)
+        one["device_seed"] = None if device is None else device.results.seed
+        pages[path] = _with_section(before, _render(_MARKDOWN, "results_seeds.md.j2", {**one, **content}))
     for path, text in pages.items():
         write_text_atomically(path, text)
     return list(pages)
