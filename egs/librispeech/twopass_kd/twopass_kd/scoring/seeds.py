@@ -69,7 +69,7 @@ def _check_no_copies(cfg: Config, finished: Sequence[int], decoded: Sequence[dic
                 if other != seed:
                     raise ValueError(
                         f"seed-{other} and seed-{seed} must not hold the same training of {name}; remove the folder"
-                        f" that is a copy and train that seed (--stage 3)"
+                        " that is a copy and train that seed (--stage 3)"
                     )
 
 
