@@ -227,6 +227,15 @@ def test_claims_that_cannot_be_judged_are_errors(tmp_path, claims, says):
         load_config(path)
 
 
+def test_what_is_missing_is_said_of_the_file_or_override_that_begins_the_section(tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"base": str(MINI), "claims": [{"system": "student"}]}))
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/c.yaml: these keys must be given: claims.0..against"):
+        load_config(tmp_path / "c.yaml")
+    override = "models.tiny={joiner_dim: 8}"
+    with pytest.raises(ConfigError, match=re.escape(f"override ({override}): these keys must be given: models.tiny.")):
+        load_config(MINI, [override])
+
+
 def test_models_and_phases_that_make_no_sense_are_errors(tmp_path):
     models = {"huge": config_to_dict(load_config(MINI))["models"]["teacher"]}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"base": str(MINI), "models": models}))

@@ -12,6 +12,8 @@ import pytest
 
 from run_sh import RECIPE, TINY, environment, error, ok, run
 from twopass_kd.bin import run_stages
+from twopass_kd.config.load import load_config
+from twopass_kd.stages.markers import write_marker
 from twopass_kd.stages.plan import Plan
 from twopass_kd.stages.run import StageRun
 
@@ -157,6 +159,24 @@ def test_run_sh_external_teacher_of_two_generations(tmp_path):
     assert "teacher/rnnt" not in text and "--phase tiny/rnnt_kd" in text
     exported = {line.split("--system ")[1].split()[0] for line in text.splitlines() if "bin.export" in line}
     assert exported == {"student", "tiny"}
+
+
+def test_run_sh_of_several_seeds_goes_on_with_those_that_are_decoded(tmp_path):
+    options = ["--conf", TINY, "--data-dir", tmp_path / "data", "--exp-dir", tmp_path, "seeds=[1, 2]"]
+    plan = Plan(load_config(TINY, ["seeds=[1, 2]", "seed=2"]), True, None, tmp_path / "data", tmp_path / "tiny/seed-2")
+    for path in plan.outputs(8):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    write_marker(plan, 8, seconds=1)
+    said = ok(*options, "--stage", 9, "--stop-stage", 9, "--dry-run")
+    assert "seed-1 is left out of the report (stage 8 is not done)" in said
+    assert re.findall("bin.score .*--exp-dir [^ ]* (?:.*)(seed=[0-9])", said) == ["seed=2"]
+    status = ok(*options, "--status")
+    assert re.findall("^8 .*?(not done|done)", status, re.MULTILINE) == ["not done", "done"] and "again" not in status
+    plan.outputs(8)[0].unlink()
+    assert f"but runs again: {plan.outputs(8)[0]} is missing" in ok(*options, "--status")
+    settings = [*options, "decode.beam=3", "--status"]
+    assert "but runs again: its settings or folders changed" in ok(*settings)
 
 
 def test_run_sh_downloads_librispeech_into_its_usual_folders():

@@ -35,7 +35,8 @@ def explain(e: ValidationError, files: Sequence[Layer], overrides: Sequence[Laye
             return ConfigError(f"{where}`phases.{name}` is not a phase of this config; {hint} for a new one {given}")
     wrong = next((problem for problem in problems if problem["type"] != "missing"), None)
     if wrong is None:
-        return ConfigError(files[0].where + given)
+        sections = [missing[0][:depth] for depth in range(len(missing[0]) - 1, -1, -1)]  # up to the whole
+        return ConfigError(next(filter(None, (_where(loc, [*overrides, *files]) for loc in sections))) + given)
     kind, loc, context = wrong["type"], wrong["loc"], wrong.get("ctx", {})
     if isinstance(loc[-1], int) and not isinstance(wrong["input"], dict):  # the value says which one it is
         loc = loc[:-1]
