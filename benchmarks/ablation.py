@@ -7,7 +7,7 @@ Trains student/rnnt_kd of each arm and seed and decodes it; with --whole all pha
 the second pass need. Prints a Markdown table of each set: WER as mean and range over seeds, the difference from the
 first arm as mean over seeds and for each of them, and the seconds of training; and one of the dev loss on the texts,
 which varies less. Arms are to be chosen on dev. What was trained stays in the folder, and is not trained again; nor is
-what an arm has in common with the experiment's own student, where there is one.
+what an arm has in common with the experiment's own student, where there is one, whose seconds are those of then.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,12 +25,13 @@ TINY = ROOT / "tests/conf/tiny.yaml"
 HEADS = "--batch-size 2 --num-frames 24 --num-positions 6 --vocab-size 20 --joiner-dim 16 --repeats 1".split()
 
 
-def run(name: str, folder: Path, *args: str) -> str:
+def run(name: str, folder: Path, *args: str, fails: bool = False) -> str:
+    """What a benchmark prints; where it fails, the error."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, ROOT / "benchmarks" / name, "--conf", TINY, *args]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert (done.returncode != 0) == fails, done.stderr
+    return done.stderr if fails else done.stdout
 
 
 def test_lattice_kd_prints_all_ratios(tmp_path: Path):
@@ -186,6 +188,18 @@ def test_ablation_compares_arms_with_the_first_one_over_seeds(tmp_path: Path, ti
         assert [row[0] for row in rows] == arms and all(len(row) == 6 for row in rows)
         assert rows[0][2] == rows[0][4] == "+0.00; +0.00 +0.00"
     assert "| temperature 2 | " in text.split("| dev loss on the texts, nats per frame |")[1]
+
+    for seed in (1, 2):  # the students of an experiment
+        trained = tmp_path / f"out/as_the_config/tiny/seed-{seed}/student"
+        shutil.copytree(trained, tmp_path / f"exp/tiny/seed-{seed}/student")
+    arms = ["as the config", "no LAS distillation"]
+    text = run("ablation.py", tmp_path, "out2", *folders, "--seeds", "1", "2", "--whole", "--arms", *arms)
+    assert all("two-pass, mean" in text.split(f"| {part} |")[1] for part in ("dev-clean", "test-clean", "test-other"))
+    for arm in ("as_the_config", "no_LAS_distillation"):  # which have that phase of the experiment
+        first, whole = (tmp_path / out / "tiny/seed-1/student/rnnt_kd/final.pt" for out in ("exp", f"out2/{arm}"))
+        assert first.stat().st_mtime == whole.stat().st_mtime  # copied, not trained again
+    failed = run("ablation.py", tmp_path, "out3", *folders, "--arms", "no LAS distillation", fails=True)
+    assert "`--arms` (no LAS distillation) differ in the second pass, which needs `--whole`" in failed
 
 
 def test_resume_cost_stops_and_goes_on(tmp_path: Path, data_dir: Path):

@@ -55,7 +55,7 @@ def test_every_setting_counts_in_all_stages_unless_it_is_listed(keys):
 
 
 # What bin/train.py adds to `training_settings` for the phase that it trains, or no training reads.
-NOT_SHARED = ("models", "phases", "kd", "external_teacher", "min_reduction", "decode", "export", "claims")
+NOT_SHARED = ("models", "phases", "kd", "external_teacher", "min_reduction", "decode", "export", "claims", "seeds")
 
 
 @pytest.mark.parametrize("keys", SETTINGS, ids=".".join)
@@ -76,7 +76,9 @@ def test_fingerprint_changes_only_for_the_stages_concerned():
         return [stage for stage in range(11) if fingerprint(cfg, stage) != fingerprint(other, stage)]
 
     assert changed("seed=1") == list(range(3, 11))
-    assert changed("seeds=[1, 2]") == []
+    assert changed("seeds=[1, 2]") == [9]
+    several = [load_config(MINI, [f"seeds=[{seeds}]", "seed=1"]) for seeds in ("1, 2", "1, 2, 3")]
+    assert len({fingerprint(cfg, 9) for cfg in several}) == 1  # one more seed leaves the others' pages
     assert changed("corpus.synthesis.seed=1") == list(range(11))
     assert changed("corpus.test_parts=[test-clean]") == [0, 1, 2, 8, 9, 10]
     assert changed("train.log_interval=7") == []

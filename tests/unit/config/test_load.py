@@ -234,6 +234,8 @@ def test_what_is_missing_is_said_of_the_file_or_override_that_begins_the_section
     override = "models.tiny={joiner_dim: 8}"
     with pytest.raises(ConfigError, match=re.escape(f"override ({override}): these keys must be given: models.tiny.")):
         load_config(MINI, [override])
+    with pytest.raises(ConfigError, match=r"given: (models.tiny[^ ]*(, |$))+$"):  # the file's come next
+        load_config(tmp_path / "c.yaml", [override])
 
 
 def test_models_and_phases_that_make_no_sense_are_errors(tmp_path):
@@ -241,6 +243,9 @@ def test_models_and_phases_that_make_no_sense_are_errors(tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"base": str(MINI), "models": models}))
     with pytest.raises(ConfigError, match="`models.huge` must be the `model` of a phase, or be left out"):
         load_config(tmp_path / "c.yaml")
+    phases = {name: {"model": "huge"} for name in ("teacher/rnnt", "teacher/las", "teacher/deep")}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"base": str(MINI), "models": models, "phases": phases}))
+    load_config(tmp_path / "c.yaml")  # the base's teacher is none of its own
     with pytest.raises(ConfigError, match=r"`phases.student/deep.teacher` \(student/deep\) must name another phase"):
         load_config(MINI, ["phases.student/deep.teacher=student/deep"])
 

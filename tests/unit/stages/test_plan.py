@@ -28,7 +28,7 @@ def plan_of(conf, *overrides, baseline=True):
     (["phases.student/deep.stage=9"], "must be from 3 to 7"),
     (["phases.student/rnnt_kd.stage=3"], "(stage 3) must be in a later stage than teacher/deep"),
     (["phases.teacher/rnnt.init_from=teacher/las", "phases.teacher/rnnt.stage=4"],
-     "`phases.teacher/rnnt` and `phases.teacher/las` must not both need each other"),
+     "`phases.teacher/rnnt` and `phases.teacher/las` must not both need each other; see `init_from`"),
     (["models.student.encoder.dim=192"], "`models.student` (1,"),
     (["decode.arpa=/no/such.arpa"], "`decode.arpa` (/no/such.arpa) must exist"),
 ])  # fmt: skip
@@ -50,10 +50,14 @@ def test_generations_must_get_smaller_and_not_need_what_is_left_out():
 
 
 def test_marker_of_another_config_says_whose_it_is(tmp_path):
-    mini, other = (replace(plan_of(RECIPE / "conf" / name), experiment=tmp_path) for name in (MINI, "an4.yaml"))
-    write_marker(other, 8, seconds=1)
-    assert why_again(mini, 8) == "it is of another config, an4"
-    assert not is_done(mini, 8)
+    mini = replace(plan_of(MINI), experiment=tmp_path)
+    for path in mini.outputs(8):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    write_marker(mini, 8, seconds=1)
+    assert is_done(mini, 8)
+    write_marker(replace(mini, cfg=replace(mini.cfg, name="my_mini")), 8, seconds=1)  # which has the same settings
+    assert why_again(mini, 8) == "it is of another config, my_mini" and not is_done(mini, 8)
 
 
 LSTM = ["models.teacher.decoder.kind=lstm", "models.student.decoder.kind=lstm"]

@@ -163,6 +163,7 @@ def test_run_sh_external_teacher_of_two_generations(tmp_path):
 
 def test_run_sh_of_several_seeds_goes_on_with_those_that_are_decoded(tmp_path):
     options = ["--conf", TINY, "--data-dir", tmp_path / "data", "--exp-dir", tmp_path, "seeds=[1, 2]"]
+    assert ok(*options, "--stage", 9, "--stop-stage", 9, "--dry-run").count("bin.score") == 2  # as if both were
     plan = Plan(load_config(TINY, ["seeds=[1, 2]", "seed=2"]), True, None, tmp_path / "data", tmp_path / "tiny/seed-2")
     for path in plan.outputs(8):
         path.parent.mkdir(parents=True)
@@ -229,7 +230,7 @@ def test_run_sh_relative_paths_are_the_callers(tmp_path):
 def test_run_sh_missing_input_names_the_stage_that_makes_it(tmp_path, stage, maker):
     message = error("--conf", TINY, "--stage", stage, "--corpus-dir", tmp_path / "c", "--data-dir", tmp_path / "d",
                     "--exp-dir", tmp_path / "e")  # fmt: skip
-    assert f"stage {maker} makes it: ./run.sh --stage {maker} --stop-stage {maker}" in message
+    assert f"stage {maker} makes it: ./run.sh --stage 0 --stop-stage {maker}" in message  # nothing at all is there
     assert not (tmp_path / "e").exists()
 
 
@@ -251,7 +252,8 @@ def test_run_sh_missing_teacher_names_its_stage(tmp_path):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).touch()
     message = error("--conf", TINY, "--stage", 5, "--data-dir", data, "--exp-dir", tmp_path / "e")
-    assert "tiny/teacher/deep/final.pt is missing, which stage 5 reads; stage 4 makes it" in message
+    made_by = "stage 4 makes it: ./run.sh --stage 3 --stop-stage 4"
+    assert f"tiny/teacher/deep/final.pt is missing, which stage 5 reads; {made_by}" in message
     message = error("--conf", TINY, "--stage", 3, "--data-dir", data, "--exp-dir", tmp_path / "e", *MUSAN)
     assert "fbank/musan_cuts.jsonl.gz is missing, which stage 3 reads; stage 2 makes it" in message
 

@@ -35,8 +35,9 @@ def explain(e: ValidationError, files: Sequence[Layer], overrides: Sequence[Laye
             return ConfigError(f"{where}`phases.{name}` is not a phase of this config; {hint} for a new one {given}")
     wrong = next((problem for problem in problems if problem["type"] != "missing"), None)
     if wrong is None:
-        sections = [missing[0][:depth] for depth in range(len(missing[0]) - 1, -1, -1)]  # up to the whole
-        return ConfigError(next(filter(None, (_where(loc, [*overrides, *files]) for loc in sections))) + given)
+        where = [_where_it_begins(loc, [*overrides, *files]) for loc in missing]
+        named = [_named(loc) for loc, its in zip(missing, where, strict=True) if its == where[0]]
+        return ConfigError(f"{where[0]}these keys must be given: {', '.join(sorted(named))}")
     kind, loc, context = wrong["type"], wrong["loc"], wrong.get("ctx", {})
     if isinstance(loc[-1], int) and not isinstance(wrong["input"], dict):  # the value says which one it is
         loc = loc[:-1]
@@ -71,6 +72,12 @@ def _where(loc: Sequence[str | int], layers: Sequence[Layer]) -> str:
         if found is not layer:
             return layer.where
     return ""
+
+
+def _where_it_begins(loc: Sequence[str | int], layers: Sequence[Layer]) -> str:
+    """Of a key that is in no layer: how errors of the layer begin that has the section which should have it."""
+    sections = (loc[:depth] for depth in range(len(loc) - 1, -1, -1))
+    return next(filter(None, (_where(section, layers) for section in sections)), "")
 
 
 def _shown(value: Any) -> str:

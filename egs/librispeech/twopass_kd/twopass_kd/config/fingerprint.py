@@ -13,7 +13,6 @@ from twopass_kd.files.write import state_of_file
 # run again, and never keeps what is stale.
 NEVER = {
     "name": "of the folder that has the marker",
-    "seeds": "as the name",
     "loss.backend": "all give the same values",
     "train.num_workers": "for speed",
     "phases.*.cpu_ranks": "for speed",
@@ -29,7 +28,7 @@ NOT_BEFORE = {  # the first stage that reads it
     **dict.fromkeys(("external_teacher", "kd", "min_reduction"), 5),
     "decode": 8,
     "decode.bootstrap_samples": 9,
-    "claims": 9,
+    **dict.fromkeys(("claims", "seeds"), 9),
     "export": 10,
 }
 NOT_AFTER_STAGE_2 = {
@@ -78,8 +77,10 @@ def fingerprint(cfg: Config, stage: int) -> str:
         keep["models"] = {name: model for name, model in keep["models"].items() if name in trained}
     if stage >= 5:
         keep["external_teacher_file"] = _state(cfg.external_teacher.path)
+    if stage == 9:
+        keep["seeds"] = bool(cfg.seeds)  # one seed among several decides no claim
     if stage > 9:  # only stage 9 reads these
-        del keep["claims"], keep["decode"]["bootstrap_samples"]
+        del keep["claims"], keep["seeds"], keep["decode"]["bootstrap_samples"]
     if stage >= 8:
         keep["arpa_file"] = _state(cfg.decode.arpa)
         keep["sets"] = [cfg.corpus.dev_parts, cfg.corpus.test_parts]

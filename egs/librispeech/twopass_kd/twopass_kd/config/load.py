@@ -5,7 +5,7 @@ that does not exist are errors; nothing is skipped or guessed. Imports neither t
 questions cheaply.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     files = [Layer(f"{path}: ", {"name": path.stem}), *read_files(path)]
-    return _build(files, [parse_override(item) for item in overrides])
+    layers = [parse_override(item) for item in overrides]
+    cfg = _build(files, layers)
+    _check_models_are_used(cfg, merge([files[-1], *layers]).get("models", {}))
+    return cfg
 
 
 def config_from_dict(resolved: dict[str, Any]) -> Config:
@@ -121,9 +124,6 @@ def _check(cfg: Config) -> None:
         other = reported.setdefault(phase.report_as, name)
         if other != name:
             raise ConfigError(f"`phases.{name}.report_as` ({phase.report_as}) must be unique; {other} has it too")
-    used = {phase.model for phase in cfg.phases.values()} | ({"teacher"} if cfg.external_teacher.path else set())
-    for name in cfg.models.keys() - used if cfg.phases else ():
-        raise ConfigError(f"`models.{name}` must be the `model` of a phase, or be left out")
     for key, systems in (("export.systems", cfg.export.systems), ("decode.search_systems", cfg.decode.search_systems)):
         for system in systems or ():
             if system not in reported:
@@ -132,6 +132,14 @@ def _check(cfg: Config) -> None:
         _check_weights(cfg, f"phases.{name}", phase)
     for number, claim in enumerate(cfg.claims):
         _check_claim(cfg, f"claims[{number}]", claim)
+
+
+def _check_models_are_used(cfg: Config, names: Iterable[str]) -> None:
+    """Those that a file or override names itself; `base` may have more."""
+    used = {phase.model for phase in cfg.phases.values()} | ({"teacher"} if cfg.external_teacher.path else set())
+    for name in names:
+        if name not in used:
+            raise ConfigError(f"`models.{name}` must be the `model` of a phase, or be left out")
 
 
 def _check_claim(cfg: Config, where: str, claim: ClaimConfig) -> None:

@@ -2,12 +2,14 @@
 runs, so that no training ends in a stage that cannot run."""
 
 import importlib.util
+import multiprocessing
 import os
 import sys
 from collections.abc import Container
+from concurrent.futures import ProcessPoolExecutor
 
 from twopass_kd.config.load import exported_systems, model_of, searched_systems
-from twopass_kd.config.schema import ConfigError
+from twopass_kd.config.schema import Config, ConfigError
 from twopass_kd.stages.plan import TRAINING_STAGES, Plan
 
 # Packages that a stage imports late or only at times. check_env knows all of them; an environment of the user's may
@@ -24,9 +26,8 @@ def check_plan(plan: Plan, stages: Container[int]) -> None:
     _check_files(plan)
     _check_phases(plan)
     if any(stage in stages and not plan.has_nothing_to_do(stage) for stage in TRAINING_STAGES):
-        from twopass_kd.teachers.check_teacher import check_sizes  # imports torch
-
-        check_sizes(plan.cfg, plan.cfg.tokens.vocab_size)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:  # whose memory is free afterwards
+            pool.submit(_check_sizes, plan.cfg).result()
     if (8 in stages or 9 in stages) and not plan.systems():
         raise ConfigError(
             "`phases.*.report_as` must name at least one system for stages 8 and 9 to decode and report; give a phase"
@@ -39,6 +40,12 @@ def check_plan(plan: Plan, stages: Container[int]) -> None:
     for stage, packages in _PACKAGES.items():
         if stage in stages and not plan.has_nothing_to_do(stage):
             _check_packages(f"stage {stage}", packages, f"stop before (--stop-stage {stage - 1})")
+
+
+def _check_sizes(cfg: Config) -> None:
+    from twopass_kd.teachers.check_teacher import check_sizes  # imports torch
+
+    check_sizes(cfg, cfg.tokens.vocab_size)
 
 
 def _check_files(plan: Plan) -> None:
@@ -63,7 +70,9 @@ def _check_phases(plan: Plan) -> None:
                     " another phase, or say --baseline true"
                 )
             if name in _needed_in_turn(plan, ref):
-                raise ConfigError(f"`phases.{name}` and `phases.{ref}` must not both need each other; see `teacher`")
+                raise ConfigError(
+                    f"`phases.{name}` and `phases.{ref}` must not both need each other; see `init_from` and `teacher`"
+                )
             if (phases[ref].stage, names.index(ref)) >= (phase.stage, names.index(name)):
                 raise ConfigError(
                     f"`phases.{name}` (stage {phase.stage}) must be in a later stage than {ref} (stage "

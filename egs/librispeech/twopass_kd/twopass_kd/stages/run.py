@@ -120,6 +120,8 @@ class StageRun:
             elif plan.seed not in self._left_out:
                 say(f"{plan.seed} is left out of the report ({why}); to have it, begin at --stage 3", sys.stdout)
                 self._left_out.add(plan.seed)
+        if not decoded and self.args.dry_run:
+            return list(self.plans)
         if not decoded:
             raise RunError("stage 9 needs one seed at least that is decoded; begin at --stage 3, which goes on")
         return decoded
@@ -199,7 +201,10 @@ class StageRun:
         """Raises RunError where a file is missing that none of the `pending` stages makes."""
         for maker, path in plan.inputs(stage):
             if maker not in pending and not path.exists():
-                make = ["./run.sh", "--stage", str(maker), "--stop-stage", str(maker), *self.args.given]
+                first = maker  # what it reads may be missing too
+                while missing := [earlier for earlier, other in plan.inputs(first) if not other.exists()]:
+                    first = min(missing)
+                make = ["./run.sh", "--stage", str(first), "--stop-stage", str(maker), *self.args.given]
                 raise RunError(
                     f"{path} is missing, which stage {stage} reads; stage {maker} makes it: {shlex.join(make)}; where"
                     " it is elsewhere, name the folder (--data-dir, --exp-dir)"
