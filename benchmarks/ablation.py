@@ -43,7 +43,6 @@ ARMS: dict[str, list[str]] = {
     "scale 2": [f"{PHASE}.loss_scales.transducer_kd=2"],
     "scale 4": [f"{PHASE}.loss_scales.transducer_kd=4"],
     "temperature 2": ["kd.temperature=2"],
-    "teacher's band": ["kd.band=teacher"],
     "augmented from the first epoch": ["augment.after=0"],
     "first epoch not sorted": [f"{PHASE}.sort_first_epoch=false"],
 }

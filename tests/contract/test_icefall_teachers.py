@@ -55,8 +55,6 @@ def test_decoder_and_joiner_of_a_scripted_teacher(icefall_teacher, kind):
     assert model.joiner.encoder_proj.weight.shape == (teacher.joiner_dim, teacher.encoder_dim)
     assert model.joiner.decoder_proj.weight.shape == (teacher.joiner_dim, teacher.decoder_dim)
     assert model.joiner.output_linear.weight.shape == (teacher.vocab_size, teacher.joiner_dim)
-    assert model.simple_am_proj.weight.shape == (teacher.vocab_size, teacher.encoder_dim)
-    assert model.simple_lm_proj.weight.shape == (teacher.vocab_size, teacher.decoder_dim)
     decoder = model.decoder
     assert (decoder.context_size, decoder.blank_id, decoder.vocab_size) == (2, 0, teacher.vocab_size)
 

@@ -181,7 +181,7 @@ def test_ablation_compares_arms_with_the_first_one_over_seeds(tmp_path: Path, ti
         (tmp_path / f"exp/tiny/seed-{seed}").mkdir(parents=True)
         (tmp_path / f"exp/tiny/seed-{seed}/teacher").symlink_to(tiny_experiment.folder / "teacher")
     folders = ["--data-dir", tiny_data.data_dir, "--exp-dir", tmp_path / "exp"]
-    arms = ["as the config", "temperature 2", "teacher's band"]
+    arms = ["as the config", "temperature 2", "scale 2"]
     text = run("ablation.py", tmp_path, "out", *folders, "--seeds", "1", "2", "--arms", *arms)
     for part in ("dev-clean", "test-clean", "test-other"):
         rows = [row.strip("| ").split(" | ") for row in text.split(f"| {part} |")[1].splitlines()[2:5]]

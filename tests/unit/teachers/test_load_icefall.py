@@ -53,7 +53,7 @@ def test_torchscript_gives_what_its_model_gives(pair):
 def test_what_no_file_says_is_measured(pair):
     model, loaded = pair
     assert loaded.encoder.subsampling_factor == 4 and loaded.vocab_size == VOCAB_SIZE
-    assert loaded.decoder.context_size == 2 and loaded.trained_parts == ["encoder", "decoder", "joiner"]
+    assert loaded.decoder.context_size == 2 and loaded.trained_parts == ("encoder", "decoder", "joiner")
     sizes = {**model.deployed_parameters(), "attention_decoder": 0}
     sizes["total"] = sum(sizes[part] for part in ("encoder", "decoder", "joiner"))
     assert loaded.deployed_parameters() == sizes
@@ -173,7 +173,6 @@ def recipe(tmp_path):
 def test_recipe_builds_the_model_with_its_options_and_takes_the_weights(recipe):
     folder, model = recipe
     loaded = load_recipe(folder, folder / "pretrained.pt", "--dim 20", VOCAB_SIZE, 16)
-    assert "simple_heads" in loaded.trained_parts
     x, x_lens = torch.randn(2, 60, 16), torch.tensor([60, 40])
     with torch.no_grad():
         assert torch.equal(loaded.encoder(x, x_lens)[0], model.encoder(x, x_lens)[0])

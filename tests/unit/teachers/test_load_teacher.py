@@ -54,7 +54,6 @@ def test_teacher_is_rebuilt_from_its_checkpoint_and_frozen(saved):
         ),
         (["features.num_mel_bins=40"], PIECES, "has 80, the student 40"),
         (["phases.student/rnnt_kd.loss_scales.attention_kd=1"], PIECES, "never trained in attention_decoder"),
-        (["kd.band=teacher"], PIECES, "never trained in simple_heads"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_an_error_naming_both_sides(saved, overrides, pieces, says):

@@ -216,7 +216,7 @@ def _check_weights(cfg: Config, where: str, phase: PhaseConfig) -> None:
                 f" trains `{before}`; name another, or say copy_from_teacher"
             )
     if phase.teacher in cfg.phases:
-        distilled, names = distilled_parts(cfg, phase), (cfg.phases[phase.teacher].model, phase.model)
+        distilled, names = distilled_parts(phase), (cfg.phases[phase.teacher].model, phase.model)
         factors = [cfg.models[name].encoder.subsampling_factor for name in names]
         if distilled and factors[0] != factors[1]:
             raise ConfigError(
@@ -243,11 +243,11 @@ def _trained_parts(cfg: Config, name: str | None) -> set[str]:
     return parts
 
 
-def distilled_parts(cfg: Config, phase: PhaseConfig) -> list[str]:
+def distilled_parts(phase: PhaseConfig) -> list[str]:
     """The parts of its teacher that a phase learns from."""
     parts: list[str] = []
     if phase.loss_scales.get("transducer_kd", 0) > 0:
-        parts += ["encoder", "decoder", "joiner"] + (["simple_heads"] if cfg.kd.band == "teacher" else [])
+        parts += ["encoder", "decoder", "joiner"]
     if phase.loss_scales.get("attention_kd", 0) > 0:
         parts += ["encoder", "attention_decoder"]
     return list(dict.fromkeys(parts))

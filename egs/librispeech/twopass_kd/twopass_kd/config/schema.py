@@ -212,7 +212,6 @@ class LossConfig:
 class KdConfig:
     """Settings of the distillation losses, shared by all phases."""
 
-    band: Literal["student", "teacher"] = setting("student", "whose simple loss chooses the pruned band")
     temperature: PositiveFloat = setting(1.0, "of the transducer's distributions")
     attention_temperature: PositiveFloat = setting(1.0, "of the attention decoder's")
     frame_shift: Int = setting(

@@ -94,7 +94,7 @@ def check_teacher(teacher: Teacher, student: TwoPassModel, cfg: Config, phase: P
 
 
 def _check_trained(teacher: Teacher, cfg: Config, phase: PhaseConfig, what: str) -> None:
-    untrained = [part for part in distilled_parts(cfg, phase) if part not in teacher.trained_parts]
+    untrained = [part for part in distilled_parts(phase) if part not in teacher.trained_parts]
     if untrained:
         raise ConfigError(
             f"teacher {teacher.path} was never trained in {', '.join(untrained)}, which {what} distils from; name a"

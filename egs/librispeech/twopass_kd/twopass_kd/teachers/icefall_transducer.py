@@ -22,13 +22,14 @@ class IcefallTransducer(nn.Module):
     """A transducer of icefall with the interface of `TwoPassModel`'s first pass; for inference.
 
     Args:
-      module: has `encoder`, `decoder` and `joiner` (and, where its recipe has them, `simple_am_proj` and
-        `simple_lm_proj`), as icefall's models do; kept as `module`.
+      module: has `encoder`, `decoder` and `joiner`, as icefall's models do; kept as `module`.
       encode: (x (N, T, num_features), x_lens (N,)) -> (encoder_out (N, T', C), its lengths (N,)).
       num_mel_bins: of the features that it is to be tried with.
     Raises:
       ConfigError: if the joiner or decoder is of another kind, or the encoder does not take such features.
     """
+
+    trained_parts = ("encoder", "decoder", "joiner")  # of a `TwoPassModel`, which it can teach
 
     def __init__(self, module: nn.Module, encode: Callable, num_mel_bins: int, blank_id: int = 0, unk_id: int = 2):
         super().__init__()
@@ -37,15 +38,7 @@ class IcefallTransducer(nn.Module):
         self.encoder = _Encoder(encode, num_mel_bins)
         self.decoder = _Decoder(module.decoder, blank_id)
         self.joiner = _Joiner(module.joiner)
-        for name in ("simple_am_proj", "simple_lm_proj"):
-            if hasattr(module, name):
-                self.add_module(name, getattr(module, name))
         self.vocab_size = self.joiner.output_linear.weight.shape[0]
-
-    @property
-    def trained_parts(self) -> list[str]:
-        """The parts of a `TwoPassModel` that it can teach."""
-        return ["encoder", "decoder", "joiner"] + (["simple_heads"] if hasattr(self, "simple_am_proj") else [])
 
     def deployed_parameters(self) -> dict[str, int]:
         """Number of parameters of each part as `TwoPassModel` has them, and `total`."""

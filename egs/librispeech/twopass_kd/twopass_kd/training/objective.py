@@ -51,7 +51,7 @@ class Objective:
       loss: settings of the task losses.
       kd: settings of the distillation losses.
       sos_id, eos_id: of the attention decoder.
-      teacher: a frozen model in eval mode; needed by the `*_kd` terms and by `kd.band = teacher`.
+      teacher: a frozen model in eval mode; needed by the `*_kd` terms.
     Raises:
       ValueError: where `loss.backend` cannot run on the device of `model`.
     """
@@ -120,33 +120,7 @@ class Objective:
         sos_y = F.pad(symbols, (1, 0), value=model.blank_id)
         decoder_out = model.decoder(sos_y)
 
-        simple, arcs = self._simple_loss(model, encoder_out, decoder_out, symbols, boundary)
-        teacher_decoder_out = None
-        if "transducer_kd" in self.scales:
-            with self._teaching(batch):
-                teacher_encoder_out = match_frames(*teacher_out, encoder_out.size(1), self.kd.frame_shift)
-                teacher_decoder_out = self.teacher.decoder(sos_y)
-                if self.kd.band == "teacher":
-                    arcs = self._simple_loss(self.teacher, teacher_encoder_out, teacher_decoder_out, symbols, boundary)[
-                        1
-                    ]
-        ranges = prune_ranges(*arcs, boundary, self.loss.prune_range)
-        logits = self._band_logits(model, encoder_out, decoder_out, ranges)
-        lattice = (symbols, ranges, boundary, model.blank_id, self.loss.rnnt_type)
-
-        terms = {"simple": simple}
-        if "pruned" in self.scales:
-            terms["pruned"] = pruned_transducer_loss(logits, *lattice, delay_penalty=self.delay_penalty)
-        if teacher_decoder_out is not None:
-            with self._teaching(batch):
-                teacher_logits = self._band_logits(self.teacher, teacher_encoder_out, teacher_decoder_out, ranges)
-            terms["transducer_kd"] = transducer_kd_loss(logits, teacher_logits, ranges, boundary, self.kd.temperature)
-        return terms
-
-    def _simple_loss(
-        self, model: TwoPassModel, encoder_out: Tensor, decoder_out: Tensor, symbols: Tensor, boundary: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        return simple_transducer_loss(
+        simple, arcs = simple_transducer_loss(
             model.simple_am_proj(encoder_out),
             model.simple_lm_proj(decoder_out),
             symbols,
@@ -157,6 +131,20 @@ class Objective:
             rnnt_type=self.loss.rnnt_type,
             delay_penalty=self.delay_penalty,
         )
+        ranges = prune_ranges(*arcs, boundary, self.loss.prune_range)
+        logits = self._band_logits(model, encoder_out, decoder_out, ranges)
+        lattice = (symbols, ranges, boundary, model.blank_id, self.loss.rnnt_type)
+
+        terms = {"simple": simple}
+        if "pruned" in self.scales:
+            terms["pruned"] = pruned_transducer_loss(logits, *lattice, delay_penalty=self.delay_penalty)
+        if "transducer_kd" in self.scales:
+            with self._teaching(batch):
+                teacher_encoder_out = match_frames(*teacher_out, encoder_out.size(1), self.kd.frame_shift)
+                teacher_decoder_out = self.teacher.decoder(sos_y)
+                teacher_logits = self._band_logits(self.teacher, teacher_encoder_out, teacher_decoder_out, ranges)
+            terms["transducer_kd"] = transducer_kd_loss(logits, teacher_logits, ranges, boundary, self.kd.temperature)
+        return terms
 
     def _band_logits(self, model: TwoPassModel, encoder_out: Tensor, decoder_out: Tensor, ranges: Tensor) -> Tensor:
         am = model.joiner.encoder_proj(encoder_out).unsqueeze(2)  # (B, T, 1, C)
