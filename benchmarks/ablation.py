@@ -38,7 +38,6 @@ ARMS: dict[str, list[str]] = {
     "as the config": [],
     "no distillation": [f"{PHASE}.loss_scales.transducer_kd=0"],
     "no copy": [f"{PHASE}.copy_from_teacher=false"],
-    "neither": [f"{PHASE}.copy_from_teacher=false", f"{PHASE}.loss_scales.transducer_kd=0"],
     "scale 0.5": [f"{PHASE}.loss_scales.transducer_kd=0.5"],
     "scale 2": [f"{PHASE}.loss_scales.transducer_kd=2"],
     "scale 4": [f"{PHASE}.loss_scales.transducer_kd=4"],
