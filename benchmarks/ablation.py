@@ -40,7 +40,6 @@ ARMS: dict[str, list[str]] = {
     "no copy": [f"{PHASE}.copy_from_teacher=false"],
     "scale 0.5": [f"{PHASE}.loss_scales.transducer_kd=0.5"],
     "scale 2": [f"{PHASE}.loss_scales.transducer_kd=2"],
-    "scale 4": [f"{PHASE}.loss_scales.transducer_kd=4"],
     "temperature 2": ["kd.temperature=2"],
     "augmented from the first epoch": ["augment.after=0"],
     "first epoch not sorted": [f"{PHASE}.sort_first_epoch=false"],

@@ -137,7 +137,7 @@ def _check(cfg: Config) -> None:
 def _check_models_are_used(cfg: Config, names: Iterable[str]) -> None:
     """Those that a file or override names itself; `base` may have more."""
     used = {phase.model for phase in cfg.phases.values()} | ({"teacher"} if cfg.external_teacher.path else set())
-    for name in names:
+    for name in names if cfg.phases else ():
         if name not in used:
             raise ConfigError(f"`models.{name}` must be the `model` of a phase, or be left out")
 
